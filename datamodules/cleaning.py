@@ -1,0 +1,291 @@
+"""Timestamped rows as recorded to rows in time order on one grid, with every trap on the way counted.
+
+Timestamps are station time at a fixed offset: no clock change is ever assumed, so that one in the data shows as a
+missing hour (a gap) or a repeated one (duplicates) and is counted as such.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from .sources import LINE, DataError
+
+WIND = ("wind_x", "wind_y")
+_MICROSECONDS = {"w": 604_800_000_000, "d": 86_400_000_000, "h": 3_600_000_000, "min": 60_000_000, "s": 1_000_000}
+_DISORDER = 0.001  # a file with more backward steps than this is not in recording order
+
+
+def duration(key: str, value: Any) -> int:
+    """The microseconds of a duration such as `5d`, `48h`, `10min` or `1d12h`; `key` names the setting in errors."""
+    text = str(value).strip().lower()
+    pieces = re.findall(r"(\d+(?:\.\d+)?)\s*(w|d|h|min|s)\s*", text)
+    total = round(sum(float(number) * _MICROSECONDS[unit] for number, unit in pieces))
+    if "".join(text.split()) != "".join(number + unit for number, unit in pieces) or total <= 0:
+        raise DataError(f"data.{key}={value!r} is not a duration: write 5d, 48h, 10min or 1d12h")
+    return total
+
+
+def instant(key: str, value: Any) -> np.datetime64:
+    """A date or date and time, datetime64[us]; `key` names the setting in errors."""
+    try:
+        date = pd.Timestamp(str(value))
+    except ValueError:
+        date = pd.NaT
+    if not isinstance(date, pd.Timestamp) or date.tz is not None:
+        raise DataError(f"data.{key}={value!r} is not a date: write 2015-01-01, without a time zone")
+    return date.to_datetime64().astype("datetime64[us]")
+
+
+def spell(microseconds: int) -> str:
+    """`3600000000` as `1h`: a duration in its largest whole unit."""
+    for unit in ("d", "h", "min", "s"):
+        if microseconds % _MICROSECONDS[unit] == 0:
+            return f"{microseconds // _MICROSECONDS[unit]}{unit}"
+    return f"{microseconds / _MICROSECONDS['s']:g}s"
+
+
+@dataclass(frozen=True)
+class CleanSeries:
+    """Rows in time order, each timestamp once, none closer than `step` to the one before.
+
+    Attributes:
+        times: datetime64[us], (rows,).
+        names: of the columns.
+        values: float64 (rows, columns), NaN where missing.
+        step: in microseconds.
+        report: every trap met on the way, counted.
+    """
+
+    times: np.ndarray
+    names: tuple[str, ...]
+    values: np.ndarray
+    step: int
+    report: dict[str, Any] = field(default_factory=dict)
+
+    def column(self, name: str) -> np.ndarray:
+        """Values of one column, (rows,)."""
+        return self.values[:, self.names.index(name)]
+
+    def segments(self, breaks: Sequence[int] = ()) -> np.ndarray:
+        """The number of the gap-free run that each row lies in; `breaks` are rows that start a new run as well."""
+        new = np.diff(_micro(self.times), prepend=np.iinfo(np.int64).min // 2) != self.step
+        new[[row for row in breaks if row < len(new)]] = True
+        return np.cumsum(new) - 1
+
+    def summary(self) -> str:
+        """The traps that were met, in one line."""
+        traps = {
+            "empty cells": sum(self.report["empty_cells"].values()),
+            "values marked missing": sum(self.report["missing_values"].values()),
+            f"rows resampled away ({self.report['native_step']} to {spell(self.step)})": self.report["resampled_away"],
+            "backward jumps (sorted)": self.report["backward_jumps"],
+            "repeated timestamps (rule: data.duplicates)": self.report["duplicates"],
+            "rows off the grid (dropped)": self.report["off_grid"],
+            f"gaps of {', '.join(format(gap['minutes'], 'g') for gap in self.report['gaps'][:10])} min (no window "
+            "crosses one)": len(self.report["gaps"]),
+        }
+        met = "; ".join(f"{count} {trap}" for trap, count in traps.items() if count)
+        return f"{self.report['rows_read']} rows read; {met or 'nothing to mend'}"
+
+
+def clean(
+    frame: pd.DataFrame,
+    *,
+    time_column: str,
+    time_format: str,
+    columns: Sequence[str],
+    wind: Mapping[str, str] | None = None,
+    missing_values: Sequence[float] = (),
+    step: str = "1h",
+    resample: str = "sample",
+    duplicates: str = "first",
+    source: str = "the table",
+) -> CleanSeries:
+    """Parse, mark missing values, resample, sort, resolve duplicates, drop rows off the grid; count all of it.
+
+    Args:
+        frame: one row per recording, in recording order, as `read_table` returns it.
+        time_column: where the timestamp is.
+        time_format: how it is written (`strptime`); a zone in it (`%z`) is converted to UTC.
+        columns: the numeric columns to keep.
+        wind: columns of wind `speed` and `direction` (degrees): adds the components `wind_x`, `wind_y`.
+        missing_values: numbers that mean "missing".
+        step: of the result; a multiple of the recording's own (the median) step.
+        resample: `sample` takes every k-th row as recorded, `mean` averages bins of `step` from the first timestamp.
+        duplicates: `first`, `last`, `mean` or `error` for rows of the same timestamp.
+        source: named in errors.
+
+    Raises:
+        DataError: an unreadable time or number (with its line), a `step` that does not fit, or forbidden duplicates.
+    """
+    step_us = duration("step", step)
+    report: dict[str, Any] = {"rows_read": len(frame), "resampled_away": 0}
+    times = _parse_times(frame, time_column, time_format, source)
+    values = _parse_numbers(frame, columns, missing_values, source, report)
+    names = tuple(columns)
+    if wind is not None:
+        speed, angle = values[:, names.index(wind["speed"])], np.deg2rad(values[:, names.index(wind["direction"])])
+        values = np.column_stack([values, speed * np.cos(angle), speed * np.sin(angle)])
+        names += WIND
+
+    rows = _Rows(times, values, np.arange(len(times)))
+    backward = int((np.diff(times) < 0).sum())
+    disordered = backward > _DISORDER * len(times)
+    every = _every(np.sort(times) if disordered else times, step_us, source)
+    report["native_step"] = spell(step_us // every)
+    if every > 1 and (resample == "mean" or disordered):
+        rows = _one_per_time(_in_order(rows, report), duplicates, frame, source, report)
+    if every > 1:
+        before = len(rows.times)
+        rows = _bin_means(rows, step_us) if resample == "mean" else rows.take(slice(None, None, every))
+        report["resampled_away"] = before - len(rows.times)
+    rows = _one_per_time(_in_order(rows, report), duplicates, frame, source, report)
+    kept = _on_grid(rows.times, step_us)
+    report["off_grid"] = int((~kept).sum())
+    rows = rows.take(kept)
+
+    gaps = np.flatnonzero(np.diff(rows.times) > step_us)
+    series = CleanSeries(rows.times.astype("datetime64[us]"), names, rows.values, step_us, report)
+    report["gaps"] = [
+        {"after": str(series.times[row]), "minutes": (rows.times[row + 1] - rows.times[row]) / _MICROSECONDS["min"]}
+        for row in gaps
+    ]
+    report["rows"] = len(rows.times)
+    return series
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Rows on their way: microseconds (rows,), values (rows, columns), and the row of the frame each came from."""
+
+    times: np.ndarray
+    values: np.ndarray
+    origin: np.ndarray
+
+    def take(self, which: Any) -> _Rows:
+        return _Rows(self.times[which], self.values[which], self.origin[which])
+
+
+def _line(frame: pd.DataFrame, row: int) -> int:
+    # A table made in memory reads like a file of one header line.
+    return int(frame[LINE].iloc[row]) if LINE in frame else row + 2
+
+
+def _micro(times: np.ndarray) -> np.ndarray:
+    return times.astype("datetime64[us]").astype(np.int64)
+
+
+def _parse_times(frame: pd.DataFrame, column: str, time_format: str, source: str) -> np.ndarray:
+    try:
+        parsed = pd.to_datetime(frame[column], format=time_format, utc=True, errors="coerce")
+    except ValueError as error:
+        raise DataError(f"data.time_format={time_format!r} is not a time format: {error}") from None
+    bad = np.flatnonzero(parsed.isna())
+    if len(bad):
+        raise DataError(
+            f"{source}, line {_line(frame, bad[0])}: {frame[column].iloc[bad[0]]!r} in column {column!r} is not a time "
+            f"written as {time_format!r} ({len(bad)} such rows); correct it or set data.time_format"
+        )
+    return _micro(parsed.dt.tz_localize(None).to_numpy())
+
+
+def _parse_numbers(
+    frame: pd.DataFrame, columns: Sequence[str], missing_values: Sequence[float], source: str, report: dict[str, Any]
+) -> np.ndarray:
+    """float64 (rows, columns): empty cells and `missing_values` become NaN."""
+    values = np.empty((len(frame), len(columns)))
+    report["empty_cells"], report["missing_values"] = {}, {}
+    for position, name in enumerate(columns):
+        cells = frame[name]
+        numbers = pd.to_numeric(cells, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+        suspects = np.flatnonzero(~np.isfinite(numbers))
+        texts = cells.iloc[suspects].astype(str).str.strip()
+        empty = texts.str.lower().isin(["", "nan"]).to_numpy(dtype=bool)
+        if not empty.all():
+            row = suspects[~empty][0]
+            raise DataError(
+                f"{source}, line {_line(frame, row)}: {cells.iloc[row]!r} in column {name!r} is not a number "
+                f"({int((~empty).sum())} such cells); correct it, or leave the cell empty if the value is missing"
+            )
+        marked = np.isin(numbers, np.asarray(missing_values, dtype=np.float64))
+        values[:, position] = np.where(marked, np.nan, numbers)
+        report["empty_cells"] |= {name: len(suspects)} if len(suspects) else {}
+        report["missing_values"] |= {name: int(marked.sum())} if marked.any() else {}
+    return values
+
+
+def _every(times: np.ndarray, step: int, source: str) -> int:
+    """How many recorded steps make one `step`."""
+    steps = np.sort(np.diff(times))
+    steps = steps[steps > 0]
+    if not len(steps):
+        return 1
+    native = int(steps[len(steps) // 2])  # the median, but always a step that occurs
+    if step % native:
+        raise DataError(
+            f"data.step={spell(step)} is not a multiple of the step of {spell(native)} between the rows of {source}; "
+            f"set data.step to {spell(native)} or a multiple of it"
+        )
+    return step // native
+
+
+def _in_order(rows: _Rows, report: dict[str, Any]) -> _Rows:
+    jumps = np.diff(rows.times)
+    report["backward_jumps"] = report.get("backward_jumps", 0) + int((jumps < 0).sum())
+    return rows.take(np.argsort(rows.times, kind="stable")) if (jumps < 0).any() else rows
+
+
+def _one_per_time(rows: _Rows, rule: str, frame: pd.DataFrame, source: str, report: dict[str, Any]) -> _Rows:
+    """Resolve rows of the same time; `rows` are in order, and recorded order among equals."""
+    repeats = np.diff(rows.times) == 0
+    report["duplicates"] = report.get("duplicates", 0) + int(repeats.sum())
+    if not repeats.any():
+        return rows
+    if rule == "error":
+        first = int(np.flatnonzero(repeats)[0])
+        lines = [_line(frame, rows.origin[row]) for row in (first, first + 1)]
+        time = np.datetime64(int(rows.times[first]), "us")
+        raise DataError(
+            f"{source}: {int(repeats.sum())} repeated timestamps, the first, {time}, in "
+            f"lines {lines[0]} and {lines[1]}; remove them or set data.duplicates to first, last or mean"
+        )
+    if rule == "mean":
+        return _group_means(rows, np.concatenate([[True], ~repeats]))
+    return rows.take(np.concatenate([[True], ~repeats] if rule == "first" else [~repeats, [True]]))
+
+
+def _bin_means(rows: _Rows, step: int) -> _Rows:
+    """Means over bins of `step` from the first timestamp, each stamped with its beginning."""
+    bins = (rows.times - rows.times[0]) // step
+    means = _group_means(rows, np.diff(bins, prepend=-1) > 0)
+    return _Rows(rows.times[0] + np.unique(bins) * step, means.values, means.origin)
+
+
+def _group_means(rows: _Rows, begins: np.ndarray) -> _Rows:
+    """Means over the groups that begin where `begins`, of the values that are there."""
+    starts = np.flatnonzero(begins)
+    there = ~np.isnan(rows.values)
+    counts = np.add.reduceat(there.astype(np.int64), starts, axis=0)
+    sums = np.add.reduceat(np.where(there, rows.values, 0.0), starts, axis=0)
+    means = np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+    return _Rows(rows.times[starts], means, rows.origin[starts])
+
+
+def _on_grid(times: np.ndarray, step: int) -> np.ndarray:
+    """Walk in time order and keep a row when at least one step has passed since the last one kept."""
+    kept = np.ones(len(times), dtype=bool)
+    if (np.diff(times) >= step).all():
+        return kept
+    last = None
+    for row, time in enumerate(times.tolist()):
+        if last is not None and time - last < step:
+            kept[row] = False
+        else:
+            last = time
+    return kept

@@ -1,0 +1,231 @@
+"""A table of labelled texts: cleaned, split by class, kept as flat arrays of token ids. T tokens, B texts."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch.utils.data import Dataset
+
+from .sources import LINE, DataError
+
+SPLITS = ("train", "val", "test")
+PADDING, UNKNOWN = 0, 1
+SHOWN = 10  # lines named in a message about many
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Cleaned texts, their labels, their 0-based rows in the file, and all classes in order of first appearance."""
+
+    texts: list[str]
+    labels: list[str]
+    rows: np.ndarray
+    classes: list[str]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def take(self, positions: np.ndarray) -> Corpus:
+        """The texts at `positions`; the classes stay."""
+        texts, labels = ([values[p] for p in positions.tolist()] for values in (self.texts, self.labels))
+        return Corpus(texts, labels, self.rows[positions], self.classes)
+
+
+def clean(frame: pd.DataFrame, text_column: str, target: str, where: str) -> tuple[Corpus, dict[str, int]]:
+    """The rows worth learning from, and how many of each trap there were.
+
+    Empty texts are dropped, and so are exact duplicates (same label, same text) but for the first; a text under two
+    labels is kept.
+
+    Raises:
+        DataError: for rows without a label, or if nothing is left.
+    """
+    raw = frame[text_column].tolist()
+    rows = pd.DataFrame(
+        {"text": [clean_text(text) for text in raw], "label": [clean_text(label) for label in frame[target]]},
+        dtype=object,
+    )
+    unlabelled = frame[LINE].to_numpy()[(rows["label"] == "").to_numpy(dtype=bool)]
+    if len(unlabelled):
+        lines = ", ".join(map(str, unlabelled[:SHOWN])) + (", …" if len(unlabelled) > SHOWN else "")
+        raise DataError(
+            f"{where}: column {target!r} is empty in {len(unlabelled)} row(s), line(s) {lines}: fill in the class or "
+            "remove the rows"
+        )
+    filled = rows[rows["text"] != ""]
+    kept = filled[~filled.duplicated(["label", "text"])]
+    if kept.empty:
+        raise DataError(f"{where}: column {text_column!r} holds no text: choose another data.text_column")
+    # Duplicates are gone, so a text that occurs twice stands under two labels.
+    conflicting = kept.loc[kept.duplicated("text", keep=False), "text"]
+    report = {
+        "nul_removed": int(frame.attrs.get("nul_removed", 0)) + sum(text.count("\0") for text in raw),
+        "bom_removed": sum(text.count("\ufeff") for text in raw),
+        "empty_dropped": len(rows) - len(filled),
+        "duplicates_dropped": len(filled) - len(kept),
+        "conflicting_rows": len(conflicting),
+        "conflicting_texts": conflicting.nunique(),
+        "rows_kept": len(kept),
+    }
+    classes = list(dict.fromkeys(kept["label"]))
+    return Corpus(kept["text"].tolist(), kept["label"].tolist(), kept.index.to_numpy(), classes), report
+
+
+def clean_text(text: str) -> str:
+    """`text` without byte order marks, NULs and surrounding white space."""
+    return text.replace("\ufeff", "").replace("\0", "").strip()
+
+
+def split_by_class(
+    corpus: Corpus, where: str, rule: str, val_fraction: float, test_fraction: float, seed: int
+) -> dict[str, np.ndarray]:
+    """Positions of each split, in order: a function of the texts and these arguments alone.
+
+    Raises:
+        DataError: for a single class, a class too small to be in each split, or an empty split.
+    """
+    everything = np.arange(len(corpus))
+    counts = {name: 0 for name in corpus.classes} | Counter(corpus.labels)
+    small = [name for name in corpus.classes if counts[name] < len(SPLITS)]
+    if len(counts) < 2 or small:
+        raise DataError(
+            f"{where} cannot be split by class: {f'too few rows of {small}' if small else 'there is one class only'}. "
+            f"There must be two classes and {len(SPLITS)} rows of each; rows per class: {counts}. Remove or merge "
+            "small classes, choose another data.target, or raise data.limit"
+        )
+    if rule == "index%5":
+        tested = corpus.rows % 5 == 0
+        rest, test = everything[~tested], everything[tested]
+    else:
+        rest, test = _draw(everything, corpus.labels, test_fraction * len(corpus), seed)
+    train, val = _draw(rest, corpus.labels, val_fraction * len(corpus), seed)
+    positions = {"train": train, "val": val, "test": test}
+    sizes = {split: len(rows) for split, rows in positions.items()}
+    for split in SPLITS:
+        if not sizes[split]:
+            raise DataError(
+                f"{where}: the {split} split is empty (sizes {sizes}): change the fractions or use more rows"
+            )
+    return positions
+
+
+def _draw(positions: np.ndarray, labels: list[str], size: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """What remains of `positions`, and `size` of them drawn with the classes in proportion."""
+    from sklearn.model_selection import train_test_split
+
+    count = int(np.ceil(round(size, 6)))
+    if count == 0:
+        return positions, positions[:0]
+    if count >= len(positions):
+        return positions[:0], positions
+    strata = [labels[position] for position in positions]
+    try:
+        rest, drawn = train_test_split(positions, test_size=count, stratify=strata, random_state=seed)
+    except ValueError as error:
+        raise DataError(
+            f"cannot draw {count} of {len(positions)} rows by class ({error}); rows per class: "
+            f"{dict(Counter(strata))}. Use more rows or larger data.val_fraction and data.test_fraction"
+        ) from error
+    return np.sort(rest), np.sort(drawn)
+
+
+def in_proportion(labels: list[str], size: int, seed: int) -> np.ndarray:
+    """`size` positions, chosen with the classes in proportion, in order."""
+    generator = np.random.default_rng(seed)
+    shuffled = pd.Series(labels, dtype=object).sample(frac=1, random_state=generator)
+    groups = shuffled.groupby(shuffled, sort=False)
+    quantile = (groups.cumcount() + 0.5) / groups.transform("size")
+    return np.sort(quantile.sort_values(kind="stable").index.to_numpy()[:size])
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Tokens of a corpus: `types[id]` is a token, `ids` (int32) all tokens in a row, `lengths` tokens per text."""
+
+    types: list[str]
+    ids: np.ndarray
+    lengths: np.ndarray
+
+    @cached_property
+    def starts(self) -> np.ndarray:
+        return np.cumsum(self.lengths) - self.lengths
+
+    def save(self, file: Path) -> None:
+        """Write a checksum and the arrays, all or nothing: a crash leaves the old file or none."""
+        buffer = io.BytesIO()
+        types = np.frombuffer("\0".join(self.types).encode(), dtype=np.uint8)  # cleaned texts hold no NUL
+        np.savez(buffer, types=types, ids=self.ids, lengths=self.lengths)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handle, part = tempfile.mkstemp(dir=file.parent, prefix=file.name, suffix=".part")
+        try:
+            with os.fdopen(handle, "wb") as target:
+                target.write(hashlib.sha256(buffer.getbuffer()).digest() + buffer.getvalue())
+                target.flush()
+                os.fsync(target.fileno())
+            os.replace(part, file)
+        except BaseException:
+            os.unlink(part)
+            raise
+
+    @classmethod
+    def load(cls, file: Path) -> Tokens | None:
+        """None if the file is not as `save` left it, whatever happened to it."""
+        data = file.read_bytes()
+        if hashlib.sha256(data[32:]).digest() != data[:32]:
+            return None
+        with np.load(io.BytesIO(data[32:]), allow_pickle=False) as arrays:
+            types = arrays["types"].tobytes().decode()
+            return cls(types.split("\0") if types else [], arrays["ids"], arrays["lengths"])
+
+
+class TextDataset(Dataset[Any]):
+    """Encoded texts of one split; `dataset[positions]` is their padded batch.
+
+    Args:
+        ids: vocabulary indices of the whole corpus, one text after the other.
+        starts, lengths: where in `ids` each text of this split starts, and how many of its tokens are kept.
+        targets: class of each text.
+    """
+
+    def __init__(self, ids: np.ndarray, starts: np.ndarray, lengths: np.ndarray, targets: np.ndarray) -> None:
+        self.ids, self.starts, self.lengths, self.targets = ids, starts, lengths, targets
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, positions: Sequence[int]) -> dict[str, torch.Tensor]:
+        index = np.asarray(positions, dtype=np.int64)
+        lengths = self.lengths[index]
+        return {
+            "inputs": torch.from_numpy(pad(self.ids, self.starts[index], lengths)),
+            "lengths": torch.from_numpy(lengths.astype(np.int64)),
+            "targets": torch.from_numpy(self.targets[index].astype(np.int64)),
+            "index": torch.from_numpy(index),
+        }
+
+    def count_only_unknown(self) -> int:
+        """How many texts have tokens but none that is in the vocabulary."""
+        known = np.concatenate([[0], np.cumsum(self.ids != UNKNOWN)])
+        found = known[self.starts + self.lengths] - known[self.starts]
+        return int(((found == 0) & (self.lengths > 0)).sum())
+
+
+def pad(ids: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Stretches of `ids` as rows of one int64 array, filled up with padding; at least one column."""
+    columns = np.arange(max(1, lengths.max(initial=0)))
+    valid = columns < lengths[:, None]
+    rows = np.full(valid.shape, PADDING, dtype=np.int64)
+    rows[valid] = ids[(starts[:, None] + columns)[valid]]
+    return rows

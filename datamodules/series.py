@@ -1,0 +1,404 @@
+"""A timestamped table as windows: `lookback` of inputs, then `horizon` of the target to forecast."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytorch_lightning as pl
+import torch
+
+from .cleaning import WIND, CleanSeries, clean, duration, instant, spell
+from .sampling import BatchOrder, ResumableLoader
+from .sources import DataError, Source, file_sha256, read_table
+from .synthetic import sample_climate
+from .windows import CALENDAR, Climatology, WindowDataset, features_of, forward_fill, window_starts
+
+logger = logging.getLogger(__name__)
+
+SAMPLE = "sample_climate"
+SPLITS = ("train", "val", "test")
+
+
+class SeriesDataModule(pl.LightningDataModule):
+    """Windows of a timestamped table, split by time before anything is learned from it.
+
+    A batch is a dict, with B windows, L steps of lookback, H steps of horizon and F features:
+    `inputs` float32 (B, L, F), scaled; `targets` float32 (B, H), in the target's own unit; `history` float32 (B, L),
+    the target over the lookback, same unit; `climatology` float32 (B, H), what is usual at the targets' times, same
+    unit; `index` int64 (B,), for `describe`. A window lies in one gap-free stretch, and its targets in one split.
+    Scaler and climatology know the training rows alone.
+
+    Args:
+        name: of the data set.
+        path, files, urls, sha256, on_missing: where the file is, see `Source`.
+        expected: file name to `{rows, first, last}` of files whose hash is not known; a difference is a warning.
+        encoding, separator, time_column, time_format: how the file is written.
+        target: the column to forecast.
+        features: the columns to forecast from, in this order.
+        wind: the columns of wind `speed` and `direction`: adds the components `wind_x` and `wind_y` to the features.
+        calendar: adds sine and cosine of the time of day and of the year to the features.
+        missing_values: numbers that mean "missing".
+        missing: `drop` drops every window with something missing; `ffill` first fills inputs (never targets) with the
+            last value, at most `fill_limit` steps old.
+        duplicates, step, resample: see `clean`.
+        lookback, horizon, season: durations, multiples of `step`.
+        stride: steps from one window to the next.
+        split: `date` (train < `val_from` <= val < `test_from` <= test < `test_until`) or `fraction` (the last
+            `test_fraction` of the rows, and `val_fraction` before it).
+        reach_back: a window belongs to the split of its targets, and the inputs of a split's first windows lie before
+            it, as they would in use; false: inputs must lie in the split as well.
+        batch_size, num_workers, seed: of the batches and their order.
+        sample_years, sample_seed: of the built-in sample.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        path: str | None = None,
+        files: Sequence[str] = (),
+        urls: Sequence[str] = (),
+        sha256: Mapping[str, str] | None = None,
+        expected: Mapping[str, Mapping[str, Any]] | None = None,
+        on_missing: str = "sample",
+        encoding: str = "utf-8",
+        separator: str = ",",
+        time_column: str = "Date Time",
+        time_format: str = "%d.%m.%Y %H:%M:%S",
+        target: str = "T (degC)",
+        features: Sequence[str] = ("T (degC)", "p (mbar)", "rh (%)", "VPact (mbar)"),
+        wind: Mapping[str, str] | None = None,
+        calendar: bool = True,
+        missing_values: Sequence[float] = (-9999,),
+        missing: str = "drop",
+        fill_limit: int = 3,
+        duplicates: str = "first",
+        step: str = "1h",
+        resample: str = "sample",
+        lookback: str = "5d",
+        horizon: str = "2d",
+        stride: int = 1,
+        split: str = "date",
+        val_from: str = "2015-01-01",
+        test_from: str = "2016-01-01",
+        test_until: str | None = None,
+        reach_back: bool = True,
+        val_fraction: float = 0.2,
+        test_fraction: float = 0.1,
+        batch_size: int = 256,
+        num_workers: int = 0,
+        seed: int = 0,
+        sample_years: int = 3,
+        sample_seed: int = 0,
+        season: str = "1d",
+    ) -> None:
+        super().__init__()
+        self.name, self.is_sample = name, False
+        self._source = Source(name, path, tuple(files), tuple(urls), dict(sha256 or {}), on_missing, SAMPLE)
+        self._expected = expected or {}
+        self._reading = {"encoding": encoding, "separator": separator}
+        self._sample_years, self._sample_seed = sample_years, sample_seed
+        self._target, self._calendar = target, calendar
+        self._features = [*features, *(extra for extra in WIND if wind is not None and extra not in features)]
+        self._names = [*self._features, *(CALENDAR if calendar else ())]
+        self._missing, self._fill_limit, self._stride = missing, fill_limit, stride
+        self._split, self._reach_back, self._fractions = split, reach_back, (val_fraction, test_fraction)
+        self._batch_size, self._num_workers, self._seed = batch_size, num_workers, seed
+        for key, value, allowed in (
+            ("missing", missing, ("drop", "ffill")),
+            ("duplicates", duplicates, ("first", "last", "mean", "error")),
+            ("resample", resample, ("sample", "mean")),
+            ("split", split, ("date", "fraction")),
+        ):
+            if value not in allowed:
+                raise DataError(f"data.{key}={value!r} must be one of {', '.join(allowed)}")
+        at_least_one = {
+            "stride": stride,
+            "batch_size": batch_size,
+            "fill_limit": fill_limit,
+            "sample_years": sample_years,
+        }
+        for key, value in at_least_one.items():
+            if value < 1:
+                raise DataError(f"data.{key}={value} must be at least 1")
+        if split == "fraction" and not (min(self._fractions) > 0 and sum(self._fractions) < 1):
+            raise DataError("data.val_fraction and data.test_fraction must be above 0 and leave something to train on")
+        self._check_features(wind, resample)
+        columns = [target, *self._features, *(wind.values() if wind is not None else ())]
+        self._cleaning = {
+            "time_column": time_column,
+            "time_format": time_format,
+            "columns": list(dict.fromkeys(column for column in columns if wind is None or column not in WIND)),
+            "wind": dict(wind) if wind is not None else None,
+            "missing_values": list(missing_values or ()),
+            "step": step,
+            "resample": resample,
+            "duplicates": duplicates,
+        }
+        self._step = duration("step", step)
+        self._lookback, self._horizon, self._season = (
+            self._steps(key, value) for key, value in (("lookback", lookback), ("horizon", horizon), ("season", season))
+        )
+        self._bounds = self._parse_dates({"val_from": val_from, "test_from": test_from, "test_until": test_until})
+        self._sets: dict[str, WindowDataset] = {}
+        self.facts: dict[str, Any] = {}
+        self.report: dict[str, Any] = {}
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read, clean, split, fit scaler and climatology on the training rows, and find the windows; once.
+
+        Raises:
+            DataError: for a file, column, row or setting that does not serve, or a split without a window.
+        """
+        if self._sets:
+            return
+        frame, file = self._read()
+        series = clean(frame, **self._cleaning, source=str(file or self.name))
+        splits = self._split_rows(series)
+        features = features_of(series, self._features, self._calendar)
+        target = series.column(self._target)
+        reach = self._lookback if self._reach_back else 0
+        spans = {
+            name: slice(max(0, rows.start - reach * (name != "train")), rows.stop) for name, rows in splits.items()
+        }
+        segments = series.segments(breaks=() if reach else [rows.start for rows in splits.values()])
+        observed = np.column_stack([features, target])
+        known = forward_fill(observed, segments, self._fill_limit) if self._missing == "ffill" else observed
+        found, starts = self._find_windows(spans, segments, np.isnan(known), np.isnan(target))
+        for name, rows in splits.items():
+            filled = np.isnan(observed[rows]) & ~np.isnan(known[rows])
+            found[name] = {"rows": len(filled), "cells_filled": int(filled.sum()), **found[name]}
+        self.report = self._report(frame, file, series, splits, found)
+        self._require_windows(series, spans, segments, np.isnan(known), found)
+
+        train = splits["train"]
+        mean, std = self._fit_scaler(observed[train])
+        climatology = Climatology.fit(series.times[train], target[train])
+        self.facts = self._facts(mean, std, climatology)
+        tables = ((known[:, :-1] - mean[:-1]) / std[:-1], known[:, -1], target, climatology.predict(series.times))
+        inputs, history, targets, usual = (np.ascontiguousarray(table, dtype=np.float32) for table in tables)
+        self._sets = {
+            name: WindowDataset(
+                inputs, history, targets, usual, starts[name], self._lookback, self._horizon, series.times
+            )
+            for name in SPLITS
+        }
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Batches of training windows, in a new order every epoch."""
+        return self._loader("train")
+
+    def val_dataloader(self) -> ResumableLoader:
+        """Batches of validation windows, in time order."""
+        return self._loader("val")
+
+    def test_dataloader(self) -> ResumableLoader:
+        """Batches of test windows, in time order."""
+        return self._loader("test")
+
+    def dataset(self, split: str) -> WindowDataset:
+        """The windows of `train`, `val` or `test`."""
+        self.setup()
+        return self._sets[split]
+
+    def describe(self, split: str, index: np.ndarray) -> pd.DataFrame:
+        """One row per window of `index`: times of its last input (`origin`), `first_target` and `last_target`."""
+        windows = self.dataset(split)
+        origin = windows.starts[np.asarray(index)] + windows.lookback - 1
+        rows = {"origin": origin, "first_target": origin + 1, "last_target": origin + windows.horizon}
+        return pd.DataFrame({name: windows.times[row] for name, row in rows.items()})
+
+    def _loader(self, split: str) -> ResumableLoader:
+        windows = self.dataset(split)
+        rank, world_size = (
+            getattr(self.trainer, key, default) for key, default in (("global_rank", 0), ("world_size", 1))
+        )
+        order = BatchOrder(
+            len(windows), self._batch_size, shuffle=split == "train", seed=self._seed, rank=rank, world_size=world_size
+        )
+        return ResumableLoader(windows, order, num_workers=self._num_workers, pin_memory=torch.cuda.is_available())
+
+    def _steps(self, key: str, value: str) -> int:
+        length = duration(key, value)
+        if length % self._step:
+            raise DataError(f"data.{key}={value} is not a multiple of data.step={spell(self._step)}")
+        return length // self._step
+
+    def _check_features(self, wind: Mapping[str, str] | None, resample: str) -> None:
+        if not self._names or len(set(self._features)) < len(self._features):
+            raise DataError(f"data.features={self._features} must name at least one column, and each only once")
+        if wind is not None and set(wind) != {"speed", "direction"}:
+            raise DataError(f"data.wind={dict(wind)} must name two columns: {{speed: …, direction: …}}")
+        if wind is not None and resample == "mean" and wind["direction"] in self._features:
+            raise DataError(
+                f"data.features holds {wind['direction']!r}, an angle: its mean is no direction; leave it out"
+            )
+
+    def _parse_dates(self, dates: Mapping[str, str | None]) -> list[np.datetime64 | None]:
+        known = [instant(key, value) for key, value in dates.items() if key != "test_until" or value is not None]
+        if known != sorted(set(known)):
+            raise DataError(f"data.val_from < data.test_from < data.test_until must hold: {dict(dates)}")
+        return [*known, None][:3]
+
+    def _read(self) -> tuple[pd.DataFrame, Path | None]:
+        file = self._source.locate()
+        needed = [self._cleaning["time_column"], *self._cleaning["columns"]]
+        if file is not None:
+            return read_table(file, columns=needed, **self._reading), file
+        self.name, self.is_sample = SAMPLE, True
+        frame = sample_climate(self._sample_years, self._sample_seed)
+        if absent := [column for column in needed if column not in frame]:
+            raise DataError(f"{SAMPLE} has no columns {absent}; it has {list(frame.columns)}")
+        return frame, None
+
+    def _split_rows(self, series: CleanSeries) -> dict[str, slice]:
+        """The rows of each split: consecutive, so that a boundary is one row."""
+        rows = len(series.times)
+        if rows < self._lookback + self._horizon:
+            raise DataError(
+                f"{self.name} has {rows} rows of {spell(self._step)} after cleaning, a window needs "
+                f"{self._lookback + self._horizon}: shorten data.lookback ({self._lookback}) or data.horizon "
+                f"({self._horizon}), or give a longer series"
+            )
+        if self._split == "fraction":
+            val, test = self._fractions
+            edges = [0, round(rows * (1 - val - test)), round(rows * (1 - test)), rows]
+        else:
+            edges = [0, *(rows if date is None else int(np.searchsorted(series.times, date)) for date in self._bounds)]
+        return {name: slice(edges[at], edges[at + 1]) for at, name in enumerate(SPLITS)}
+
+    def _find_windows(
+        self,
+        spans: Mapping[str, slice],
+        segments: np.ndarray,
+        inputs_missing: np.ndarray,
+        target_missing: np.ndarray,
+    ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Per split: counts for the report, and the first row of each window."""
+        bad_inputs = np.asarray(inputs_missing.any(axis=1))
+        found, starts = {}, {}
+        for name, rows in spans.items():
+            within, lost = window_starts(
+                segments[rows], bad_inputs[rows], target_missing[rows], self._lookback, self._horizon, self._stride
+            )
+            starts[name] = within + rows.start
+            found[name] = {"windows": len(within), **lost}
+        return found, starts
+
+    def _require_windows(
+        self,
+        series: CleanSeries,
+        spans: Mapping[str, slice],
+        segments: np.ndarray,
+        missing: np.ndarray,
+        found: Mapping[str, Any],
+    ) -> None:
+        sizes = ", ".join(f"{name} {found[name]['rows']} rows, {found[name]['windows']} windows" for name in SPLITS)
+        empty = [name for name in SPLITS if not found[name]["windows"]]
+        for name in empty:
+            longest = max(np.unique(segments[spans[name]], return_counts=True)[1], default=0)
+            lost = missing[spans[name]].sum(axis=0)
+            worst = [*self._names, self._target][int(lost.argmax())]
+            raise DataError(
+                f"{self.name}: the {name} split holds no window ({sizes}). A window needs "
+                f"{self._lookback + self._horizon} rows without a gap; the longest run there has {longest}, and "
+                f"{found[name]['dropped_missing']} windows were dropped for missing values"
+                + (f" (of column {worst!r}, {lost.max()} are missing). " if lost.any() else ". ")
+                + "The data run from "
+                f"{series.times[0]} to {series.times[-1]}: move the split (data.val_from, data.test_from, "
+                "data.test_until or the fractions) or shorten data.lookback"
+            )
+
+    def _fit_scaler(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation of the features and, last, of the target; the calendar keeps its scale."""
+        mean, std = np.zeros(rows.shape[1]), np.ones(rows.shape[1])
+        for column in [*range(len(self._features)), -1]:
+            seen = rows[~np.isnan(rows[:, column]), column]
+            mean[column], deviation = seen.mean(), seen.std()
+            if deviation > 1e-9 * max(1.0, abs(mean[column])):  # a constant column stays unscaled
+                std[column] = deviation
+        return mean, std
+
+    def _facts(self, mean: np.ndarray, std: np.ndarray, climatology: Climatology) -> dict[str, Any]:
+        names = self._names
+        unit = re.search(r"\(([^()]*)\)\s*$", self._target)
+        text = unit.group(1) if unit else ""
+        return {
+            "features": names,
+            "num_features": len(names),
+            "target": self._target,
+            "target_index": names.index(self._target) if self._target in names else None,
+            "unit": "°C" if text == "degC" else text,
+            "lookback": self._lookback,
+            "horizon": self._horizon,
+            "season_length": self._season,
+            "steps_per_day": max(1, round(duration("step", "1d") / self._step)),
+            "step": spell(self._step),
+            "feature_mean": mean[:-1].tolist(),
+            "feature_std": std[:-1].tolist(),
+            "target_mean": float(mean[-1]),
+            "target_std": float(std[-1]),
+            "climatology": climatology.state(),
+            "calendar": self._calendar,
+            "wind": self._cleaning["wind"],
+            "missing": self._missing,
+            "fill_limit": self._fill_limit,
+            "reading": self._reading,
+            "cleaning": self._cleaning,
+        }
+
+    def _report(
+        self,
+        frame: pd.DataFrame,
+        file: Path | None,
+        series: CleanSeries,
+        splits: Mapping[str, slice],
+        found: dict[str, Any],
+    ) -> dict[str, Any]:
+        """What was read, every trap met, and what came of it; logged as well."""
+        ends = {
+            name: {"from": str(series.times[rows][0]), "to": str(series.times[rows][-1])}
+            for name, rows in splits.items()
+            if rows.stop > rows.start
+        }
+        unused = len(series.times) - splits["test"].stop
+        report = {
+            "name": self.name,
+            "source": str(file) if file else f"built-in: {self._sample_years} years of seed {self._sample_seed}",
+            "sha256": file_sha256(file) if file else None,
+            "unexpected": self._unexpected(frame, file),
+            **series.report,
+            "rows_after_test_until": unused,
+            "reach_back": self._reach_back,
+            "splits": {name: {**ends.get(name, {}), **found[name]} for name in SPLITS},
+            "learned_from": {"scaler and climatology": "train", **ends.get("train", {})},
+        }
+        logger.info("%s: %s", self.name, series.summary())
+        logger.info(
+            "%s: %s",
+            self.name,
+            "; ".join(
+                f"{name} {sizes['rows']} rows, {sizes['windows']} windows "
+                f"({sizes['dropped_across_gap']} dropped across gaps, {sizes['dropped_missing']} for missing values"
+                f"{', ' + str(sizes['cells_filled']) + ' cells filled' if sizes['cells_filled'] else ''})"
+                for name, sizes in found.items()
+            ),
+        )
+        return report
+
+    def _unexpected(self, frame: pd.DataFrame, file: Path | None) -> dict[str, Any]:
+        """How a known file differs from what it should be."""
+        times = frame[self._cleaning["time_column"]]
+        facts = {"rows": len(frame), "first": times.iloc[0], "last": times.iloc[-1]}
+        expected = self._expected.get(file.name, {}) if file else {}
+        differences = {
+            key: {"expected": value, "found": facts[key]} for key, value in expected.items() if facts[key] != value
+        }
+        if differences:
+            logger.warning("%s is not the known file of that name, or not all of it: %s", file, differences)
+        return differences

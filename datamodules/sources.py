@@ -1,0 +1,364 @@
+"""Find, download, verify and read the files behind a data module."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import logging
+import os
+import sys
+import threading
+import time
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import urlparse
+
+import numpy as np
+import pandas as pd
+
+logger = logging.getLogger(__name__)
+
+LINE = "file line"  # the column that `read_table` adds: where each row starts in the file, 1-based
+CONNECT_SECONDS, PROBE_SECONDS, READ_SECONDS = 3, 5, 20
+SHOWN = 5  # lines named in a message about many
+BLOCK = 64  # rows transposed at once: few enough to be gone before the garbage collector looks at them
+
+
+class DataError(ValueError):
+    """The data cannot be used as it is; the message names the file, row or key and what to do about it."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the file of a data set may lie and where it can be had from.
+
+    Attributes:
+        name: of the data set, for messages.
+        path: a file, or a folder that holds one of `files`; given, nothing else is tried.
+        files: file names to look for, best first.
+        urls: addresses to download from, tried in order.
+        sha256: file name to hash, for the files whose content is known.
+        on_missing: `"sample"` falls back to the built-in sample with a warning, `"error"` raises.
+        sample: name of the built-in sample; empty if there is none.
+        cache_dir: where downloads go; by default the folder of `cache_folder`.
+    """
+
+    name: str
+    path: str | None = None
+    files: Sequence[str] = ()
+    urls: Sequence[str] = ()
+    sha256: Mapping[str, str] = field(default_factory=dict)
+    on_missing: str = "sample"
+    sample: str = ""
+    cache_dir: str | None = None
+
+    def locate(self) -> Path | None:
+        """The data file: at `path`, in `$RNN_LAB_DATA`, in the cache, or downloaded; None for the built-in sample.
+
+        Raises:
+            DataError: if `path` does not exist, if a known file has another hash than it should, or if the file is
+                nowhere to be had and `on_missing` is `"error"`.
+        """
+        if self.on_missing not in ("sample", "error"):
+            raise DataError(f"data.on_missing={self.on_missing!r} is neither 'sample' nor 'error'")
+        if self.path is not None:
+            return self._verified(self._explicit(Path(self.path).expanduser().absolute()))
+        if not self.files and not self.urls:
+            return None
+        cache = cache_folder(self.cache_dir)
+        for folder in (*_data_folders(), cache):
+            for name in self.files:
+                if (folder / name).is_file():
+                    return self._verified(folder / name)
+        found, failures = self._download(cache)
+        if found is not None:
+            return found
+        self._missing(cache, failures)
+        return None
+
+    def _explicit(self, path: Path) -> Path:
+        if path.is_file():
+            return path
+        if not path.is_dir():
+            raise DataError(f"{path} does not exist: correct data.path, or leave it out to use {self.name}")
+        for name in self.files:
+            if (path / name).is_file():
+                return path / name
+        present = sorted(p.name for p in path.iterdir() if p.suffix.lower() in (".csv", ".zip"))
+        raise DataError(
+            f"the folder {path} holds none of {list(self.files)}; its tables are {present}: "
+            "give data.path the file itself"
+        )
+
+    def _verified(self, path: Path) -> Path:
+        expected = self.sha256.get(path.name)
+        found = file_sha256(path) if expected else None
+        if expected and found != expected.lower():
+            raise DataError(
+                f"{path} is not the known file of that name: sha256 {found}, expected {expected}. It may be cut off or "
+                "altered: delete it to get it again; if the change is yours, rename the file and give data.path its "
+                "new name"
+            )
+        return path
+
+    def _download(self, folder: Path) -> tuple[Path | None, list[str]]:
+        """The downloaded file, or the reason why each address failed."""
+        import pooch
+
+        pooch.get_logger().setLevel(logging.WARNING)
+        download = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=(CONNECT_SECONDS, READ_SECONDS))
+
+        def download_checked(*where: Any, **options: Any) -> None:
+            download(*where, **options)
+            url, target = where[:2]
+            # A login page saved under the data's name must not reach the cache, hash known or not.
+            if urlparse(url).path.endswith(".zip") and not zipfile.is_zipfile(target):
+                raise DataError("what came is not a zip archive")
+
+        failures, unreachable = [], _unreachable(self.urls)
+        for url in self.urls:
+            if url in unreachable:
+                failures.append(f"{url}: {unreachable[url]}")
+                continue
+            name = self._file_of(url)
+            logger.info("downloading %s to %s", url, folder / name)
+            known = f"sha256:{self.sha256[name]}" if name in self.sha256 else None
+            try:  # pooch writes beside the target, checks the hash, and only then moves the file into place
+                return Path(pooch.retrieve(url, known, name, folder, downloader=download_checked)), []
+            except (OSError, ValueError) as error:
+                failures.append(f"{url}: {error}")
+        return None, failures
+
+    def _file_of(self, url: str) -> str:
+        name = PurePosixPath(urlparse(url).path).name
+        return name if name in self.files or not self.files else self.files[0]
+
+    def _missing(self, cache: Path, failures: list[str]) -> None:
+        wanted = [f"{url} as {cache / self._file_of(url)}" for url in self.urls] or [
+            f"{self.files[0]} and put it into {cache}"
+        ]
+        hashes = "".join(f"; sha256 of {name}: {hash_}" for name, hash_ in self.sha256.items() if name in self.files)
+        remedy = (
+            f"save {' or '.join(wanted)}{hashes}; or set RNN_LAB_DATA to a folder that holds one of "
+            f"{list(self.files)}, or data.path to the file"
+        )
+        tried = f" ({'; '.join(failures)})" if failures else ""
+        if self.on_missing == "sample" and self.sample:
+            logger.warning(
+                "THE DATA %s IS MISSING AND THE BUILT-IN %s IS USED INSTEAD: scores on it say nothing about the real "
+                "data. To get the real data: %s. With data.on_missing=error this is an error.%s",
+                self.name, self.sample, remedy, tried,
+            )  # fmt: skip
+            return
+        sample = f"; to try things out without it, run with data={self.sample}" if self.sample else ""
+        raise DataError(f"the data {self.name} is neither here nor could it be downloaded: {remedy}{sample}{tried}")
+
+
+def read_table(
+    path: str | Path, *, columns: Sequence[str], encoding: str = "utf-8", separator: str = ","
+) -> pd.DataFrame:
+    """Read a CSV, or the single CSV inside a zip archive, as text.
+
+    Args:
+        path: the file.
+        columns: names that must be among the header's; the other columns are returned too.
+        encoding: of the text; a byte order mark is accepted.
+        separator: between fields, one character.
+
+    Returns:
+        A frame of `str` (nothing is read as missing: "NA" and "" stay text) with a RangeIndex, plus the column `LINE`:
+        the 1-based line of the file on which each row starts. `frame.attrs["nul_removed"]` counts NUL characters.
+
+    Raises:
+        DataError: for an unreadable file, with its name, the line and the remedy; no row is ever shifted or padded.
+    """
+    path = Path(path)
+    text = _decode(path, _read_bytes(path), encoding)
+    nul_removed = text.count("\0")
+    if nul_removed:
+        text = text.replace("\0", "")
+    header, values, lines = _parse(path, text, separator, columns)
+    if not text.endswith(("\n", "\r")):
+        logger.warning("%s does not end with a line break: if it was cut off, its last row is incomplete", path)
+    frame = pd.DataFrame({name: pd.Series(v, dtype=object) for name, v in zip(header, values, strict=True)}, copy=False)
+    frame[LINE] = np.asarray(lines, dtype=np.int64)
+    frame.attrs["nul_removed"] = nul_removed
+    return frame
+
+
+def cache_folder(cache_dir: str | None = None) -> Path:
+    """Where downloads and derived files are kept: `cache_dir`, `$RNN_LAB_CACHE`, or the user's cache folder."""
+    chosen = cache_dir or os.environ.get("RNN_LAB_CACHE")
+    if chosen:
+        return Path(chosen).expanduser().absolute()
+    import pooch
+
+    return Path(pooch.os_cache("rnn_lab"))
+
+
+def path_text(path: Path) -> str:
+    """`path` as text that can be written as UTF-8, even under a locale that knows ASCII only."""
+    return os.fsencode(path).decode("utf-8", "replace")
+
+
+def file_sha256(path: Path) -> str:
+    """The hex SHA-256 of a file's content."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _data_folders() -> list[Path]:
+    named = os.environ.get("RNN_LAB_DATA")
+    if not named:
+        return []
+    folder = Path(named).expanduser().absolute()
+    if not folder.is_dir():
+        logger.warning("RNN_LAB_DATA names %s, which is no folder: correct or unset it", folder)
+    return [folder]
+
+
+def _unreachable(urls: Sequence[str]) -> dict[str, str]:
+    """The addresses that do not answer, and why: asked all at once, so that being offline costs seconds only."""
+    import requests
+
+    answers: dict[str, str] = {}
+
+    def ask(url: str) -> None:
+        try:
+            requests.head(url, timeout=(CONNECT_SECONDS, CONNECT_SECONDS), allow_redirects=False)
+            answers[url] = ""
+        except (OSError, ValueError) as error:
+            answers[url] = f"no connection ({type(error).__name__})"
+
+    # Threads, because a name server that never answers is not covered by the timeouts of a connection.
+    threads = [threading.Thread(target=ask, args=(url,), daemon=True) for url in urls]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + PROBE_SECONDS
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    return {url: reason for url in urls if (reason := answers.get(url, "no answer"))}
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+    if data.startswith(b"PK\x03\x04"):
+        data = _unzip(path, data)
+    elif path.suffix.lower() == ".zip":
+        raise DataError(f"{path} is {'empty' if not data else 'not a zip archive'}: delete it and get it again")
+    if not data.strip():
+        raise DataError(f"{path} is empty: it needs a header and rows")
+    return data
+
+
+def _unzip(path: Path, data: bytes) -> bytes:
+    """The bytes of the one CSV in an archive; nothing is unpacked to disk, so no member can land elsewhere."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            names = [i.filename for i in archive.infolist() if not i.is_dir() and _is_table(PurePosixPath(i.filename))]
+            if len(names) == 1:
+                return archive.read(names[0])
+            contents = archive.namelist()
+    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, OSError, ValueError) as error:
+        raise DataError(f"{path} is a damaged or locked zip archive ({error}): delete it and get it again") from error
+    raise DataError(f"{path} must hold exactly one .csv file, but holds {contents[:10]}: unpack it, set data.path")
+
+
+def _is_table(member: PurePosixPath) -> bool:
+    # Archives made on a Mac carry a "__MACOSX/._name.csv" beside each file.
+    return member.suffix.lower() == ".csv" and member.parts[0] != "__MACOSX" and not member.name.startswith("._")
+
+
+def _decode(path: Path, data: bytes, encoding: str) -> str:
+    try:
+        return data.decode(encoding).removeprefix("\ufeff")
+    except LookupError as error:
+        raise DataError(f"data.encoding={encoding} is no encoding: use utf-8, gb18030 or latin-1") from error
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        if error.reason in ("unexpected end of data", "incomplete multibyte sequence"):
+            cause = "the file ends inside a character: it was cut off, get it again"
+        else:
+            cause = "try data.encoding=gb18030 (Chinese) or data.encoding=latin-1 (Western European)"
+        raise DataError(f"{path}, line {line} (byte {error.start}) is not {encoding}: {cause}") from error
+
+
+def _parse(
+    path: Path, text: str, separator: str, columns: Sequence[str]
+) -> tuple[list[str], list[list[str]], list[int]]:
+    """Header, values column by column, and the line each row starts on; blank lines are skipped."""
+    header: list[str] = []
+    values: list[list[str]] = []
+    lines: list[int] = []
+    block: list[list[str]] = []
+    wrong: list[tuple[int, int]] = []
+    end = 0
+    try:
+        # strict: a stray quote is an error here, where otherwise it could swallow the rows up to the next one.
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+        for row in reader:
+            start, end = end + 1, reader.line_num
+            if not row:
+                continue
+            if not header:
+                header = [name.strip() for name in row]
+                _check_header(path, header, columns, separator)
+                values = [[] for _ in header]
+                continue
+            if len(row) != len(header):
+                wrong.append((start, len(row)))
+                continue
+            lines.append(start)
+            block.append(row)
+            if len(block) == BLOCK:
+                _flush(block, values)
+    except TypeError as error:
+        raise DataError(f"data.separator={separator!r} must be one character") from error
+    except csv.Error as error:
+        raise DataError(
+            f"{path}: the row that starts on line {end + 1} is broken ({error}): a quote in it is never closed or not "
+            "doubled, or the file was cut off"
+        ) from error
+    _flush(block, values)
+    if wrong:
+        raise DataError(
+            f"{path}: {len(wrong)} row(s) do not have the header's {len(header)} fields: "
+            + ", ".join(f"line {line} has {fields}" for line, fields in wrong[:SHOWN])
+            + (", …" if len(wrong) > SHOWN else "")
+            + f". Quote fields that contain {separator!r} or a line break; a short last row means a cut-off file"
+        )
+    if not lines:
+        raise DataError(f"{path} is empty: it needs a header and rows")
+    return header, values, lines
+
+
+def _flush(block: list[list[str]], values: list[list[str]]) -> None:
+    # Block by block: half a million living row lists would cost seconds of garbage collection.
+    for column, part in zip(values, zip(*block, strict=True), strict=False):
+        column.extend(part)
+    block.clear()
+
+
+def _check_header(path: Path, header: list[str], columns: Sequence[str], separator: str) -> None:
+    missing = [name for name in columns if name not in header]
+    duplicated = sorted({name for name in header if header.count(name) > 1})
+    if not missing and not duplicated:
+        return
+    other = next((s for s in ",;\t|" if s != separator and len(header) == 1 and s in header[0]), None)
+    raise DataError(
+        f"{path}, line 1:"
+        + (f" columns {missing} are missing;" if missing else "")
+        + (f" columns {duplicated} occur more than once;" if duplicated else "")
+        + f" found {header}."
+        + (f" Try data.separator={other!r}" if other else " Rename them in the file, or name others in the data config")
+    )

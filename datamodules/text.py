@@ -1,0 +1,397 @@
+"""Labelled texts to padded batches: clean, split, tokenise, count a vocabulary, pad. B texts, T tokens."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytorch_lightning as pl
+import torch
+from tqdm import tqdm
+
+from .corpus import (
+    PADDING,
+    SPLITS,
+    UNKNOWN,
+    Corpus,
+    TextDataset,
+    Tokens,
+    clean,
+    clean_text,
+    in_proportion,
+    pad,
+    split_by_class,
+)
+from .sampling import BatchOrder, ResumableLoader
+from .sources import LINE, DataError, Source, cache_folder, file_sha256, path_text, read_table
+from .synthetic import SMALLEST_REVIEWS, sample_reviews
+
+logger = logging.getLogger(__name__)
+
+SAMPLE, SAMPLE_SEED = "sample_reviews", 0
+TOKENIZERS = ("jieba", "char", "whitespace")
+
+
+class TextDataModule(pl.LightningDataModule):
+    """Texts of a table and their classes, split before anything is learned from them.
+
+    A batch is a dict of int64 tensors: `inputs` (B, T), padded with 0 to the longest text of the batch; `lengths` (B,),
+    0 for a text without a token; `targets` (B,), positions in `facts["classes"]`; `index` (B,), for `describe`.
+    The vocabulary knows the training texts alone.
+
+    Args:
+        name: of the data set.
+        path, files, urls, sha256, on_missing: where the file is, see `Source`.
+        encoding, separator: how the file is written.
+        text_column, target: the columns of texts and of classes.
+        tokenizer: `jieba` (Chinese words), `char` or `whitespace`.
+        max_length: tokens kept of a text.
+        min_frequency: how often a token must occur in the training texts to enter the vocabulary.
+        max_vocabulary: entries at most, padding and unknown included.
+        split: `stratified`, or `index%5`: test rows are those whose 0-based row number in the file is divisible by 5.
+        val_fraction, test_fraction: of all rows kept; `index%5` makes no use of the second.
+        split_seed: of the split, and of the choice under `limit`.
+        batch_size, num_workers, seed: of the batches and the order of training.
+        sample_size: rows of the built-in sample.
+        cache_dir: for downloads and token ids, see `cache_folder`.
+        limit: keep this many rows, with the classes in proportion, to try things out.
+        english: class to its English name, for `facts`: not every machine has a font that shows Chinese.
+
+    Raises:
+        DataError: in the constructor for a setting out of range, in `setup` for data that cannot be used.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        path: str | None = None,
+        files: Sequence[str] = (),
+        urls: Sequence[str] = (),
+        sha256: Mapping[str, str] | None = None,
+        on_missing: str = "sample",
+        encoding: str = "utf-8",
+        separator: str = ",",
+        text_column: str = "review",
+        target: str = "cat",
+        tokenizer: str = "jieba",
+        max_length: int = 256,
+        min_frequency: int = 2,
+        max_vocabulary: int = 50_000,
+        split: str = "stratified",
+        val_fraction: float = 0.1,
+        test_fraction: float = 0.1,
+        split_seed: int = 0,
+        batch_size: int = 128,
+        num_workers: int = 0,
+        seed: int = 0,
+        sample_size: int = 4000,
+        cache_dir: str | None = None,
+        limit: int | None = None,
+        english: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__()
+        _one_of("tokenizer", tokenizer, TOKENIZERS)
+        _one_of("split", split, ("stratified", "index%5"))
+        _at_least(1, max_length=max_length, min_frequency=min_frequency, batch_size=batch_size, limit=limit or 1)
+        _at_least(2, max_vocabulary=max_vocabulary)
+        _at_least(0, num_workers=num_workers, val_fraction=val_fraction, test_fraction=test_fraction)
+        _at_least(SMALLEST_REVIEWS, sample_size=sample_size)
+        if val_fraction + test_fraction >= 1:
+            raise DataError(
+                f"data.val_fraction={val_fraction} and data.test_fraction={test_fraction} leave no training"
+            )
+        self.name, self.is_sample = name, False
+        self.facts: dict[str, Any] = {}
+        self.report: dict[str, Any] = {}
+        self._source = Source(name, path, tuple(files), tuple(urls), dict(sha256 or {}), on_missing, SAMPLE, cache_dir)
+        self._format = {"encoding": encoding, "separator": separator}
+        self._text_column, self._target, self._limit, self._sample_size = text_column, target, limit, sample_size
+        self._tokenizer, self._max_length, self._cache_dir = tokenizer, max_length, cache_dir
+        self._english = dict(english or {})
+        self._vocabulary_limits = {"min_frequency": min_frequency, "max_vocabulary": max_vocabulary}
+        self._split: dict[str, Any] = {
+            "rule": split,
+            "val_fraction": val_fraction,
+            "test_fraction": test_fraction,
+            "seed": split_seed,
+        }
+        self._batch_size, self._num_workers, self._seed = batch_size, num_workers, seed
+        self._corpus: Corpus | None = None
+        self._positions: dict[str, np.ndarray] = {}
+        self._datasets: dict[str, TextDataset] = {}
+
+    def setup(self, stage: str | None = None) -> None:
+        """Find, read, clean, split, tokenise and encode; a second call does nothing."""
+        if self._datasets:
+            return
+        frame, file = self._read()
+        corpus, traps = clean(frame, self._text_column, self._target, str(file or self.name))
+        if self._limit is not None and self._limit < len(corpus):
+            corpus = corpus.take(in_proportion(corpus.labels, self._limit, self._split["seed"]))
+        positions = split_by_class(corpus, str(file or self.name), **self._split)
+        tokens = _tokens_of(corpus.texts, self._tokenizer, self._cache_dir)
+
+        seen = np.zeros(len(corpus), dtype=bool)
+        seen[positions["train"]] = True
+        counts = np.bincount(tokens.ids[np.repeat(seen, tokens.lengths)], minlength=len(tokens.types))
+        vocabulary = Vocabulary.build(dict(zip(tokens.types, counts.tolist(), strict=True)), **self._vocabulary_limits)
+
+        ids = vocabulary.encode(tokens.types)[tokens.ids].astype(np.int32)
+        targets = np.array([corpus.classes.index(label) for label in corpus.labels])
+        kept = np.minimum(tokens.lengths, self._max_length)
+        self._corpus, self._lengths, self._positions = corpus, tokens.lengths, positions
+        self._datasets = {
+            split: TextDataset(ids, tokens.starts[rows], kept[rows], targets[rows]) for split, rows in positions.items()
+        }
+        self.facts = {
+            "classes": corpus.classes,
+            "target": self._target,
+            "english": {name: self._english[name] for name in corpus.classes if name in self._english},
+            "vocabulary": vocabulary.state(),
+            "vocab_size": len(vocabulary),
+            "padding_index": PADDING,
+            "unknown_index": UNKNOWN,
+            "tokenizer": self._tokenizer,
+            "max_length": self._max_length,
+        }
+        self.report = {
+            "name": self.name,
+            "source": path_text(file) if file else f"built-in, {self._sample_size} rows, seed {SAMPLE_SEED}",
+            "sha256": file_sha256(file) if file else None,
+            "rows_read": len(frame),
+            **traps,
+            "limit": self._limit,
+            "split": self._split,
+            "splits": {split: self._split_report(split) for split in SPLITS},
+            "tokenizer": {"name": self._tokenizer, "version": _tokenizer_version(self._tokenizer)},
+            "vocabulary": {
+                **self._vocabulary_limits,
+                "size": len(vocabulary),
+                "counted_in": "train",
+                "token_types_in_train": int((counts > 0).sum()),
+            },
+        }
+        self._log_report()
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Shuffled by `seed` and the epoch, texts of similar length together."""
+        return self._loader("train")
+
+    def val_dataloader(self) -> ResumableLoader:
+        """Every validation text once, short ones first."""
+        return self._loader("val")
+
+    def test_dataloader(self) -> ResumableLoader:
+        """Every test text once, short ones first."""
+        return self._loader("test")
+
+    def describe(self, split: str, index: np.ndarray) -> pd.DataFrame:
+        """What the examples `index` of `split` are, one row each, in that order.
+
+        Returns:
+            `row`, the 0-based data row in the file; `text` as cleaned; `label`; `length` in tokens before truncation.
+        """
+        self.setup()
+        assert self._corpus is not None
+        positions = self._positions[split][np.asarray(index, dtype=np.int64)]
+        chosen = self._corpus.take(positions)
+        return pd.DataFrame(
+            {"row": chosen.rows, "text": chosen.texts, "label": chosen.labels, "length": self._lengths[positions]}
+        )
+
+    def _loader(self, split: str) -> ResumableLoader:
+        self.setup()
+        dataset = self._datasets[split]
+        order = BatchOrder(
+            len(dataset),
+            self._batch_size,
+            lengths=dataset.lengths,
+            shuffle=split == "train",
+            seed=self._seed,
+            rank=getattr(self.trainer, "global_rank", 0),
+            world_size=getattr(self.trainer, "world_size", 1),
+        )
+        return ResumableLoader(dataset, order, num_workers=self._num_workers, pin_memory=torch.cuda.is_available())
+
+    def _read(self) -> tuple[pd.DataFrame, Path | None]:
+        columns = [self._text_column, self._target]
+        file = self._source.locate()
+        if file is not None:
+            return read_table(file, columns=columns, **self._format), file
+        self.name, self.is_sample = SAMPLE, True
+        frame = sample_reviews(self._sample_size, seed=SAMPLE_SEED)
+        if missing := [column for column in columns if column not in frame]:
+            raise DataError(f"the built-in sample has no columns {missing}, only {list(frame)}: give data.path a file")
+        frame[LINE] = np.arange(len(frame)) + 2
+        return frame, None
+
+    def _split_report(self, split: str) -> dict[str, Any]:
+        dataset, lengths = self._datasets[split], self._lengths[self._positions[split]]
+        classes = self.facts["classes"]
+        support = np.bincount(dataset.targets, minlength=len(classes)).tolist()
+        return {
+            "rows": len(dataset),
+            "classes": dict(zip(classes, support, strict=True)),
+            "truncated": int((lengths > self._max_length).sum()),
+            "without_tokens": int((lengths == 0).sum()),
+            "only_unknown_tokens": dataset.count_only_unknown(),
+        }
+
+    def _log_report(self) -> None:
+        report, splits = self.report, self.report["splits"]
+        traps = [
+            (report["nul_removed"], "NUL characters removed"),
+            (report["bom_removed"], "byte order marks removed"),
+            (report["empty_dropped"], "empty texts dropped"),
+            (report["duplicates_dropped"], "exact duplicates (same class, same text) dropped"),
+            (report["conflicting_rows"], f"rows kept whose text stands under several {self._target}"),
+            *((splits[split]["truncated"], f"{split} texts cut to {self._max_length} tokens") for split in SPLITS),
+            *((splits[split]["without_tokens"], f"{split} texts without a token") for split in SPLITS),
+            *((splits[split]["only_unknown_tokens"], f"{split} texts of unknown tokens only") for split in SPLITS),
+        ]
+        logger.info(
+            "%s: %d rows read; %s; %s; vocabulary of %d",
+            self.name,
+            report["rows_read"],
+            "; ".join(f"{count} {what}" for count, what in traps if count) or "nothing to mend",
+            ", ".join(f"{split} {splits[split]['rows']}" for split in SPLITS),
+            self.facts["vocab_size"],
+        )
+        for split in SPLITS:
+            if absent := [name for name, support in splits[split]["classes"].items() if not support]:
+                logger.warning("%s: the %s split has no row of %s", self.name, split, absent)
+
+
+class Vocabulary:
+    """Tokens and their indices; 0 is padding, 1 stands for every token that is not in it."""
+
+    SPECIAL = ("<pad>", "<unk>")
+
+    def __init__(self, tokens: Sequence[str]) -> None:
+        if tuple(tokens[:2]) != self.SPECIAL:
+            raise ValueError(f"a vocabulary starts with {self.SPECIAL}, not with {tuple(tokens[:2])}")
+        self._tokens = list(tokens)
+        # Texts may contain "<pad>" literally: it is a word like any other and unknown, never padding.
+        self._index = {token: index for index, token in enumerate(tokens) if index > UNKNOWN}
+
+    @classmethod
+    def build(cls, counts: Mapping[str, int], min_frequency: int = 1, max_vocabulary: int = 50_000) -> Vocabulary:
+        """The most frequent tokens first, equally frequent ones in the order of their characters."""
+        frequent = [
+            token for token, count in counts.items() if count >= max(1, min_frequency) and token not in cls.SPECIAL
+        ]
+        frequent.sort(key=lambda token: (-counts[token], token))
+        return cls([*cls.SPECIAL, *frequent[: max_vocabulary - len(cls.SPECIAL)]])
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    def encode(self, tokens: Iterable[str]) -> np.ndarray:
+        """Indices of tokens, int64 (T,)."""
+        return np.fromiter((self._index.get(token, UNKNOWN) for token in tokens), dtype=np.int64)
+
+    def state(self) -> list[str]:
+        """All entries in the order of their indices: `Vocabulary(vocabulary.state())` is the same one."""
+        return list(self._tokens)
+
+
+def encode_texts(
+    texts: Sequence[str], facts: Mapping[str, Any], cache_dir: str | None = None
+) -> dict[str, torch.Tensor]:
+    """A batch of new texts, one row per text whatever it holds, encoded as a data module with these facts does.
+
+    Args:
+        texts: raw texts.
+        facts: of `TextDataModule`; `vocabulary`, `tokenizer` and `max_length` are used.
+        cache_dir: for the tokenizer's own files, see `cache_folder`.
+
+    Returns:
+        `inputs` (B, T) and `lengths` (B,) as in training, `token_counts` (B,), the lengths before truncation, and
+        `known_counts` (B,), how many of the tokens kept are in the vocabulary; all int64.
+    """
+    vocabulary = Vocabulary(facts["vocabulary"])
+    tokens = tokenize([clean_text(text) for text in texts], facts["tokenizer"], cache_dir=cache_dir)
+    encoded = [vocabulary.encode(row[: facts["max_length"]]) for row in tokens]
+    lengths = np.array([len(row) for row in encoded], dtype=np.int64)
+    flat = np.concatenate([*encoded, np.empty(0, dtype=np.int64)])
+    inputs = pad(flat, np.cumsum(lengths) - lengths, lengths)
+    return {
+        "inputs": torch.from_numpy(inputs),
+        "lengths": torch.from_numpy(lengths),
+        "token_counts": torch.tensor([len(row) for row in tokens], dtype=torch.int64),
+        "known_counts": torch.from_numpy((inputs > UNKNOWN).sum(axis=1)),
+    }
+
+
+def tokenize(
+    texts: Sequence[str], tokenizer: str, *, cache_dir: str | None = None, progress: bool = False
+) -> list[list[str]]:
+    """The tokens of each text, white space dropped; a text may have none.
+
+    Args:
+        texts: cleaned texts.
+        tokenizer: one of `TOKENIZERS`.
+        cache_dir: for the tokenizer's own files, see `cache_folder`.
+        progress: show a progress bar if there is a terminal.
+    """
+    cut = _cutter(tokenizer, cache_dir)
+    shown = tqdm(texts, desc=f"tokenising ({tokenizer})", unit=" texts", disable=None if progress else True)
+    return [[token for token in cut(text) if not token.isspace()] for text in shown]
+
+
+def _cutter(tokenizer: str, cache_dir: str | None) -> Callable[[str], Iterable[str]]:
+    _one_of("tokenizer", tokenizer, TOKENIZERS)
+    if tokenizer != "jieba":
+        return list if tokenizer == "char" else str.split
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its own source warns on newer Pythons
+        import jieba
+    jieba.setLogLevel(logging.WARNING)
+    folder = cache_folder(cache_dir)
+    with contextlib.suppress(OSError):  # not writable: jieba then builds its dictionary anew each time
+        folder.mkdir(parents=True, exist_ok=True)
+        jieba.dt.tmp_dir = str(folder)  # pyright: ignore[reportAttributeAccessIssue]
+    return jieba.cut
+
+
+def _tokenizer_version(tokenizer: str) -> str:
+    return version("jieba") if tokenizer == "jieba" else "1"
+
+
+def _tokens_of(texts: list[str], tokenizer: str, cache_dir: str | None) -> Tokens:
+    """The corpus tokenised, from the cache if it was before: the cache is known by content, tokenizer and version."""
+    key = hashlib.sha256(f"1 {tokenizer} {_tokenizer_version(tokenizer)} {len(texts)}\0".encode())
+    key.update("\0".join(texts).encode())
+    file = cache_folder(cache_dir) / f"tokens-{tokenizer}-{key.hexdigest()[:32]}.bin"
+    if file.is_file():
+        if (tokens := Tokens.load(file)) is not None:
+            return tokens
+        logger.warning("the token cache %s is damaged; it is made anew", file)
+    types: dict[str, int] = {}
+    rows = tokenize(texts, tokenizer, cache_dir=cache_dir, progress=True)
+    ids = np.fromiter((types.setdefault(token, len(types)) for row in rows for token in row), dtype=np.int32)
+    tokens = Tokens(list(types), ids, np.array([len(row) for row in rows], dtype=np.int64))
+    try:
+        tokens.save(file)
+    except OSError as error:
+        logger.warning("cannot keep the tokens in %s (%s): the next start tokenises again", file, error)
+    return tokens
+
+
+def _one_of(key: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise DataError(f"data.{key}={value!r} is none of {', '.join(allowed)}")
+
+
+def _at_least(least: float, **settings: float) -> None:
+    for key, value in settings.items():
+        if not value >= least:
+            raise DataError(f"data.{key}={value} must be at least {least}")

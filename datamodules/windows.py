@@ -1,0 +1,169 @@
+"""Clean rows to windows: features, climatology, and batches gathered in one go."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from .cleaning import CleanSeries
+
+CALENDAR = ("sin_day", "cos_day", "sin_year", "cos_year")
+YEAR = 365.2425  # days
+
+
+class WindowDataset(Dataset[dict[str, torch.Tensor]]):
+    """Windows over shared tables of rows; `dataset[positions]` is a whole batch, gathered in one go.
+
+    Args:
+        inputs: float32 (rows, F), scaled.
+        history, targets, climatology: float32 (rows,).
+        starts: first row of each window.
+        lookback, horizon: rows of input and of target.
+        times: datetime64 (rows,).
+    """
+
+    def __init__(
+        self,
+        inputs: np.ndarray,
+        history: np.ndarray,
+        targets: np.ndarray,
+        climatology: np.ndarray,
+        starts: np.ndarray,
+        lookback: int,
+        horizon: int,
+        times: np.ndarray,
+    ) -> None:
+        self.inputs, self.history, self.targets, self.climatology = inputs, history, targets, climatology
+        self.starts = starts
+        self.lookback, self.horizon, self.times = lookback, horizon, times
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, positions: Sequence[int]) -> dict[str, torch.Tensor]:
+        index = np.asarray(positions, dtype=np.int64)
+        past = self.starts[index]
+        future = past + self.lookback
+        batch = {
+            "inputs": _runs(self.inputs, self.lookback, past),
+            "targets": _runs(self.targets, self.horizon, future),
+            "history": _runs(self.history, self.lookback, past),
+            "climatology": _runs(self.climatology, self.horizon, future),
+            "index": index,
+        }
+        return {name: torch.from_numpy(values) for name, values in batch.items()}
+
+
+def features_of(series: CleanSeries, features: Sequence[str], calendar: bool) -> np.ndarray:
+    """The columns `features`, then (with `calendar`) sine and cosine of the day and the year: float64 (rows, F)."""
+    columns = series.values[:, [series.names.index(name) for name in features]]
+    if not calendar:
+        return columns
+    day, year = _phases(series.times)
+    return np.column_stack([columns, np.sin(day), np.cos(day), np.sin(year), np.cos(year)])
+
+
+def forward_fill(values: np.ndarray, segments: np.ndarray, limit: int) -> np.ndarray:
+    """Missing values (rows, columns) as the last one seen of the same segment, at most `limit` rows old."""
+    rows = np.arange(len(values))[:, None]
+    last = np.maximum.accumulate(np.where(np.isnan(values), -1, rows), axis=0)
+    usable = (last >= 0) & (rows - last <= limit) & (segments[np.maximum(last, 0)] == segments[:, None])
+    return np.where(usable, np.take_along_axis(values, np.maximum(last, 0), axis=0), values)
+
+
+def window_starts(
+    segments: np.ndarray,
+    inputs_missing: np.ndarray,
+    target_missing: np.ndarray,
+    lookback: int,
+    horizon: int,
+    stride: int,
+) -> tuple[np.ndarray, dict[str, int]]:
+    """First rows of the windows of `lookback + horizon` rows that stay in one segment and have nothing missing.
+
+    `inputs_missing` forbids a row as input, `target_missing` as target, each bool (rows,). With a `stride`, every
+    stride-th window of a segment is a candidate. Returns the starts and the candidates lost, by cause.
+    """
+    positions = len(segments) - lookback - horizon + 1
+    if positions <= 0:
+        return np.empty(0, np.int64), {"dropped_across_gap": 0, "dropped_missing": 0}
+    starts = np.arange(positions)
+    whole = segments[:positions] == segments[lookback + horizon - 1 :]
+    phase = starts - np.searchsorted(segments, segments[:positions])
+    starts = starts[whole & (phase % stride == 0)]
+    bad_inputs, bad_targets = (np.concatenate([[0], np.cumsum(bad)]) for bad in (inputs_missing, target_missing))
+    middle = starts + lookback
+    good = (bad_inputs[middle] == bad_inputs[starts]) & (bad_targets[middle + horizon] == bad_targets[middle])
+    return starts[good], {"dropped_across_gap": int((~whole).sum()), "dropped_missing": int((~good).sum())}
+
+
+@dataclass(frozen=True)
+class Climatology:
+    """What is usual at this time of the year and of the day: a harmonic fit, products included.
+
+    `value(t) = Σ_ij C_ij a_i(t) d_j(t)`, where `a` is `1, cos, sin, cos 2·, sin 2·` of the year's phase and `d` the
+    same of the day's; `coefficients` is C, (annual terms, daily terms).
+    """
+
+    coefficients: np.ndarray
+
+    @classmethod
+    def fit(cls, times: np.ndarray, values: np.ndarray) -> Climatology:
+        """Least squares on the rows whose value is not NaN.
+
+        What the rows cannot tell apart from a trend is left out: the annual terms when they span less than a year,
+        the daily terms when less than two days.
+        """
+        seen = ~np.isnan(values)
+        times, values = times[seen], values[seen]
+        days = (times.max() - times.min()) / np.timedelta64(1, "D") if len(times) else 0.0
+        annual, daily = (2 if days > 0.98 * YEAR else 0), (2 if days >= 2 else 0)
+        basis = _products(times, annual, daily).reshape(len(times), -1)
+        solution = np.linalg.lstsq(basis, values, rcond=1e-8)[0]
+        return cls(solution.reshape(2 * annual + 1, 2 * daily + 1))
+
+    def predict(self, times: Any) -> np.ndarray:
+        """The usual value at each of `times` (anything numpy reads as datetimes), float64 in the target's unit."""
+        times = np.asarray(times, dtype="datetime64[us]")
+        annual, daily = (size // 2 for size in self.coefficients.shape)
+        return np.einsum("tad,ad->t", _products(times, annual, daily), self.coefficients)
+
+    def state(self) -> dict[str, Any]:
+        """Plain numbers from which `from_state` rebuilds this."""
+        return {"coefficients": self.coefficients.tolist()}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Climatology:
+        """The inverse of `state`."""
+        return cls(np.asarray(state["coefficients"], dtype=np.float64))
+
+
+def _phases(times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Angles of the day and of the year, radians, each (rows,)."""
+    days = (times - np.datetime64(0, "D")) / np.timedelta64(1, "D")
+    return 2 * np.pi * (days % 1.0), 2 * np.pi * (days / YEAR % 1.0)
+
+
+def _products(times: np.ndarray, annual: int, daily: int) -> np.ndarray:
+    """The basis of `Climatology`: (rows, 2 annual + 1, 2 daily + 1)."""
+    day, year = _phases(times)
+    return np.einsum("ta,td->tad", _harmonics(year, annual), _harmonics(day, daily))
+
+
+def _harmonics(phase: np.ndarray, count: int) -> np.ndarray:
+    terms = [wave(order * phase) for order in range(1, count + 1) for wave in (np.cos, np.sin)]
+    return np.column_stack([np.ones_like(phase), *terms])
+
+
+def _runs(table: np.ndarray, length: int, starts: np.ndarray) -> np.ndarray:
+    """`table[start : start + length]` for each of `starts`: (len(starts), length, …), copied."""
+    table = np.ascontiguousarray(table)
+    width = table[0].size
+    # A view whose row i is that of rows i … i + length - 1 laid end to end, so that each run is one contiguous copy.
+    view = np.lib.stride_tricks.sliding_window_view(table.reshape(-1), length * width)[::width]
+    return view[starts].reshape(len(starts), length, *table.shape[1:])

@@ -1,0 +1,44 @@
+"""Which implementation of the scan runs: `reference` is the truth, the others are faster and must match it.
+
+A backend is a module with `scan` (the reference's signature) and `why_not(cell, x)`, a predicate that names what keeps
+it from running there, or None. Choosing never tries and catches: an eligible backend that fails is a bug to be seen.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from types import ModuleType
+
+from torch import Tensor
+
+from rnn_cells.backends import reference
+from rnn_cells.cells import Cell
+
+log = logging.getLogger(__name__)
+
+BACKENDS: dict[str, ModuleType] = {"reference": reference}
+"""The backends by name, fastest first."""
+
+
+def choose(name: str, cell: Cell, x: Tensor) -> ModuleType:
+    """The backend `name`, or for `auto` the fastest that can run `cell` on `x`.
+
+    Raises:
+        ValueError: there is no such backend, or it can't run here (the message says why).
+    """
+    if name == "auto":
+        reasons = {other: backend.why_not(cell, x) for other, backend in BACKENDS.items()}
+        name = next(other for other, reason in reasons.items() if reason is None)
+        faster = [f"not {other}: {reason}" for other, reason in reasons.items() if reason is not None]
+        _announce("; ".join([f"backend auto runs {type(cell).__name__} on {name}", *faster]))
+    elif name not in BACKENDS:
+        raise ValueError(f"backend must be one of auto, {', '.join(BACKENDS)}; got {name!r}")
+    elif reason := BACKENDS[name].why_not(cell, x):
+        raise ValueError(f"backend {name!r} can't run {type(cell).__name__} here: {reason}")
+    return BACKENDS[name]
+
+
+@functools.cache  # says each thing once
+def _announce(message: str) -> None:
+    log.info(message)

@@ -1,0 +1,183 @@
+"""Recurrent cells: the equations, one time step each.
+
+Legend: B batch, I input_size, H hidden_size, G number of gate blocks. Equations use row vectors, so that `x W` is
+`x @ W`; the parameters hold the transposed matrices, stacked gate by gate in the order and under the names of
+`torch.nn`'s cells (`weight_ih` is `(G*H, I)`, `weight_hh` is `(G*H, H)`), which makes conversion a copy. Each bias of
+an equation is the sum of an input and a recurrent part (`bias_ih + bias_hh`), as there.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+State = tuple[Tensor, ...]
+"""The state between two steps: tensors of shape (B, H); the first one is the cell's output."""
+
+
+class Cell(nn.Module):
+    """One time step of a recurrent network.
+
+    A step is split in two. `project` does everything that doesn't depend on the past, so that a layer can do it for
+    all steps in a single matrix product; `recur` does the sequential rest. A new cell states `num_gates`, the names of
+    its state's tensors, and `recur`; it then works in every layer, direction and task.
+
+    Args:
+        input_size: I, features of a step's input.
+        hidden_size: H, features of a step's output.
+        bias: whether the equations have their bias terms.
+    """
+
+    num_gates: ClassVar[int]
+    state_names: ClassVar[tuple[str, ...]] = ("h",)
+
+    def __init__(self, input_size: int, hidden_size: int, bias: bool = True) -> None:
+        super().__init__()
+        if input_size < 1 or hidden_size < 1:
+            raise ValueError(f"input_size and hidden_size must be at least 1, got {input_size} and {hidden_size}")
+        self.input_size, self.hidden_size = input_size, hidden_size
+        rows = self.num_gates * hidden_size
+        self.weight_ih = nn.Parameter(torch.empty(rows, input_size))
+        self.weight_hh = nn.Parameter(torch.empty(rows, hidden_size))
+        self.bias_ih = nn.Parameter(torch.empty(rows)) if bias else None
+        self.bias_hh = nn.Parameter(torch.empty(rows)) if bias else None
+        self.reset_parameters()
+
+    def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """One step: input (B, I) and state to output (B, H) and the next state."""
+        state = self.recur(self.project(x), self.initial_state(len(x)) if state is None else state)
+        return state[0], state
+
+    def project(self, x: Tensor) -> Tensor:
+        """The input's part of all gates, `x W + b_ih`: (..., I) to (..., G*H)."""
+        return linear(x, self.weight_ih, self.bias_ih)
+
+    def recur(self, gates: Tensor, state: State) -> State:
+        """The next state from the projected input (B, G*H) and the state before it."""
+        raise NotImplementedError
+
+    def initial_state(self, batch_size: int) -> State:
+        """Zeros, on the weights' device and in their dtype."""
+        return tuple(self.weight_hh.new_zeros(batch_size, self.hidden_size) for _ in self.state_names)
+
+    def reset_parameters(self, init: str = "torch") -> None:
+        """Draw new weights.
+
+        Args:
+            init: `torch` draws everything from U(-1/sqrt(H), 1/sqrt(H)), as `torch.nn` does. `orthogonal` makes every
+                gate's recurrent matrix orthogonal (it keeps the norm of what flows through time: Saxe et al. 2014),
+                the input matrices Xavier-uniform and the biases zero.
+
+        Raises:
+            ValueError: `init` is neither.
+        """
+        if init == "torch":
+            bound = 1 / math.sqrt(self.hidden_size)
+            for parameter in self.parameters():
+                nn.init.uniform_(parameter, -bound, bound)
+        elif init == "orthogonal":
+            for block in self.weight_hh.detach().split(self.hidden_size):
+                nn.init.orthogonal_(block)
+            for block in self.weight_ih.detach().split(self.hidden_size):
+                nn.init.xavier_uniform_(block)
+            for bias in (self.bias_ih, self.bias_hh):
+                if bias is not None:
+                    nn.init.zeros_(bias)
+        else:
+            raise ValueError(f"init must be 'torch' or 'orthogonal', got {init!r}")
+
+    def extra_repr(self) -> str:
+        return f"{self.input_size}, {self.hidden_size}, bias={self.bias_ih is not None}"
+
+
+class RNNCell(Cell):
+    """The simple recurrent cell (Elman 1990).
+
+    h = tanh(x W + h U + b)
+    """
+
+    num_gates = 1
+
+    def recur(self, gates: Tensor, state: State) -> State:
+        (h,) = state
+        return (torch.tanh(gates + linear(h, self.weight_hh, self.bias_hh)),)
+
+
+class GRUCell(Cell):
+    """The gated recurrent unit (Cho et al. 2014).
+
+    r = sigmoid(x W_r + h U_r + b_r)             reset: how much of the past the candidate sees
+    z = sigmoid(x W_z + h U_z + b_z)             update: how much of the past is kept
+    n = tanh(x W_n + (r * h) U_n + b_n)          candidate
+    h = z * h + (1 - z) * n
+
+    With `reset_after=True` the reset gate acts after the matrix product, which needs one product per step instead of
+    two; it is the form of `torch.nn.GRU` and of cuDNN:
+
+    n = tanh(x W_n + b_n + r * (h U_n + c_n))
+
+    Args:
+        input_size: I, features of a step's input.
+        hidden_size: H, features of a step's output.
+        bias: whether the equations have their bias terms.
+        reset_after: the second form of the candidate.
+    """
+
+    num_gates = 3
+
+    def __init__(self, input_size: int, hidden_size: int, bias: bool = True, reset_after: bool = False) -> None:
+        super().__init__(input_size, hidden_size, bias)
+        self.reset_after = reset_after
+
+    def recur(self, gates: Tensor, state: State) -> State:
+        (h,) = state
+        H = self.hidden_size
+        x_rz, x_n = gates.split([2 * H, H], dim=-1)
+        if self.reset_after:
+            h_rz, h_n = linear(h, self.weight_hh, self.bias_hh).split([2 * H, H], dim=-1)
+            r, z = torch.sigmoid(x_rz + h_rz).chunk(2, dim=-1)
+            n = torch.tanh(x_n + r * h_n)
+        else:
+            U_rz, U_n = self.weight_hh.split([2 * H, H])
+            b_rz, b_n = (None, None) if self.bias_hh is None else self.bias_hh.split([2 * H, H])
+            r, z = torch.sigmoid(x_rz + linear(h, U_rz, b_rz)).chunk(2, dim=-1)
+            n = torch.tanh(x_n + linear(r * h, U_n, b_n))
+        return (z * h + (1 - z) * n,)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, reset_after={self.reset_after}"
+
+
+class LSTMCell(Cell):
+    """The long short-term memory (Hochreiter and Schmidhuber 1997; forget gate: Gers et al. 2000).
+
+    i = sigmoid(x W_i + h U_i + b_i)             input gate
+    f = sigmoid(x W_f + h U_f + b_f)             forget gate
+    g = tanh(x W_g + h U_g + b_g)                candidate
+    o = sigmoid(x W_o + h U_o + b_o)             output gate
+    c = f * c + i * g
+    h = o * tanh(c)
+    """
+
+    num_gates = 4
+    state_names = ("h", "c")
+
+    def recur(self, gates: Tensor, state: State) -> State:
+        h, c = state
+        i, f, g, o = (gates + linear(h, self.weight_hh, self.bias_hh)).chunk(4, dim=-1)
+        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+        h = torch.sigmoid(o) * torch.tanh(c)
+        return h, c
+
+    def reset_parameters(self, init: str = "torch") -> None:
+        """Draw new weights; `orthogonal` also sets the forget gate's bias to 1, so that the memory starts out open.
+
+        Source: Jozefowicz et al. 2015.
+        """
+        super().reset_parameters(init)
+        if init == "orthogonal" and self.bias_ih is not None:
+            nn.init.ones_(self.bias_ih.detach()[self.hidden_size : 2 * self.hidden_size])

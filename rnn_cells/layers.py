@@ -1,0 +1,276 @@
+"""Layers: a cell scanned over time, forwards or backwards, stacked.
+
+Legend: B batch, T time, I input_size, H hidden_size, L num_layers, D directions (1 or 2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial, partialmethod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import dropout
+
+from rnn_cells.backends import BACKENDS, choose
+from rnn_cells.cells import Cell, GRUCell, LSTMCell, RNNCell, State
+
+
+def scan(
+    cell: Cell,
+    x: Tensor,
+    state: State | None = None,
+    lengths: Tensor | None = None,
+    reverse: bool = False,
+    backend: str = "auto",
+) -> tuple[Tensor, State]:
+    """Run a cell over time.
+
+    Sequence b has `lengths[b]` valid steps. Past them its state stands still, so the final state is that of the last
+    valid step, and its outputs are zero; whatever the padding holds, nothing of it is read. With `reverse` the steps
+    are taken from each sequence's last valid one down to the first; `outputs[t]` still belongs to `x[t]`:
+
+        lengths = [4, 2], forwards  a0 a1 a2 a3    reverse  a3 a2 a1 a0
+                                    b0 b1 .. ..             .. .. b1 b0
+
+    Args:
+        cell: the step.
+        x: (T, B, I), time first.
+        state: tensors (B, H); zeros if not given.
+        lengths: (B,) integers between 0 and T; all T if not given.
+        reverse: take the steps from last to first.
+        backend: `auto`, or a name in `rnn_cells.backends.BACKENDS`.
+
+    Returns:
+        Outputs (T, B, H) and the final state, tensors (B, H).
+    """
+    if state is None:
+        state = cell.initial_state(x.shape[1])
+    return choose(backend, cell, x).scan(cell, x, state, lengths, reverse)
+
+
+class Recurrent(nn.Module):
+    """A stack of recurrent layers, in one or both directions, around any cell.
+
+    `RNN`, `GRU`, `LSTM` and `BiLSTM` are this class with the cell filled in, and replace `torch.nn`'s layers of those
+    names: same arguments (batch first by default), same layout of outputs and states, weights convertible both ways.
+
+    Args:
+        cell: builds a cell from `(input_size, hidden_size, bias=…)`: a `Cell` class or a partial of one.
+        input_size: I, features per step.
+        hidden_size: H, features per direction of the output.
+        num_layers: L; each layer reads the outputs of the one below.
+        bias: whether the cells have bias terms.
+        batch_first: sequences are (B, T, …); otherwise (T, B, …).
+        dropout: probability with which outputs are zeroed between layers, in training.
+        bidirectional: a second set of cells reads each sequence backwards; outputs are concatenated step by step.
+        init: `torch` or `orthogonal`; see `Cell.reset_parameters`.
+        backend: `auto` takes the fastest implementation that can run; a name insists on that one.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        cell: Callable[..., Cell],
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = True,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        init: str = "torch",
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        if num_layers < 1:
+            raise ValueError(f"num_layers must be at least 1, got {num_layers}")
+        if not 0 <= dropout <= 1:
+            raise ValueError(f"dropout must lie between 0 and 1, got {dropout}")
+        self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
+        self.bias, self.batch_first, self.dropout, self.bidirectional = bias, batch_first, dropout, bidirectional
+        self.backend = backend
+        self.directions = 2 if bidirectional else 1
+        self.output_size = self.directions * hidden_size
+        self.cells = nn.ModuleList(
+            cell(input_size if layer == 0 else self.output_size, hidden_size, bias=bias)
+            for layer in range(num_layers)
+            for _ in range(self.directions)
+        )
+        self.reset_parameters(init)
+
+    def reset_parameters(self, init: str = "torch") -> None:
+        """Draw new weights for every cell; see `Cell.reset_parameters`."""
+        for cell in self.cells:
+            cell.reset_parameters(init)
+
+    def forward(
+        self,
+        x: Tensor,
+        state: Tensor | State | None = None,
+        lengths: Tensor | Sequence[int] | None = None,
+    ) -> tuple[Tensor, Tensor | State]:
+        """Run the stack over a batch of sequences.
+
+        Args:
+            x: (B, T, I), or (T, B, I) unless `batch_first`; T at least 1.
+            state: initial state as `torch.nn` lays it out: (L*D, B, H), for cells with several state tensors (LSTM) a
+                tuple of those; zeros if not given.
+            lengths: valid steps per sequence, (B,) integers from 0 to T in any order; all T if not given. Outputs past
+                a length are zero, final states are those of the last valid step.
+
+        Returns:
+            Outputs (B, T, D*H), or (T, B, D*H), and the final state in the layout of `state`.
+
+        Raises:
+            ValueError: the shape of an argument, or a length, doesn't fit.
+        """
+        sequence = x.transpose(0, 1) if self.batch_first and x.ndim == 3 else x
+        self._check_input(sequence)
+        batch_size = sequence.shape[1]
+        initial = self._split_state(state, batch_size)
+        lengths = None if lengths is None else self._check_lengths(torch.as_tensor(lengths), sequence)
+        finals: list[State] = []
+        for layer in range(self.num_layers):
+            if layer > 0:
+                sequence = dropout(sequence, self.dropout, self.training)
+            outputs = []
+            for direction in range(self.directions):
+                index = layer * self.directions + direction
+                cell = self.cells[index]
+                output, final = scan(cell, sequence, initial[index], lengths, direction == 1, self.backend)
+                outputs.append(output)
+                finals.append(final)
+            sequence = torch.cat(outputs, dim=-1) if self.bidirectional else outputs[0]
+        stacked = tuple(torch.stack(tensors) for tensors in zip(*finals, strict=True))
+        output = sequence.transpose(0, 1) if self.batch_first else sequence
+        return output, stacked if len(stacked) > 1 else stacked[0]
+
+    @property
+    def chosen_backend(self) -> str:
+        """The backend that runs now, on the weights' device: what `auto` stands for."""
+        cell = self.cells[0]
+        chosen = choose(self.backend, cell, cell.weight_hh)
+        return next(name for name, backend in BACKENDS.items() if backend is chosen)
+
+    def _split_state(self, state: Tensor | State | None, batch_size: int) -> list[State]:
+        """The initial state of each cell, from `torch.nn`'s layout."""
+        cells = list(self.cells)
+        if state is None:
+            return [cell.initial_state(batch_size) for cell in cells]
+        tensors = (state,) if isinstance(state, Tensor) else tuple(state)
+        names = cells[0].state_names
+        expected = (len(cells), batch_size, self.hidden_size)
+        if len(tensors) != len(names) or any(tuple(tensor.shape) != expected for tensor in tensors):
+            shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors)
+            raise ValueError(f"state must hold {' and '.join(names)} of shape {expected} each, got {shapes}")
+        return list(zip(*(tensor.unbind() for tensor in tensors), strict=True))
+
+    def _check_input(self, sequence: Tensor) -> None:
+        if sequence.ndim != 3 or sequence.shape[-1] != self.input_size or len(sequence) == 0:
+            layout = "(batch, time, input_size)" if self.batch_first else "(time, batch, input_size)"
+            shape = tuple(sequence.transpose(0, 1).shape if self.batch_first and sequence.ndim == 3 else sequence.shape)
+            raise ValueError(
+                f"input must be {layout} with at least one step and input_size={self.input_size}, got {shape}"
+            )
+
+    def _check_lengths(self, lengths: Tensor, sequence: Tensor) -> Tensor:
+        steps, batch_size = sequence.shape[:2]
+        if tuple(lengths.shape) != (batch_size,) or lengths.is_floating_point():
+            raise ValueError(f"lengths must be {batch_size} integers, got {lengths.dtype} of {tuple(lengths.shape)}")
+        # Only on the CPU: reading the values of a tensor on a GPU would make every call wait for it.
+        if lengths.device.type == "cpu" and batch_size and not 0 <= int(lengths.min()) <= int(lengths.max()) <= steps:
+            raise ValueError(f"lengths must lie between 0 and {steps}, got {lengths.tolist()}")
+        return lengths
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.input_size}, {self.hidden_size}, num_layers={self.num_layers}, dropout={self.dropout}, "
+            f"bidirectional={self.bidirectional}, backend={self.backend!r}"
+        )
+
+
+class RNN(Recurrent):
+    """`Recurrent` around `RNNCell`: replaces `torch.nn.RNN` (tanh)."""
+
+    __init__ = partialmethod(Recurrent.__init__, RNNCell)
+
+
+class GRU(Recurrent):
+    """`Recurrent` around `GRUCell`; with `reset_after=True` it replaces `torch.nn.GRU`."""
+
+    def __init__(self, *args: Any, reset_after: bool = False, **kwargs: Any) -> None:
+        super().__init__(partial(GRUCell, reset_after=reset_after), *args, **kwargs)
+        self.reset_after = reset_after
+
+
+class LSTM(Recurrent):
+    """`Recurrent` around `LSTMCell`: replaces `torch.nn.LSTM`."""
+
+    __init__ = partialmethod(Recurrent.__init__, LSTMCell)
+
+
+class BiLSTM(LSTM):
+    """An `LSTM` in both directions: `LSTM(…, bidirectional=True)`."""
+
+    __init__ = partialmethod(Recurrent.__init__, LSTMCell, bidirectional=True)
+
+
+_TWINS: dict[type[Recurrent], type[nn.RNNBase]] = {RNN: nn.RNN, GRU: nn.GRU, LSTM: nn.LSTM}
+
+
+def from_torch(module: nn.RNNBase, backend: str = "auto") -> Recurrent:
+    """The layer that computes what `module` does, holding copies of its weights.
+
+    Args:
+        module: a `torch.nn.RNN`, `GRU` or `LSTM`.
+        backend: of the new layer.
+
+    Raises:
+        ValueError: it has no counterpart here (`nonlinearity="relu"`, `proj_size`).
+    """
+    if getattr(module, "nonlinearity", "tanh") != "tanh":
+        raise ValueError("from_torch: only nonlinearity='tanh' has a counterpart")
+    if module.proj_size:
+        raise ValueError("from_torch: proj_size has no counterpart")
+    layer_type = next((ours for ours, theirs in _TWINS.items() if isinstance(module, theirs)), None)
+    if layer_type is None:
+        raise ValueError(f"from_torch takes torch.nn.RNN, GRU or LSTM, got {type(module).__name__}")
+    form = {"reset_after": True} if layer_type is GRU else {}
+    layer = layer_type(**_arguments(module), **form, backend=backend).to(module.weight_hh_l0)
+    _copy_weights(module, layer, to_layer=True)
+    return layer.train(module.training)
+
+
+def to_torch(layer: Recurrent) -> nn.RNNBase:
+    """The `torch.nn` module that computes what `layer` does, holding copies of its weights.
+
+    Raises:
+        ValueError: `torch.nn` has no counterpart (a cell of your own, a GRU without `reset_after`).
+    """
+    twin = next((theirs for ours, theirs in _TWINS.items() if isinstance(layer, ours)), None)
+    if twin is None:
+        raise ValueError(f"to_torch: torch.nn has no counterpart of {type(layer).__name__}")
+    if isinstance(layer, GRU) and not layer.reset_after:
+        raise ValueError("to_torch: torch.nn.GRU is the form with reset_after=True, this GRU has reset_after=False")
+    module = twin(**_arguments(layer)).to(layer.cells[0].weight_hh)
+    _copy_weights(module, layer, to_layer=False)
+    return module.train(layer.training)
+
+
+def _arguments(module: nn.RNNBase | Recurrent) -> dict[str, Any]:
+    names = ("input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional")
+    return {name: getattr(module, name) for name in names}
+
+
+@torch.no_grad()
+def _copy_weights(module: nn.RNNBase, layer: Recurrent, to_layer: bool) -> None:
+    for index, cell in enumerate(layer.cells):
+        number, direction = divmod(index, layer.directions)
+        suffix = f"_l{number}" + ("_reverse" if direction else "")
+        for name, ours in cell.named_parameters():
+            theirs = getattr(module, name + suffix)
+            (ours if to_layer else theirs).copy_(theirs if to_layer else ours)

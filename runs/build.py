@@ -1,0 +1,118 @@
+"""From plain configuration to objects: data modules, tasks, callbacks. The only place that instantiates."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra.utils
+import torch
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning import LightningDataModule
+
+from runs.checkpoints import read_checkpoint
+from runs.schema import ConfigError
+from tasks import Task
+
+OWN = ("rnn_cells", "tasks", "datamodules", "runs")
+LIBRARIES = (
+    "torch.optim",
+    "pytorch_lightning.callbacks",
+    "pytorch_lightning.loggers",
+    "pytorch_lightning.profilers",
+    "pytorch_lightning.strategies",
+)
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """The configuration as a dict with every reference filled in."""
+    return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
+
+
+def instantiate(config: Any, trust: Sequence[str] = (), **arguments: Any) -> Any:
+    """Build what `config` names, if it names nothing but classes and functions that a run may use.
+
+    A configuration file can come from anybody, and `_target_` can name any function of any module. So each one, however
+    deeply nested, must be defined in this project, in `LIBRARIES`, or in a module that the user trusts by name.
+
+    Raises:
+        ConfigError: a `_target_` is something else.
+    """
+    for target in _targets(config):
+        _check_target(target, trust)
+    return hydra.utils.instantiate(config, _convert_="all", **arguments)
+
+
+def _targets(config: Any) -> Iterator[str]:
+    if isinstance(config, dict):
+        if "_target_" in config:
+            yield config["_target_"]
+        for value in config.values():
+            yield from _targets(value)
+    elif isinstance(config, (list, tuple)):
+        for value in config:
+            yield from _targets(value)
+
+
+def _check_target(target: str, trust: Sequence[str]) -> None:
+    allowed = (*OWN, *LIBRARIES, *trust)
+    refused = ConfigError(
+        f"_target_: {target} is not allowed: it must be a class or function of {', '.join(allowed)}; "
+        "add a module of your own with trust=[module]"
+    )
+    if not _within(str(target), allowed):
+        raise refused
+    try:
+        found = hydra.utils.get_object(target)
+    except Exception as error:
+        raise ConfigError(f"_target_: {target} can't be found: {error}") from error
+    # Where it was defined, not by which name it was reached: `tasks.task.torch.load` is no function of this project.
+    if not (inspect.isclass(found) or inspect.isfunction(found)) or not _within(found.__module__, allowed):
+        raise refused
+
+
+def _within(name: str, packages: Sequence[str]) -> bool:
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+def build_datamodule(config: dict[str, Any]) -> LightningDataModule:
+    """The data module of a run's configuration."""
+    return instantiate(config["data"], config["trust"])
+
+
+def build_task(config: dict[str, Any], facts: dict[str, Any]) -> Task:
+    """The task of a run's configuration, for data with these facts.
+
+    The task carries both as plain values in `blueprint`, and so do its checkpoints: `load_task` needs nothing else.
+    """
+    torch.manual_seed(config["seed"])
+    kept = {name: config[name] for name in ("task", "model", "optimizer", "scheduler", "seed", "trust")}
+    task_config = {key: value for key, value in config["task"].items() if key not in ("name", "monitor", "mode")}
+    build = {name: instantiate(config[name], config["trust"]) for name in ("optimizer", "scheduler") if config[name]}
+    inputs = instantiate(task_config.pop("inputs"), config["trust"])
+    encoder = instantiate(config["model"]["encoder"], config["trust"])
+    task = instantiate(
+        task_config, config["trust"], facts=facts, inputs=inputs, encoder=encoder, seed=config["seed"], **build
+    )
+    task.blueprint = {"config": kept, "facts": facts}
+    return task
+
+
+def load_task(path: str | Path, trust: Sequence[str] = ()) -> Task:
+    """The trained task in a checkpoint, without its data.
+
+    Args:
+        path: a checkpoint file.
+        trust: modules of your own that it may name.
+
+    Raises:
+        CheckpointError: the file is damaged, or no checkpoint of a task.
+        ConfigError: it names a class that is not allowed.
+    """
+    checkpoint = read_checkpoint(path)
+    config = {**checkpoint["blueprint"]["config"], "trust": list(trust)}
+    task = build_task(config, checkpoint["blueprint"]["facts"])
+    task.load_state_dict(checkpoint["state_dict"])
+    return task.eval()

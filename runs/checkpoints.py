@@ -1,0 +1,171 @@
+"""What a run must not lose: its history, its best weights, and a point to resume from."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import pickle
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Checkpoint, EarlyStopping
+from pytorch_lightning.plugins import CheckpointIO
+
+from runs.errors import CheckpointError
+
+LAST, BEST = "last.ckpt", "best.ckpt"
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that, whatever happens, either its old or its whole new content is there."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(beside, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
+    """A checkpoint's content. Only tensors and plain values are read: no code in the file is ever executed.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or holds something else.
+    """
+    path = Path(path)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}") from error
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:  # torch doesn't compare the archive's checksums
+            damaged = archive.testzip() is not None
+    except (zipfile.BadZipFile, NotImplementedError, EOFError):
+        damaged = True
+    if damaged:
+        raise CheckpointError(f"{path} is damaged (truncated, or bytes have changed).{_alternative(path)}")
+    try:
+        return torch.load(io.BytesIO(content), map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} is refused: it holds more than tensors and plain values, which could run code when read"
+        ) from error
+
+
+def _alternative(damaged: Path) -> str:
+    """The newest good checkpoint beside a damaged one, by training step."""
+    steps = {}
+    for path in damaged.parent.glob("*.ckpt"):
+        if path != damaged:
+            try:
+                steps[path] = read_checkpoint(path)["global_step"]
+            except (CheckpointError, KeyError):
+                continue
+    if not steps:
+        return " There is no other checkpoint beside it: start the run again"
+    newest = max(steps, key=lambda path: steps[path])
+    return f" {newest.name} is good (step {steps[newest]}): copy it to {damaged.name} to continue from there"
+
+
+class AtomicCheckpointIO(CheckpointIO):
+    """Lightning's checkpoints, written whole or not at all, and read without executing anything."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write a checkpoint."""
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(Path(path), buffer.getvalue())
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Read a checkpoint."""
+        return read_checkpoint(path, map_location or "cpu")
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Delete a checkpoint."""
+        Path(path).unlink(missing_ok=True)
+
+
+class Recorder(Checkpoint):
+    """Writes `history.csv`, `checkpoints/best.ckpt` and `checkpoints/last.ckpt`, the point to resume from.
+
+    A resume point is written before the first step, every so many steps, and behind every validation, when the early
+    stopping has made up its mind; not behind an epoch's last step, where the validation's is about to follow. What
+    lies between two resume points is repeated by a resumed run with the same batches and random numbers.
+
+    Args:
+        folder: the run folder.
+        monitor: name of the validation score that picks the best epoch; NaN is never the best.
+        mode: whether it is to be `min` or `max`.
+        every_n_steps: steps between two resume points inside an epoch.
+    """
+
+    def __init__(self, folder: Path, monitor: str, mode: str, every_n_steps: int) -> None:
+        self.folder, self.monitor, self.mode, self.every_n_steps = folder, monitor, mode, every_n_steps
+        self.history: list[dict[str, float]] = []
+        self.best: dict[str, float] = {}
+        self._seconds_before, self._started = 0.0, 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Time spent training so far, over all interruptions."""
+        return self._seconds_before + time.perf_counter() - self._started
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"history": self.history, "best": self.best, "seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.history, self.best = state_dict["history"], state_dict["best"]
+        self._seconds_before = state_dict["seconds"]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._started = time.perf_counter()
+        if trainer.global_step == 0:
+            self._save(trainer, LAST)
+        for callback in trainer.early_stopping_callbacks:  # it had decided to stop, and the run was killed just then
+            if isinstance(callback, EarlyStopping) and callback.wait_count >= callback.patience > 0:
+                trainer.should_stop = True
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        due = trainer.global_step % self.every_n_steps == 0 and (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if due and not trainer.is_last_batch:
+            self._save(trainer, LAST)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        scores = {name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+        self.history.append({"epoch": trainer.current_epoch + 1, "step": trainer.global_step, **scores})
+        score = scores.get(self.monitor, math.nan)
+        sign = 1 if self.mode == "max" else -1
+        if math.isfinite(score) and (not self.best or sign * score > sign * self.best["score"]):
+            self.best = {"score": score, "epoch": trainer.current_epoch + 1, "step": trainer.global_step}
+            self._save(trainer, BEST)
+        self._save(trainer, LAST)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        validated = bool(self.history) and self.history[-1]["epoch"] == trainer.current_epoch + 1
+        if not validated:
+            self.history.append({"epoch": trainer.current_epoch + 1, "step": trainer.global_step})
+        training = {name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith("train/")}
+        self.history[-1].update(**training, seconds=self.seconds)
+        if not validated:
+            self._save(trainer, LAST)
+        if trainer.is_global_zero:
+            table = pd.DataFrame(self.history).to_csv(index=False)
+            write_atomically(self.folder / "history.csv", table.encode())
+
+    def _save(self, trainer: pl.Trainer, name: str) -> None:
+        if not trainer.fast_dev_run:
+            trainer.save_checkpoint(self.folder / "checkpoints" / name)

@@ -1,0 +1,39 @@
+"""What a run says at its end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def print_scores(metrics: dict[str, Any], folder: Path, console: Console) -> None:
+    """The test scores, per class where there are classes, and where everything lies."""
+    sample = metrics["data"].startswith("sample_")
+    data = f"{metrics['data']} (BUILT-IN SAMPLE DATA, not a real data set)" if sample else metrics["data"]
+    table = Table(title=f"Test scores of {metrics['model']} on {data}", title_justify="left")
+    table.add_column("score")
+    table.add_column("value", justify="right")
+    for name, value in metrics["test"].items():
+        table.add_row(name, f"{value:.4f}")
+    console.print(table)
+    if "per_class" in metrics:
+        console.print(_class_table(metrics["per_class"]))
+    if metrics["fast_dev_run"]:
+        console.print("fast_dev_run: a trial of one batch; these scores mean nothing", style="bold")
+    console.print(
+        f"{metrics['parameters']:,} parameters, {metrics['epochs']} epochs in {metrics['seconds']:.0f} s "
+        f"(best: {metrics['best_epoch']}), backend {metrics['backend']}"
+    )
+    console.print(f"run folder: {folder}", soft_wrap=True)
+
+
+def _class_table(rows: list[dict[str, Any]]) -> Table:
+    table = Table(title="By class", title_justify="left")
+    for name in rows[0]:
+        table.add_column(name, justify="left" if name == "class" else "right")
+    for row in rows:
+        table.add_row(*(f"{value:.3f}" if isinstance(value, float) else str(value) for value in row.values()))
+    return table

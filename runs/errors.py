@@ -1,0 +1,89 @@
+"""Errors a user can mend, in one message."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import fields, is_dataclass
+
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from runs.schema import SCHEMAS, Config, ConfigError
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint can't be used; the message says which one could."""
+
+
+def explain(error: BaseException, arguments: list[str]) -> str | None:
+    """What to tell the user about `error`, or None if it is no mistake of theirs but a bug to be seen whole.
+
+    Args:
+        error: what was raised.
+        arguments: the command line's, for naming a likely spelling of a misspelt key.
+    """
+    if isinstance(error, ConfigError | CheckpointError):
+        return str(error)
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        cause = error.__cause__
+        if cause is not None and not isinstance(cause, HydraException | OmegaConfBaseException):
+            return explain(cause, arguments) or _first_lines(cause)
+        return "\n".join(filter(None, [_first_lines(error, cause), _suggestion(str(error), arguments)]))
+    # Whatever raised these has been imported by now: looking the classes up costs nothing.
+    from datamodules import DataError
+    from tasks import DivergedError
+
+    if isinstance(error, DataError | DivergedError):
+        return str(error)
+    if isinstance(error, PermissionError | FileNotFoundError):
+        return f"{error.strerror}: {error.filename}"
+    return None
+
+
+def _first_lines(*errors: BaseException | None) -> str:
+    """The messages without Hydra's internals (full_key, object_type, how to set HYDRA_FULL_ERROR)."""
+    texts = [str(error).partition("Config search path:")[0] for error in errors if error is not None]
+    lines = [line.strip() for text in texts for line in text.splitlines()]
+    noise = ("full_key:", "object_type=", "reference_type=", "To append to your config", "Set the environment")
+    kept = [line for line in lines if line and not line.startswith(noise)]
+    return "\n".join(dict.fromkeys(kept))
+
+
+def _suggestion(message: str, arguments: list[str]) -> str:
+    """The known key nearest to the one that the message complains of."""
+    match = re.search(r"Could not override '([^']+)'", message) or re.search(r"Key '([^']+)' (?:is )?not in", message)
+    if match is None:
+        return ""
+    wrong = match[1]
+    known = _known_keys()
+    if wrong in known:
+        return f"{wrong} belongs to another choice of {wrong.partition('.')[0]}."
+    # A key is misspelt in its last part (optimizer.lrr), or given without its group (lr).
+    closeness = {key: difflib.SequenceMatcher(None, key, wrong).ratio() for key in known}
+    last = wrong.rpartition(".")[2]
+    for key in known:
+        part = difflib.SequenceMatcher(None, key.rpartition(".")[2], last).ratio()
+        closeness[key] = max(closeness[key], part - (0.1 if "." in wrong else 0))
+    best = max(closeness, key=lambda key: closeness[key])
+    return f"Did you mean {best}?" if closeness[best] > 0.7 else "python run.py --cfg job shows all keys."
+
+
+def _known_keys() -> list[str]:
+    """Every option's full name."""
+    found: dict[str, None] = {}
+
+    def walk(node: type, prefix: str) -> None:
+        for item in fields(node):  # type: ignore[arg-type]
+            if item.name.startswith("_"):
+                continue
+            found[prefix + item.name] = None
+            default = item.default_factory() if callable(item.default_factory) else None  # type: ignore[misc]
+            if is_dataclass(default):
+                walk(type(default), f"{prefix}{item.name}.")
+
+    walk(Config, "")
+    for group, schemas in SCHEMAS.items():
+        for schema in schemas:
+            walk(schema, f"{group}.")
+    return list(found)

@@ -1,0 +1,176 @@
+"""Figures of a run and of a comparison; every function returns a matplotlib figure, `save` writes PNG and SVG."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib import font_manager
+from matplotlib.figure import Figure
+
+# Fonts with Chinese glyphs, as Linux distributions, Windows and macOS ship them.
+CHINESE_FONTS = (
+    "Noto Sans CJK SC",
+    "Noto Sans CJK JP",
+    "Noto Sans SC",
+    "Source Han Sans SC",
+    "Source Han Sans CN",
+    "WenQuanYi Zen Hei",
+    "WenQuanYi Micro Hei",
+    "Droid Sans Fallback",
+    "Microsoft YaHei",
+    "SimHei",
+    "PingFang SC",
+    "Hiragino Sans GB",
+    "Heiti SC",
+    "Heiti TC",
+    "Arial Unicode MS",
+)
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito 2008
+
+
+@functools.cache
+def chinese_font() -> str | None:
+    """A font on this machine that can show Chinese."""
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    return next((name for name in CHINESE_FONTS if name in installed), None)
+
+
+def readable(labels: Sequence[str], english: Mapping[str, str]) -> list[str]:
+    """The labels as they are where their characters can be shown, else in English, else numbered."""
+    if chinese_font() is not None or all(label.isascii() for label in labels):
+        return list(labels)
+    return [
+        label if label.isascii() else english.get(label, f"class {number}") for number, label in enumerate(labels, 1)
+    ]
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write `path` with the suffixes .png and .svg."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for suffix in (".png", ".svg"):
+        figure.savefig(path.with_suffix(suffix), dpi=150)
+
+
+def loss_curves(history: pd.DataFrame, monitor: str, mode: str) -> Figure:
+    """Training and validation loss by epoch, and the monitored score with its best epoch."""
+    figure = _figure(9, 3.6)
+    left, right = figure.subplots(1, 2)
+    for name, colour in (("train/loss", COLOURS[0]), ("val/loss", COLOURS[1])):
+        if name in history:
+            left.plot(history["epoch"], history[name], marker="o", markersize=3, color=colour, label=name)
+    left.set(xlabel="epoch", ylabel="loss", title="Loss")
+    left.legend()
+    if monitor in history and history[monitor].notna().any():
+        scores = history[monitor]
+        best = int(scores.idxmax() if mode == "max" else scores.idxmin())
+        right.plot(history["epoch"], scores, marker="o", markersize=3, color=COLOURS[2])
+        right.plot(history["epoch"][best], scores[best], marker="*", markersize=13, color=COLOURS[2])
+        right.set(xlabel="epoch", ylabel=monitor, title=f"Best {monitor}: {scores[best]:.4f}, epoch {best + 1}")
+    for axes in (left, right):
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    return figure
+
+
+def confusion_matrix(counts: Sequence[Sequence[int]], labels: Sequence[str]) -> Figure:
+    """Counts of truth (rows) by prediction (columns), coloured by the share of the row."""
+    table = np.asarray(counts)
+    share = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
+    figure = _figure(1.8 + 0.72 * len(labels), 1.4 + 0.62 * len(labels))
+    axes = figure.subplots()
+    image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    for row, column in np.ndindex(*table.shape):
+        dark = share[row, column] > 0.5
+        axes.text(
+            column,
+            row,
+            f"{table[row, column]}",
+            ha="center",
+            va="center",
+            fontsize=8,
+            color="white" if dark else "black" if table[row, column] else "#bbbbbb",
+        )
+    axes.set_xticks(range(len(labels)), labels, rotation=45, ha="right")
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set(xlabel="prediction", ylabel="truth", title="Confusion matrix of the test split (counts)")
+    axes.grid(visible=False)
+    figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03, label="share of the true class (recall)")
+    return figure
+
+
+def error_by_step(metrics: Mapping[str, list[float]], model: str, hours_per_step: float, unit: str) -> Figure:
+    """Mean absolute error by lead time, for the model and for the seasonal naive forecast."""
+    figure = _figure(7, 3.8)
+    axes = figure.subplots()
+    for number, (label, errors) in enumerate(metrics.items()):
+        hours = np.arange(1, len(errors) + 1) * hours_per_step
+        axes.plot(hours, errors, color=COLOURS[number], label=f"{label} (mean {np.mean(errors):.2f} {unit})")
+    axes.set(xlabel="lead time (h)", ylabel=f"mean absolute error ({unit})", title=f"Error of {model} by lead time")
+    axes.set_ylim(bottom=0)
+    if len(errors) * hours_per_step >= 24:
+        axes.xaxis.set_major_locator(matplotlib.ticker.MultipleLocator(6))
+    axes.legend(loc="lower right")
+    return figure
+
+
+def forecasts(windows: Sequence[Mapping[str, np.ndarray]], model: str, target: str) -> Figure:
+    """Past, truth and forecast of some windows; each has `origin`, `history`, `truth`, `forecast`, `hours`."""
+    columns = 2
+    rows = -(-len(windows) // columns)
+    figure = _figure(11, 2.7 * rows + 0.5)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes, window in zip(grid.flat, windows, strict=False):
+        step = float(window["hours"])
+        past = np.arange(1 - len(window["history"]), 1) * step
+        future = np.arange(1, len(window["truth"]) + 1) * step
+        axes.plot(past, window["history"], color="#777777", linewidth=1, label="past")
+        axes.plot(future, window["truth"], color="#000000", linewidth=1.4, label="truth")
+        axes.plot(future, window["forecast"], color=COLOURS[1], linewidth=1.6, label=model)
+        axes.axvline(0, color="#aaaaaa", linewidth=0.8, linestyle=":")
+        error = np.abs(window["forecast"] - window["truth"]).mean()
+        axes.set_title(f"from {window['origin']}, mean error {error:.2f}", fontsize=9)
+        axes.set(xlabel="hours from the forecast's origin", ylabel=target)
+    for axes in grid.flat[len(windows) :]:
+        axes.set_visible(False)
+    grid.flat[0].legend(fontsize=8)
+    return figure
+
+
+def learning_curves(curves: Mapping[str, Sequence[pd.DataFrame]], monitor: str) -> Figure:
+    """Validation loss and monitored score by epoch: the mean over runs of one label, and the range between them."""
+    figure = _figure(11, 4)
+    for axes, name in zip(figure.subplots(1, 2), ("val/loss", monitor), strict=True):
+        for number, (label, histories) in enumerate(curves.items()):
+            runs = [history.set_index("epoch")[name] for history in histories if name in history]
+            if not runs:
+                continue
+            table = pd.concat(runs, axis=1)
+            colour = COLOURS[number % len(COLOURS)]
+            axes.plot(table.index, table.mean(axis=1), color=colour, marker="o", markersize=3, label=label)
+            if len(runs) > 1:
+                axes.fill_between(table.index, table.min(axis=1), table.max(axis=1), color=colour, alpha=0.15)
+        axes.set(xlabel="epoch", ylabel=name, title=f"{name} by epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.legend()
+    return figure
+
+
+def _figure(width: float, height: float) -> Figure:
+    """An empty figure in the house style, drawn without a screen."""
+    families = [name for name in (chinese_font(), "DejaVu Sans") if name]
+    matplotlib.rcParams.update(
+        {
+            "font.family": families,
+            "axes.unicode_minus": False,
+            "axes.grid": True,
+            "grid.alpha": 0.3,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "svg.fonttype": "path",  # a reader of the SVG may lack the font
+        }
+    )
+    return Figure(figsize=(width, height), layout="constrained")

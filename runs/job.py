@@ -1,0 +1,98 @@
+"""The life of a run folder: created, trained in, finished or failed, resumed."""
+
+from __future__ import annotations
+
+import json
+import logging
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from runs import console
+from runs.build import plain
+from runs.checkpoints import LAST, write_atomically
+from runs.errors import CheckpointError, explain
+from runs.schema import ConfigError, validate
+from runs.train import train
+
+log = logging.getLogger(__name__)
+
+failures: list[str] = []
+"""The run folders of this process's jobs that failed."""
+
+
+def run(config: DictConfig) -> float | None:
+    """Run one composed configuration; a failure is reported and remembered, so that a sweep's other jobs go on.
+
+    Returns:
+        The validation score that the run is judged by, for sweepers that optimise it.
+    """
+    settings = HydraConfig.get()
+    folder = Path(settings.runtime.output_dir)
+    overrides = list(settings.overrides.task)
+    try:
+        metrics = _run(config, folder, overrides)
+    except KeyboardInterrupt:
+        _write_status(folder, "interrupted", overrides, f"continue with: python run.py resume={folder}")
+        raise
+    except (Exception, SystemExit) as error:
+        message = explain(error, overrides)
+        _write_status(folder, "failed", overrides, message or repr(error))
+        failures.append(folder.name)
+        where = f" in {folder.name}" if settings.mode == RunMode.MULTIRUN else ""
+        log.error(f"error{where}: {message or repr(error)}", exc_info=message is None or config.debug)
+        return None
+    console.print_scores(metrics, folder, Console())
+    return metrics["test"].get("f1_macro", metrics["test"].get("mae"))
+
+
+def _run(config: DictConfig, folder: Path, overrides: list[str]) -> dict[str, Any]:
+    if config.resume is not None:
+        return _resume(folder, overrides)
+    validate(config)
+    settings = plain(config)
+    write_atomically(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(settings)).encode())
+    _write_status(folder, "running", overrides)
+    metrics = train(settings, folder)
+    _write_status(folder, "finished", overrides)
+    return metrics
+
+
+def _resume(folder: Path, overrides: list[str]) -> dict[str, Any]:
+    """Continue the run of `folder` under its own configuration, of which only the trainer's part may change."""
+    if not (folder / "config.yaml").exists():
+        raise CheckpointError(f"nothing to resume from: {folder} is not a run folder (it has no config.yaml)")
+    saved = OmegaConf.load(folder / "config.yaml")
+    changes = [override for override in overrides if not override.startswith("resume=")]
+    for change in changes:
+        key, _, value = change.partition("=")
+        if key in ("model", "task") and value != saved[key].name:
+            raise CheckpointError(f"{folder} holds a {saved[key].name} run; it can't continue as {key}={value}")
+        if not key.lstrip("+").startswith("trainer.") and key not in ("model", "task", "debug"):
+            raise ConfigError(f"{change}: a resumed run keeps its configuration; only trainer.… may change")
+    dotlist = [change.lstrip("+") for change in changes if change.lstrip("+").startswith("trainer.")]
+    settings = plain(OmegaConf.merge(saved, OmegaConf.from_dotlist(dotlist)))  # type: ignore[arg-type]
+    if (folder / "metrics.json").exists() and not dotlist:
+        log.info(f"{folder} is finished already; here are its scores")
+        return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    if not (folder / "checkpoints" / LAST).exists():
+        raise CheckpointError(
+            f"nothing to resume from: {folder / 'checkpoints' / LAST} does not exist; the run stopped before its "
+            "training began. Start it again without resume="
+        )
+    _write_status(folder, "running", overrides)
+    metrics = train(settings, folder, resume=True)
+    _write_status(folder, "finished", overrides)
+    return metrics
+
+
+def _write_status(folder: Path, state: str, overrides: list[str], error: str | None = None) -> None:
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    status = {"state": state, "overrides": overrides, "error": error, "time": now}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "status.json", json.dumps(status, ensure_ascii=False, indent=2).encode())

@@ -1,0 +1,98 @@
+"""What a finished run leaves behind: predictions, figures, events for TensorBoard, and `metrics.json`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from pytorch_lightning.loggers import Logger, TensorBoardLogger
+
+from runs import figures
+from runs.checkpoints import write_atomically
+from tasks import Task
+
+
+def write_results(
+    folder: Path,
+    config: dict[str, Any],
+    metrics: dict[str, Any],
+    task: Task,
+    datamodule: Any,
+    history: pd.DataFrame,
+    logger: Logger | None,
+) -> None:
+    """Write `predictions.parquet`, `figures/`, TensorBoard's test events and `metrics.json`.
+
+    `metrics.json` comes last: its presence says that the run is complete.
+    """
+    predictions = task.predictions()
+    index = predictions.pop("index").to_numpy()
+    described = datamodule.describe("test", index).reset_index(drop=True)
+    predictions = pd.concat([described.drop(columns=predictions.columns, errors="ignore"), predictions], axis=1)
+    predictions.to_parquet(folder / "predictions.parquet", index=False)
+    drawn = {"loss": figures.loss_curves(history, config["task"]["monitor"], config["task"]["mode"])}
+    if metrics["task"] == "cls":
+        labels = figures.readable([row["class"] for row in metrics["per_class"]], config["data"]["english"])
+        drawn["confusion"] = figures.confusion_matrix(metrics["confusion"], labels)
+    else:
+        drawn |= _forecast_figures(metrics, predictions.assign(index=index), datamodule)
+    for name, figure in drawn.items():
+        figures.save(figure, folder / "figures" / name)
+    if isinstance(logger, TensorBoardLogger) and not metrics["fast_dev_run"]:
+        _write_events(logger, metrics, predictions, drawn, int(history["step"].iloc[-1]))
+    write_json(folder / "metrics.json", metrics)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file that people can read, whole or not at all."""
+    write_atomically(path, json.dumps(content, ensure_ascii=False, indent=2).encode())
+
+
+def _forecast_figures(metrics: dict[str, Any], predictions: pd.DataFrame, datamodule: Any) -> dict[str, Figure]:
+    """The error by lead time, and six windows spread over the test split with what came before them."""
+    facts = datamodule.facts
+    hours, unit = 24 / facts["steps_per_day"], facts["unit"]
+    errors = {metrics["model"]: metrics["mae_by_step"], "seasonal naive": metrics["seasonal_naive"]["mae_by_step"]}
+    available = predictions["index"].unique()
+    chosen = available[np.linspace(0, len(available) - 1, min(6, len(available))).astype(int)]
+    histories = datamodule.test_dataloader().dataset[chosen.tolist()]["history"].numpy()
+    windows = []
+    for position, history in zip(chosen, histories, strict=True):
+        rows = predictions[predictions["index"] == position]
+        windows.append(
+            {
+                "origin": f"{rows['origin'].iloc[0]:%Y-%m-%d %H:%M}",
+                "history": history,
+                "truth": rows["target"].to_numpy(),
+                "forecast": rows["prediction"].to_numpy(),
+                "hours": hours,
+            }
+        )
+    return {
+        "error_by_step": figures.error_by_step(errors, metrics["model"], hours, unit),
+        "forecasts": figures.forecasts(windows, metrics["model"], facts["target"]),
+    }
+
+
+def _write_events(
+    logger: TensorBoardLogger,
+    metrics: dict[str, Any],
+    predictions: pd.DataFrame,
+    drawn: dict[str, Figure],
+    step: int,
+) -> None:
+    """The test's scores beside the hyper-parameters, its figures, and texts that were misread."""
+    board = logger.experiment
+    for name, value in metrics["test"].items():
+        board.add_scalar(f"hp/{name}", value, step)
+    for name, figure in drawn.items():
+        board.add_figure(f"test/{name}", figure, step, close=False)
+    if metrics["task"] == "cls":
+        wrong = predictions[predictions["target"] != predictions["prediction"]].sort_values("probability").tail(20)
+        shown = wrong[["text", "target", "prediction", "probability"]].assign(text=wrong["text"].str.slice(0, 200))
+        board.add_text("test/misclassified", shown.to_markdown(index=False), step)
+    board.flush()

@@ -1,0 +1,382 @@
+"""What the configuration may hold: names, types, ranges and meanings of all options.
+
+The dataclasses are stored in Hydra's group `schema`; the files in `conf/` build on them, so that a misspelt name or
+a wrong type fails while the configuration is composed. Ranges are checked by `validate`, before any data is read.
+Nothing here imports more than hydra and omegaconf: composing, `--help` and shell completion stay quick.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, fields
+from typing import Any, Optional
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+
+class ConfigError(ValueError):
+    """The configuration asks for something impossible; the message names the key and what is allowed."""
+
+
+def option(
+    default: Any,
+    help: str,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    choices: tuple[str, ...] | None = None,
+) -> Any:
+    """A field with its meaning and range: `least <= value <= most`, `above < value`, or one of `choices`."""
+    limits = {"least": least, "above": above, "most": most, "choices": choices}
+    metadata = {"help": help, **{name: limit for name, limit in limits.items() if limit is not None}}
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: default.copy(), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+# omegaconf reads annotations at run time and, on Python 3.10 and 3.11, wants Optional spelt out.
+# ruff: noqa: UP045
+
+DURATION = "a duration such as 5d, 48h or 10min"
+
+
+@dataclass
+class EncoderConfig:
+    """A recurrent encoder: `rnn_cells.RNN`, `GRU`, `LSTM`, `BiLSTM`."""
+
+    _target_: str = MISSING
+    _partial_: bool = True
+    hidden_size: int = option(128, "features per direction", least=1)
+    num_layers: int = option(1, "stacked layers", least=1)
+    bias: bool = option(True, "whether the cells have bias terms")
+    dropout: float = option(0.0, "between layers", least=0, most=1)
+    bidirectional: bool = option(False, "read each sequence backwards, too")
+    init: str = option("torch", "how weights are drawn", choices=("torch", "orthogonal"))
+    backend: str = option("auto", "implementation of the scan: auto, or the name of one that must run")
+
+
+@dataclass
+class GRUEncoderConfig(EncoderConfig):
+    """A GRU."""
+
+    reset_after: bool = option(False, "reset gate behind the matrix product, as torch.nn.GRU has it")
+
+
+@dataclass
+class CellEncoderConfig(EncoderConfig):
+    """`rnn_cells.Recurrent` around a cell of your own."""
+
+    cell: Any = MISSING
+
+
+@dataclass
+class ModelConfig:
+    """An architecture."""
+
+    name: str = MISSING
+    encoder: Any = MISSING
+    source_epochs: int = option(20, "epochs this architecture was trained in the source report", least=1)
+
+
+@dataclass
+class RNNModelConfig(ModelConfig):
+    """RNN, LSTM or BiLSTM."""
+
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+
+
+@dataclass
+class GRUModelConfig(ModelConfig):
+    """GRU."""
+
+    encoder: GRUEncoderConfig = field(default_factory=GRUEncoderConfig)
+
+
+@dataclass
+class CellModelConfig(ModelConfig):
+    """A cell of your own."""
+
+    encoder: CellEncoderConfig = field(default_factory=CellEncoderConfig)
+
+
+@dataclass
+class EmbeddingConfig:
+    """Token vectors."""
+
+    _target_: str = "tasks.TokenEmbedding"
+    _partial_: bool = True
+    embedding_dim: int = option(128, "features per token", least=1)
+    dropout: float = option(0.0, "on token vectors", least=0, most=1)
+
+
+@dataclass
+class IdentityConfig:
+    """Inputs that are numbers already."""
+
+    _target_: str = "tasks.Identity"
+    _partial_: bool = True
+
+
+POOLINGS = ("last", "mean", "max", "attention")
+
+
+@dataclass
+class TaskConfig:
+    """What is learned."""
+
+    _target_: str = MISSING
+    name: str = MISSING
+    inputs: Any = MISSING
+    pooling: str = option("last", "how a sequence's steps become one vector", choices=POOLINGS)
+    dropout: float = option(0.0, "on the pooled vector", least=0, most=1)
+    monitor: str = option("val/loss", "the validation score that picks the best epoch and stops early")
+    mode: str = option("min", "whether less or more of it is better", choices=("min", "max"))
+
+
+@dataclass
+class ClassificationConfig(TaskConfig):
+    """Text classification."""
+
+    inputs: EmbeddingConfig = field(default_factory=EmbeddingConfig)
+    label_smoothing: float = option(0.0, "share of a target spread over all classes", least=0, most=1)
+
+
+@dataclass
+class ForecastingConfig(TaskConfig):
+    """Multi-step forecasting."""
+
+    inputs: IdentityConfig = field(default_factory=IdentityConfig)
+    criterion: str = option("mae", "training loss", choices=("mae", "mse", "huber"))
+    base: str = option("last", "what the network's answer is added to", choices=("mean", "last", "climatology"))
+
+
+@dataclass
+class DataConfig:
+    """A data set, and how it becomes batches."""
+
+    _target_: str = MISSING
+    name: str = MISSING
+    path: Optional[str] = option(None, "your CSV file (plain or zipped) instead of the data set's own")
+    files: list[str] = option([], "names under which the data set is looked for in RNN_LAB_DATA and the cache")
+    urls: list[str] = option([], "where it is downloaded from, tried in order")
+    sha256: dict[str, str] = option({}, "known files and their hashes")
+    on_missing: str = option("sample", "without a file and a network", choices=("sample", "error"))
+    encoding: str = option("utf-8", "of the file: utf-8, gb18030, latin-1, …")
+    separator: str = option(",", "between the file's columns")
+    val_fraction: float = option(0.1, "of the examples, for validation", above=0, most=0.9)
+    test_fraction: float = option(0.1, "of the examples, for the test", above=0, most=0.9)
+    batch_size: int = option(128, "examples per step", least=1)
+    num_workers: int = option(0, "processes that prepare batches", least=0)
+    seed: int = option(0, "of the order of batches", least=0)
+
+
+@dataclass
+class TextConfig(DataConfig):
+    """A CSV of texts and labels."""
+
+    text_column: str = option("review", "column with the text")
+    target: str = option("cat", "column with the label")
+    tokenizer: str = option("jieba", "how texts are cut", choices=("jieba", "char", "whitespace"))
+    max_length: int = option(256, "tokens kept of a text", least=1)
+    min_frequency: int = option(2, "a token must occur so often in the training split to be known", least=1)
+    max_vocabulary: int = option(50000, "known tokens at most", least=3)
+    split: str = option("stratified", "which rows are the test split", choices=("stratified", "index%5"))
+    split_seed: int = option(0, "of the stratified split", least=0)
+    sample_size: int = option(4000, "rows of the built-in sample", least=200)
+    cache_dir: Optional[str] = option(None, "where tokens are cached; a folder of this user if not given")
+    limit: Optional[int] = option(None, "use only so many rows, for a trial", least=50)
+    english: dict[str, str] = option({}, "labels in English, for figures where no font shows Chinese")
+
+
+@dataclass
+class SeriesConfig(DataConfig):
+    """A CSV of timestamped readings."""
+
+    time_column: str = option("Date Time", "column with the time")
+    time_format: str = option("%d.%m.%Y %H:%M:%S", "how a time is written (strptime)")
+    target: str = option("T (degC)", "column to forecast")
+    features: list[str] = option([], "columns the model reads")
+    wind: Optional[dict[str, str]] = option(None, "columns `speed` and `direction`; adds features wind_x and wind_y")
+    calendar: bool = option(True, "add sine and cosine of time of day and of year")
+    missing_values: list[float] = option([-9999.0], "numbers that mean: no reading")
+    missing: str = option("drop", "windows with gaps in their inputs", choices=("drop", "ffill"))
+    fill_limit: int = option(3, "steps that ffill may bridge", least=1)
+    duplicates: str = option("first", "two rows of one time", choices=("first", "last", "mean", "error"))
+    step: str = option("1h", f"between readings: {DURATION}")
+    resample: str = option("sample", "from a finer file: every k-th reading, or means", choices=("sample", "mean"))
+    lookback: str = option("5d", f"what the model sees: {DURATION}")
+    horizon: str = option("2d", f"what it forecasts: {DURATION}")
+    stride: int = option(1, "steps from one window to the next", least=1)
+    season: str = option("1d", f"period of the seasonal naive forecast: {DURATION}")
+    split: str = option("date", "chronological, by date or by fraction", choices=("date", "fraction"))
+    val_from: Optional[str] = option("2015-01-01", "start of validation (split=date)")
+    test_from: Optional[str] = option("2016-01-01", "start of the test (split=date)")
+    test_until: Optional[str] = option(None, "end of the test (split=date); the file's end if not given")
+    reach_back: bool = option(True, "a window belongs to the split of its targets; false: its inputs must lie in it, too")
+    expected: dict[str, Any] = option({}, "rows, first and last time of known files")
+    sample_years: int = option(3, "years of the built-in sample", least=3)
+    sample_seed: int = option(0, "of the built-in sample", least=0)
+
+
+@dataclass
+class OptimizerConfig:
+    """An optimizer of torch.optim."""
+
+    _target_: str = MISSING
+    _partial_: bool = True
+    lr: float = option(1e-3, "learning rate", above=0, most=10)
+    weight_decay: float = option(0.0, "L2 penalty (Adam, SGD) or decoupled decay (AdamW)", least=0, most=1)
+
+
+@dataclass
+class AdamConfig(OptimizerConfig):
+    """Adam or AdamW."""
+
+    betas: list[float] = option([0.9, 0.999], "decay of the running moments", least=0, most=1)
+    eps: float = option(1e-8, "added to the denominator", above=0)
+
+
+@dataclass
+class SGDConfig(OptimizerConfig):
+    """Stochastic gradient descent."""
+
+    momentum: float = option(0.9, "of the running gradient", least=0, most=1)
+    nesterov: bool = option(False, "look ahead")
+
+
+@dataclass
+class SchedulerConfig:
+    """A learning rate schedule over the steps of the training."""
+
+    _target_: str = MISSING
+    _partial_: bool = True
+    warmup: float = option(0.05, "fraction of the steps in which the rate rises", least=0, most=1)
+
+
+@dataclass
+class CosineConfig(SchedulerConfig):
+    """Half a cosine."""
+
+    final: float = option(0.01, "fraction of the rate that is left at the end", least=0, most=1)
+
+
+@dataclass
+class TrainerConfig:
+    """Arguments of `pytorch_lightning.Trainer`."""
+
+    accelerator: str = option("auto", "auto, cpu, gpu or mps")
+    devices: Any = option("auto", "how many devices, or which")
+    strategy: str = option("auto", "auto, ddp, …")
+    num_nodes: int = option(1, "machines", least=1)
+    precision: str = option("32-true", "of the arithmetic: 32-true, bf16-mixed, 64-true, …")
+    max_epochs: int = option(15, "epochs at most", least=1)
+    max_steps: int = option(-1, "steps at most; -1 for no limit", least=-1)
+    gradient_clip_val: Optional[float] = option(1.0, "largest norm of the gradient", above=0)
+    fast_dev_run: Any = option(False, "true: one batch of everything, to see that it works; or a number of batches")
+    limit_train_batches: Any = option(1.0, "fraction or number of batches per epoch", least=0)
+    limit_val_batches: Any = option(1.0, "the same for validation", least=0)
+    limit_test_batches: Any = option(1.0, "the same for the test", least=0)
+    log_every_n_steps: int = option(50, "steps between two points of a curve", least=1)
+    deterministic: bool = option(False, "insist on deterministic algorithms")
+    enable_progress_bar: bool = option(True, "show one")
+    threads: Optional[int] = option(None, "CPU threads of the arithmetic; all cores if not given", least=1)
+    extra: dict[str, Any] = option({}, "further arguments of the Trainer: +trainer.extra.profiler=simple")
+
+
+@dataclass
+class EarlyStoppingConfig:
+    """When to stop before max_epochs."""
+
+    patience: int = option(3, "epochs without improvement of task.monitor", least=0)
+    min_delta: float = option(0.0, "what counts as improvement", least=0)
+
+
+@dataclass
+class CallbacksConfig:
+    """What watches a training."""
+
+    early_stopping: Optional[EarlyStoppingConfig] = None
+    resume_every_n_steps: int = option(200, "steps between two resume points inside an epoch", least=1)
+    extra: list[Any] = option([], "further Lightning callbacks, each with its _target_")
+
+
+@dataclass
+class Config:
+    """A training run."""
+
+    task: TaskConfig = MISSING
+    data: DataConfig = MISSING
+    model: ModelConfig = MISSING
+    optimizer: OptimizerConfig = MISSING
+    scheduler: Optional[SchedulerConfig] = None
+    trainer: TrainerConfig = MISSING
+    callbacks: CallbacksConfig = MISSING
+    logger: Any = None
+    seed: int = option(0, "of weights, batch order and dropout; data.split_seed decides the split", least=0)
+    resume: Optional[str] = option(None, "run folder of an interrupted run to continue")
+    trust: list[str] = option([], "modules of your own whose classes a _target_ may name")
+    debug: bool = option(False, "show the stack trace of an error")
+
+
+SCHEMAS: dict[str, list[type]] = {
+    "task": [ClassificationConfig, ForecastingConfig],
+    "data": [TextConfig, SeriesConfig],
+    "model": [RNNModelConfig, GRUModelConfig, CellModelConfig],
+    "optimizer": [AdamConfig, SGDConfig],
+    "scheduler": [SchedulerConfig, CosineConfig],
+    "trainer": [TrainerConfig],
+    "callbacks": [CallbacksConfig],
+}
+"""The schemas that the files of each group of `conf/` build on."""
+
+
+def register() -> None:
+    """Make the schemas known to Hydra."""
+    store = ConfigStore.instance()
+    store.store(name="schema", node=Config)
+    for schemas in SCHEMAS.values():
+        for schema in schemas:
+            store.store(group="schema", name=schema.__name__, node=schema)
+
+
+def validate(config: DictConfig, prefix: str = "") -> None:
+    """Check every option against its range.
+
+    Raises:
+        ConfigError: a value is missing or out of range; the message names the key and what is allowed.
+    """
+    schema = OmegaConf.get_type(config)
+    declared = {f.name: f.metadata for f in fields(schema)} if hasattr(schema, "__dataclass_fields__") else {}
+    for name in config:
+        key = f"{prefix}{name}"
+        if OmegaConf.is_missing(config, name):
+            raise ConfigError(f"{key} is missing: give it as {key}=…")
+        value = config[name]
+        if isinstance(value, DictConfig):
+            validate(value, f"{key}.")
+            continue
+        metadata = declared.get(str(name), {})
+        for item in value if OmegaConf.is_list(value) else [value]:
+            if problem := _problem(item, metadata):
+                raise ConfigError(f"{key}={item} is not allowed: it must be {problem}")
+
+
+def _problem(value: Any, metadata: Any) -> str | None:
+    """What the value should have been, if it isn't."""
+    if value is None:
+        return None
+    if choices := metadata.get("choices"):
+        return None if value in choices else "one of " + ", ".join(choices)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    least, above, most = (metadata.get(name) for name in ("least", "above", "most"))
+    fits = (
+        math.isfinite(value)
+        and (least is None or value >= least)
+        and (above is None or value > above)
+        and (most is None or value <= most)
+    )
+    limits = [f"at least {least}" if least is not None else "", f"above {above}" if above is not None else ""]
+    limits.append(f"at most {most}" if most is not None else "")
+    return None if fits else " and ".join(limit for limit in limits if limit) or "a finite number"

@@ -1,0 +1,162 @@
+"""One run: data, task, training, test, and what remains of it in the run folder."""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, EarlyStopping, RichProgressBar
+from pytorch_lightning.loggers import Logger, TensorBoardLogger
+
+from runs.build import build_datamodule, build_task, instantiate
+from runs.checkpoints import BEST, LAST, AtomicCheckpointIO, Recorder, read_checkpoint
+from runs.errors import CheckpointError
+from runs.report import write_json, write_results
+from tasks import Task
+
+log = logging.getLogger(__name__)
+
+
+def train(config: dict[str, Any], folder: Path, resume: bool = False) -> dict[str, Any]:
+    """Train, test, and fill the run folder.
+
+    Args:
+        config: of the run, plain values.
+        folder: gets `data_report.json`, `history.csv`, `checkpoints/`, `metrics.json`, `predictions.parquet`,
+            `figures/` and the logger's files.
+        resume: continue from the folder's last checkpoint.
+
+    Returns:
+        What `metrics.json` holds.
+    """
+    quieten()
+    if threads := config["trainer"].get("threads"):
+        torch.set_num_threads(threads)
+    checkpoint = _resume_point(config, folder) if resume else None
+    datamodule = build_datamodule(config)
+    datamodule.setup()
+    write_json(folder / "data_report.json", datamodule.report)
+    task = build_task(config, datamodule.facts)
+    recorder = Recorder(
+        folder, config["task"]["monitor"], config["task"]["mode"], config["callbacks"]["resume_every_n_steps"]
+    )
+    logger = _build_logger(config, folder, checkpoint)
+    trainer = _build_trainer(config, recorder, logger)
+    _announce(config, task, datamodule)
+    if logger is not None and checkpoint is None and not trainer.fast_dev_run:
+        _log_hyperparameters(logger, config, datamodule.name)
+
+    trainer.fit(task, datamodule=datamodule, ckpt_path=folder / "checkpoints" / LAST if resume else None)
+    if (best := folder / "checkpoints" / BEST).exists():
+        task.load_state_dict(read_checkpoint(best)["state_dict"])
+    started = time.perf_counter()
+    trainer.test(task, datamodule=datamodule, verbose=False)
+    metrics = {
+        "task": config["task"]["name"],
+        "model": config["model"]["name"],
+        "data": datamodule.name,
+        "seed": config["seed"],
+        "backend": _backend_of(task),
+        "parameters": task.num_parameters,
+        "seconds": round(recorder.seconds, 2),
+        "test_seconds": round(time.perf_counter() - started, 2),
+        "epochs": len(recorder.history),
+        "best_epoch": recorder.best.get("epoch"),
+        "fast_dev_run": bool(trainer.fast_dev_run),
+        "test": task.scores,
+        **task.details,
+    }
+    if trainer.is_global_zero:
+        write_results(folder, config, metrics, task, datamodule, pd.DataFrame(recorder.history), logger)
+    return metrics
+
+
+def quieten() -> None:
+    """Silence what libraries say that no user can act on."""
+    # Lightning reports the absence of GPUs, TPUs and its tips at INFO; what a run is about we say ourselves.
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    # Batches are a vectorised look-up in memory: worker processes would only slow them down.
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    # Short epochs (sample data, fast_dev_run) are shorter than the logging interval; curves have epoch points, too.
+    warnings.filterwarnings("ignore", message=".*number of training batches.*smaller than the logging interval.*")
+    # Checkpoints of a resumed run lie in its own folder, on purpose.
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty.*")
+    # The graph of a model isn't logged; nothing is missing from the events.
+    warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*", category=FutureWarning)
+
+
+def _resume_point(config: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The checkpoint to continue from, once it is clear that it belongs to this configuration."""
+    path = folder / "checkpoints" / LAST
+    if not path.exists():
+        raise CheckpointError(f"nothing to resume from: {path} does not exist. Start the run again without resume=")
+    checkpoint = read_checkpoint(path)
+    saved, asked = checkpoint["blueprint"]["config"], config
+    for part in ("task", "model"):
+        if saved[part] != asked[part]:
+            names = f"{saved[part]['name']} ({saved[part]}) into {asked[part]['name']} ({asked[part]})"
+            raise CheckpointError(f"{path} is a checkpoint of another {part}: it doesn't fit {names}")
+    return checkpoint
+
+
+def _build_trainer(config: dict[str, Any], recorder: Recorder, logger: Logger | None) -> pl.Trainer:
+    options = {name: value for name, value in config["trainer"].items() if name not in ("threads", "extra")}
+    callbacks: list[Callback] = [instantiate(extra, config["trust"]) for extra in config["callbacks"]["extra"]]
+    if stopping := config["callbacks"]["early_stopping"]:
+        # Behind the validation, not at the epoch's end: the resume point is written between the two.
+        watch = {"monitor": config["task"]["monitor"], "mode": config["task"]["mode"], "check_finite": False}
+        callbacks.append(EarlyStopping(**watch, **stopping, check_on_train_epoch_end=False))
+    if options["enable_progress_bar"]:
+        callbacks.append(RichProgressBar(leave=False))
+    return pl.Trainer(
+        **options,
+        **config["trainer"]["extra"],
+        logger=logger or False,
+        callbacks=[*callbacks, recorder],
+        plugins=[AtomicCheckpointIO()],
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,  # the data modules deal batches out themselves, without repeating any
+        enable_model_summary=False,
+    )
+
+
+def _build_logger(config: dict[str, Any], folder: Path, checkpoint: dict[str, Any] | None) -> Logger | None:
+    if config["logger"] is None:
+        return None
+    options: dict[str, Any] = {"save_dir": str(folder)}
+    if config["logger"]["_target_"].endswith("TensorBoardLogger") and checkpoint is not None:
+        options["purge_step"] = checkpoint["global_step"]  # what the killed run logged beyond its resume point
+    return instantiate(config["logger"], config["trust"], **options)
+
+
+def _announce(config: dict[str, Any], task: Task, datamodule: Any) -> None:
+    loaders = (datamodule.train_dataloader(), datamodule.val_dataloader(), datamodule.test_dataloader())
+    sizes = " / ".join(f"{loader.order.size:,}" for loader in loaders)
+    log.info(
+        f"{config['model']['name']} on {datamodule.name}: {task.num_parameters:,} parameters, "
+        f"backend {_backend_of(task)}, {sizes} examples (train / val / test), seed {config['seed']}"
+    )
+
+
+def _backend_of(task: Task) -> str:
+    encoder: Any = task.model.encoder
+    return encoder.chosen_backend
+
+
+def _log_hyperparameters(logger: Logger, config: dict[str, Any], data: str) -> None:
+    parts = {name: config[name] for name in ("task", "model", "optimizer", "trainer", "seed")}
+    flat = pd.json_normalize(parts, sep=".")
+    values = {str(key): str(value) for key, value in flat.iloc[0].items() if "_target_" not in str(key)}
+    values["data"] = data
+    if isinstance(logger, TensorBoardLogger):
+        names = {"cls": ("accuracy", "f1_macro"), "forecast": ("mae", "skill")}[config["task"]["name"]]
+        logger.log_hyperparams(values, {f"hp/{name}": float("nan") for name in names})
+    else:
+        logger.log_hyperparams(values)

@@ -1,0 +1,159 @@
+"""What all tasks share: the steps, the optimizer, and randomness that a resumed run repeats exactly."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pandas as pd
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
+from torchmetrics import MeanMetric
+
+Batch = dict[str, Tensor]
+"""What a data module yields: `inputs`, `targets`, `index`, and per task `lengths`, `history`, `climatology`."""
+
+
+class DivergedError(RuntimeError):
+    """The training loss is not a finite number any more."""
+
+
+class Task(pl.LightningModule):
+    """A model with its loss, optimizer and scores.
+
+    After a test, `scores` holds the flat test scores, `details` whatever else belongs into `metrics.json`, and
+    `predictions()` one or more rows per test example.
+
+    Args:
+        model: the network.
+        optimizer: builds the optimizer from the parameters.
+        scheduler: builds a per-step learning rate schedule from `(optimizer, total_steps)`.
+        seed: of everything random in a training step.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        scheduler: Callable[[Optimizer, int], LRScheduler] | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.make_optimizer, self.make_scheduler, self.seed = optimizer, scheduler, seed
+        self.train_loss, self.val_loss = MeanMetric(), MeanMetric()
+        self.train_loss.persistent(True)  # in checkpoints: an epoch resumed in its middle reports its whole mean
+        self.scores: dict[str, float] = {}
+        self.details: dict[str, Any] = {}
+
+    @abstractmethod
+    def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The batch's mean loss, a scalar, and the outputs it was computed from."""
+
+    @abstractmethod
+    def update_validation(self, outputs: Tensor, batch: Batch) -> None:
+        """Take note of one validation batch."""
+
+    @abstractmethod
+    def validation_scores(self) -> dict[str, Tensor]:
+        """Scores of the validation batches since the last call."""
+
+    @abstractmethod
+    def update_test(self, outputs: Tensor, batch: Batch) -> None:
+        """Take note of one test batch."""
+
+    @abstractmethod
+    def finish_test(self) -> None:
+        """Set `scores` and `details` from the test batches, on every process."""
+
+    @abstractmethod
+    def predictions(self) -> pd.DataFrame:
+        """The test's predictions beside the truth; the column `index` is the position in the test split."""
+
+    @property
+    def num_parameters(self) -> int:
+        """Trained parameters."""
+        return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Seed by the step, so that step n draws the same numbers whether or not the run was interrupted before it."""
+        torch.manual_seed((self.seed << 40) + (self.global_rank << 32) + self.global_step)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        loss, _ = self.loss(batch)
+        if not torch.isfinite(loss):
+            raise DivergedError(
+                f"the training loss became {loss.item()} at step {self.global_step}; nothing was updated with it. "
+                "Lower optimizer.lr or trainer.gradient_clip_val"
+            )
+        self.train_loss.update(loss.detach(), weight=len(batch["targets"]))
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        self.log("train/loss", self.train_loss.compute())
+        self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+        self.train_loss.reset()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        loss, outputs = self.loss(batch)
+        self.val_loss.update(loss, weight=len(batch["targets"]))
+        self.update_validation(outputs, batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self.log("val/loss", self.val_loss.compute(), prog_bar=True)
+        self.val_loss.reset()
+        for name, value in self.validation_scores().items():
+            self.log(f"val/{name}", value, prog_bar=True)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        _, outputs = self.loss(batch)
+        self.update_test(outputs, batch)
+
+    def on_test_epoch_end(self) -> None:
+        self.finish_test()
+        self.log_dict({f"test/{name}": value for name, value in self.scores.items()})
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.make_optimizer(self.parameters())
+        if self.make_scheduler is None:
+            return optimizer
+        scheduler = self.make_scheduler(optimizer, int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def cosine(optimizer: Optimizer, total_steps: int, warmup: float = 0.05, final: float = 0.01) -> LRScheduler:
+    """Linear warm-up, then half a cosine down to a fraction of the rate (Loshchilov and Hutter 2017).
+
+    Args:
+        optimizer: whose rate is scheduled.
+        total_steps: of the whole training.
+        warmup: fraction of the steps in which the rate rises.
+        final: fraction of the rate that is left at the end.
+    """
+    rising = max(1, round(warmup * total_steps))
+
+    def factor(step: int) -> float:
+        if step < rising:
+            return (step + 1) / rising
+        progress = min(1.0, (step - rising) / max(1, total_steps - rising))
+        return final + (1 - final) * (1 + math.cos(math.pi * progress)) / 2
+
+    return LambdaLR(optimizer, factor)
+
+
+def onecycle(optimizer: Optimizer, total_steps: int, warmup: float = 0.3) -> LRScheduler:
+    """The rate rises to the optimizer's `lr` and anneals to almost nothing, momentum the other way (Smith 2018).
+
+    Args:
+        optimizer: whose rate is scheduled.
+        total_steps: of the whole training.
+        warmup: fraction of the steps in which the rate rises.
+    """
+    return OneCycleLR(
+        optimizer, max_lr=optimizer.param_groups[0]["lr"], total_steps=max(1, total_steps), pct_start=warmup
+    )

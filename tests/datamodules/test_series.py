@@ -1,0 +1,625 @@
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from datamodules.cleaning import clean, duration, spell
+from datamodules.series import SeriesDataModule
+from datamodules.sources import DataError, file_sha256
+from datamodules.windows import Climatology, WindowDataset, window_starts
+
+START = pd.Timestamp("2020-01-01")
+FORMAT = "%Y-%m-%d %H:%M:%S"
+SMALL = {
+    "time_column": "time",
+    "time_format": FORMAT,
+    "target": "T (degC)",
+    "features": ["T (degC)", "p"],
+    "calendar": False,
+    "lookback": "4h",
+    "horizon": "2h",
+    "season": "2h",
+    "reach_back": False,
+    "val_from": "2020-01-03",
+    "test_from": "2020-01-04",
+}
+real = pytest.mark.skipif(not os.environ.get("RNN_LAB_DATA"), reason="needs RNN_LAB_DATA")
+
+
+def hourly(hours: Any, temperature: Any = None, pressure: Any = None) -> pd.DataFrame:
+    """A table of rows at `hours` after the start."""
+    hours = np.asarray(hours, dtype=float)
+    return pd.DataFrame(
+        {
+            "time": [(START + pd.Timedelta(minutes=60 * hour)).strftime(FORMAT) for hour in hours],
+            "T (degC)": np.sin(hours) * 5 if temperature is None else temperature,
+            "p": 990 + hours if pressure is None else pressure,
+        }
+    )
+
+
+def module(folder: Path, frame: pd.DataFrame | str, **changes: Any) -> SeriesDataModule:
+    path = folder / "series.csv"
+    path.write_text(frame if isinstance(frame, str) else frame.to_csv(index=False), encoding="utf-8")
+    return SeriesDataModule("series", path=str(path), **{**SMALL, **changes})
+
+
+def ready(folder: Path, frame: pd.DataFrame | str, **changes: Any) -> SeriesDataModule:
+    data = module(folder, frame, **changes)
+    data.setup()
+    return data
+
+
+def cleaned(frame: pd.DataFrame, **changes: Any) -> Any:
+    options = {"time_column": "time", "time_format": FORMAT, "columns": ["T (degC)", "p"]}
+    return clean(frame, **{**options, **changes})
+
+
+def whole(data: SeriesDataModule, split: str) -> dict[str, torch.Tensor]:
+    windows = data.dataset(split)
+    return windows[list(range(len(windows)))]
+
+
+# --- windows against brute force ---
+
+
+@st.composite
+def _recordings(draw: st.DrawFn) -> list[tuple[int, float | None]]:
+    """(hour, temperature) rows of 80 hours with holes, repeats, missing values and disorder."""
+    lost = draw(st.sets(st.integers(0, 79), max_size=8))
+    hours = [hour for hour in range(80) if hour not in lost]
+    for repeat in draw(st.lists(st.sampled_from(hours), max_size=5)):
+        hours.insert(draw(st.integers(0, len(hours))), repeat)
+    hours = draw(st.sampled_from([hours, hours[::-1], hours[40:] + hours[:40]]))
+    missing = draw(st.sets(st.integers(0, len(hours) - 1), max_size=5))
+    return [(hour, None if row in missing else float(row)) for row, hour in enumerate(hours)]
+
+
+def _brute_force(
+    rows: list[tuple[int, float | None]], first: bool, fill: int, reach_back: bool, lookback: int, horizon: int
+) -> dict[str, list[tuple[int, list[float], list[float]]]]:
+    """Every window by definition: (hour of the first target, inputs, targets)."""
+    value: dict[int, float | None] = {}
+    for hour, temperature in rows:
+        if not first or hour not in value:
+            value[hour] = temperature
+    found: dict[str, list[tuple[int, list[float], list[float]]]] = {}
+    for split, (begin, end) in {"train": (0, 48), "val": (48, 60), "test": (60, 80)}.items():
+        earliest = 0 if reach_back else begin
+        found[split] = []
+        for origin in range(begin, end):
+            inputs = []
+            for hour in range(origin - lookback, origin):
+                seen = hour
+                while hour - seen < fill and seen - 1 >= earliest and seen in value and value[seen] is None:
+                    seen -= 1
+                if hour >= earliest and hour in value and value.get(seen) is not None:
+                    inputs.append(value[seen])
+            ahead = [value.get(hour) for hour in range(origin, min(end, origin + horizon))]
+            targets = [temperature for temperature in ahead if temperature is not None]
+            if len(inputs) == lookback and len(targets) == horizon:
+                found[split].append((origin, inputs, targets))
+    return found
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=_recordings(), first=st.booleans(), fill=st.sampled_from([0, 1, 2]), reach_back=st.booleans())
+def test_windows_match_brute_force(
+    tmp_path: Path, rows: list[tuple[int, float | None]], first: bool, fill: int, reach_back: bool
+) -> None:
+    expected = _brute_force(rows, first, fill, reach_back, lookback=4, horizon=2)
+    frame = hourly([hour for hour, _ in rows], [-9999 if t is None else t for _, t in rows])
+    data = module(
+        tmp_path,
+        frame,
+        features=["T (degC)"],
+        duplicates="first" if first else "last",
+        missing="ffill" if fill else "drop",
+        fill_limit=max(1, fill),
+        reach_back=reach_back,
+        val_from="2020-01-03T00:00",
+        test_from="2020-01-03T12:00",
+    )
+    if not all(expected.values()):
+        with pytest.raises(DataError, match="holds no window"):
+            data.setup()
+        return
+    data.setup()
+    for split, windows in expected.items():
+        batch = whole(data, split)
+        described = data.describe(split, batch["index"].numpy())
+        assert list(described["first_target"]) == [START + pd.Timedelta(hours=origin) for origin, _, _ in windows]
+        assert batch["history"].tolist() == [inputs for _, inputs, _ in windows]
+        assert batch["targets"].tolist() == [targets for _, _, targets in windows]
+
+
+@given(
+    runs=st.lists(st.integers(1, 12), min_size=1, max_size=4),
+    bad=st.sets(st.integers(0, 40), max_size=4),
+    stride=st.integers(1, 5),
+)
+def test_stride_takes_every_kth_window_of_each_run(runs: list[int], bad: set[int], stride: int) -> None:
+    segments = np.repeat(np.arange(len(runs)), runs)
+    missing = np.isin(np.arange(len(segments)), list(bad))
+    starts, _ = window_starts(segments, missing, missing, 3, 2, stride)
+    first = np.concatenate([[0], np.cumsum(runs)])
+    expected = [
+        first[run] + offset
+        for run, length in enumerate(runs)
+        for offset in range(0, length - 4, stride)
+        if not missing[first[run] + offset : first[run] + offset + 5].any()
+    ]
+    assert starts.tolist() == expected
+
+
+@pytest.mark.parametrize(("rows", "windows"), [(5, None), (6, 1), (7, 2)])
+def test_a_split_shorter_than_a_window_is_an_error_that_names_both_lengths(
+    tmp_path: Path, rows: int, windows: int | None
+) -> None:
+    data = module(tmp_path, hourly(range(72 + rows)))
+    if windows is None:
+        with pytest.raises(DataError, match=r"test split holds no window .*test 5 rows.* needs 6 rows .*longest .* 5,"):
+            data.setup()
+    else:
+        data.setup()
+        assert len(data.dataset("test")) == windows
+
+
+def test_a_series_shorter_than_a_window_is_an_error_that_names_both_lengths(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"has 5 rows of 1h after cleaning, a window needs 6"):
+        ready(tmp_path, hourly(range(5)))
+
+
+def test_an_empty_split_is_an_error_that_names_sizes_and_the_range_of_the_data(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"val split holds no window .*val 0 rows.*2020-01-01T00.* to 2020-01-02T23"):
+        ready(tmp_path, hourly(range(48)))
+
+
+def test_fractions_split_by_time(tmp_path: Path) -> None:
+    data = ready(tmp_path, hourly(range(100)), split="fraction", val_fraction=0.2, test_fraction=0.1)
+    assert [data.report["splits"][split]["rows"] for split in ("train", "val", "test")] == [70, 20, 10]
+    ends = [data.describe(s, np.array([0, -1])) for s in ("train", "val", "test")]
+    assert ends[0]["last_target"].max() < ends[1]["origin"].min() - pd.Timedelta(hours=3)
+    assert ends[1]["last_target"].max() < ends[2]["origin"].min() - pd.Timedelta(hours=3)
+
+
+def test_rows_from_test_until_on_are_not_used(tmp_path: Path) -> None:
+    data = ready(tmp_path, hourly(range(100)), test_until="2020-01-05")
+    assert data.report["rows_after_test_until"] == 4
+    assert data.describe("test", np.array([-1]))["last_target"][0] == pd.Timestamp("2020-01-04T23:00")
+
+
+# --- cleaning ---
+
+
+def test_sampling_takes_every_kth_row_as_recorded() -> None:
+    minutes = np.concatenate([np.arange(3000), np.arange(2950, 4000)])  # one repeated stretch
+    frame = hourly(minutes / 6)
+    series = cleaned(frame, step="1h")
+    recorded = pd.to_datetime(frame["time"][::6])
+    assert series.report["native_step"] == "10min"
+    assert series.report["backward_jumps"] == 1
+    expected = [recorded.sort_values().iloc[0]]
+    for stamp in recorded.sort_values():
+        if stamp - expected[-1] >= pd.Timedelta(hours=1):
+            expected.append(stamp)
+    assert list(pd.DatetimeIndex(series.times)) == expected
+
+
+@pytest.mark.parametrize("resample", ["sample", "mean"])
+def test_a_shuffled_file_gives_the_same_rows(resample: str) -> None:
+    frame = hourly(np.arange(900) / 6)
+    straight, shuffled = (
+        cleaned(table, step="1h", resample=resample) for table in (frame, frame.sample(frac=1, random_state=3))
+    )
+    assert shuffled.report["backward_jumps"] > 100
+    np.testing.assert_array_equal(shuffled.times, straight.times)
+    np.testing.assert_allclose(shuffled.values, straight.values)
+
+
+def test_means_are_over_bins_and_of_the_values_that_are_there() -> None:
+    temperature = np.arange(18.0)
+    temperature[[1, 6, 7, 8, 9, 10, 11]] = -9999
+    series = cleaned(hourly(np.arange(18) / 6, temperature), step="1h", resample="mean", missing_values=[-9999])
+    np.testing.assert_allclose(series.column("T (degC)"), np.array([14 / 5, np.nan, 87 / 6]))
+
+
+def test_wind_is_averaged_as_a_vector_not_as_an_angle() -> None:
+    frame = hourly(np.arange(4) / 2, temperature=[2.0] * 4, pressure=[350.0, 10.0, 90.0, 90.0])
+    series = cleaned(frame, wind={"speed": "T (degC)", "direction": "p"}, resample="mean")
+    np.testing.assert_allclose(series.column("wind_x"), [2 * np.cos(np.deg2rad(10)), 0], atol=1e-12)
+    np.testing.assert_allclose(series.column("wind_y"), [0, 2], atol=1e-12)
+
+
+def test_a_missing_wind_speed_makes_the_components_missing() -> None:
+    frame = hourly(range(3), temperature=[-9999, 1, 1], pressure=[0.0, -9999, 0.0])
+    series = cleaned(frame, wind={"speed": "T (degC)", "direction": "p"}, missing_values=[-9999])
+    assert np.isnan(series.column("wind_x")).tolist() == [True, True, False]
+
+
+def test_a_raw_wind_direction_cannot_be_averaged(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="an angle"):
+        module(tmp_path, "", wind={"speed": "T (degC)", "direction": "p"}, resample="mean")
+
+
+@pytest.mark.parametrize(
+    ("rule", "value"), [("first", 10.0), ("last", 20.0), ("mean", 15.0)], ids=["first", "last", "mean"]
+)
+def test_duplicates_follow_the_rule_and_are_counted(rule: str, value: float) -> None:
+    series = cleaned(hourly([0, 1, 1, 2], [0.0, 10.0, 20.0, 30.0]), duplicates=rule)
+    assert series.column("T (degC)").tolist() == [0.0, value, 30.0]
+    assert series.report["duplicates"] == 1
+
+
+def test_duplicates_can_be_an_error_that_names_the_lines() -> None:
+    with pytest.raises(DataError, match=r"2020-01-01T01:00.*lines 3 and 5"):
+        cleaned(hourly([0, 1, 2, 1, 3]), duplicates="error")
+
+
+def test_rows_off_the_grid_are_dropped_and_counted() -> None:
+    series = cleaned(hourly([0, 1, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9]))
+    assert series.report["off_grid"] == 3
+    assert len(series.times) == 10
+    assert len(np.unique(series.segments())) == 1
+
+
+def test_times_are_station_time_and_a_clock_change_is_a_gap_or_a_duplicate(tmp_path: Path) -> None:
+    # March: 02:00 never happens. October: it happens twice. Both in one table.
+    spring = pd.date_range("2020-03-28", "2020-03-30", freq="h", inclusive="left").delete(26)
+    autumn = pd.date_range("2020-10-24", "2020-10-28", freq="h", inclusive="left").insert(26, "2020-10-25 02:00")
+    times = spring.append(autumn)
+    frame = pd.DataFrame({"time": times.strftime(FORMAT), "T (degC)": np.arange(float(len(times))), "p": 1.0})
+    data = ready(tmp_path, frame, val_from="2020-10-26", test_from="2020-10-27")
+    assert data.report["duplicates"] == 1
+    assert data.report["gaps"][0] == {"after": "2020-03-29T01:00:00.000000", "minutes": 120.0}
+    train = data.describe("train", np.arange(len(data.dataset("train"))))
+    hole = pd.Timestamp("2020-03-29T02:00")
+    assert not ((train["origin"] - pd.Timedelta(hours=3) < hole) & (train["last_target"] > hole)).any()
+    assert (train["last_target"] - train["origin"] == pd.Timedelta(hours=2)).all()
+
+
+def test_missing_values_are_never_trained_on_nor_scored_and_are_counted(tmp_path: Path) -> None:
+    frame = hourly(range(96))
+    frame.loc[[10, 60], "T (degC)"] = -9999
+    frame.loc[80, "p"] = -9999
+    text = frame.astype(str)
+    text.loc[20, "T (degC)"] = ""
+    data = ready(tmp_path, text, missing="ffill", fill_limit=2)
+    assert data.report["missing_values"] == {"T (degC)": 2, "p": 1}
+    assert data.report["empty_cells"] == {"T (degC)": 1}
+    bad = {START + pd.Timedelta(hours=hour) for hour in (10, 20, 60)}
+    for split in ("train", "val", "test"):
+        batch = whole(data, split)
+        assert all(torch.isfinite(table).all() for table in batch.values())
+        assert batch["targets"].min() > -10
+        for _, first, last in data.describe(split, batch["index"].numpy()).itertuples(index=False):
+            assert not bad & set(pd.date_range(first, last, freq="h"))
+    assert [data.report["splits"][s]["cells_filled"] for s in ("train", "val", "test")] == [4, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("line", "text", "message"),
+    [
+        (5, "2020-01-01 03:00:00,warm,1", r"series\.csv, line 5: 'warm' in column 'T \(degC\)' is not a number"),
+        (5, "2020-01-01 03:00:00,inf,1", r"line 5: 'inf' in column 'T \(degC\)' is not a number"),
+        (9, "07.01.2020 03:00,1,1", r"series\.csv, line 9: '07.01.2020 03:00' in column 'time' is not a time"),
+        (7, "2020-01-01 03:00:00,1", r"series\.csv.*line 7 has 2"),
+        (7, "2020-01-01 03:00:00,1,1,1", r"series\.csv.*line 7 has 4"),
+    ],
+)
+def test_a_bad_row_is_an_error_that_names_its_line(tmp_path: Path, line: int, text: str, message: str) -> None:
+    lines = hourly(range(96)).to_csv(index=False).splitlines()
+    lines[line - 1] = text
+    with pytest.raises(DataError, match=message):
+        ready(tmp_path, "\n".join(lines) + "\n")
+
+
+def test_missing_and_repeated_columns_are_listed(tmp_path: Path) -> None:
+    text = hourly(range(96)).to_csv(index=False)
+    with pytest.raises(DataError, match=r"\['T \(degC\)'\] are missing.*found \['time', 'U', 'p'\]"):
+        ready(tmp_path, text.replace("T (degC)", "U", 1))
+    with pytest.raises(DataError, match=r"\['p'\] occur more than once"):
+        ready(tmp_path, text.replace("T (degC)", "p", 1))
+
+
+def test_a_cut_off_file_never_passes_silently(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    text = hourly(range(96)).to_csv(index=False)
+    known = file_sha256(module(tmp_path, text)._source._explicit(tmp_path / "series.csv"))
+    for cut in np.linspace(1, len(text) - 1, 20).astype(int):
+        caplog.clear()
+        try:
+            data = ready(tmp_path, text[:cut])
+        except DataError as error:
+            assert "series" in str(error)  # noqa: PT017 - not every cut is an error
+        else:
+            assert text[cut - 1] == "\n" or "cut off" in caplog.text
+            assert data.report["rows_read"] == text[:cut].rstrip("\n").count("\n")
+        with pytest.raises(DataError, match=f"expected {known}"):
+            ready(tmp_path, text[:cut], sha256={"series.csv": known})
+
+
+def test_a_step_that_is_no_multiple_of_the_recording_is_an_error_that_names_both(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"data.step=15min is not a multiple of the step of 10min"):
+        ready(tmp_path, hourly(np.arange(600) / 6), step="15min")
+
+
+# --- settings ---
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"duplicates": "frist"}, "data.duplicates='frist' must be one of first, last, mean, error"),
+        ({"missing": "fill"}, "data.missing"),
+        ({"resample": "max"}, "data.resample"),
+        ({"split": "random"}, "data.split"),
+        ({"lookback": "90min"}, "data.lookback=90min is not a multiple of data.step=1h"),
+        ({"horizon": "two days"}, "data.horizon='two days' is not a duration"),
+        ({"lookback": 5}, "data.lookback=5 is not a duration"),
+        ({"stride": 0}, "data.stride=0 must be at least 1"),
+        ({"val_from": "soon"}, "data.val_from='soon' is not a date"),
+        ({"test_from": "2019-01-01"}, "data.val_from < data.test_from"),
+        ({"split": "fraction", "val_fraction": 0.6, "test_fraction": 0.5}, "data.val_fraction"),
+        ({"features": [], "calendar": False}, "data.features"),
+        ({"features": ["p", "p"]}, "only once"),
+        ({"wind": {"speed": "p"}}, "data.wind"),
+    ],
+)
+def test_a_bad_setting_is_refused_before_anything_is_read(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        SeriesDataModule("series", path="/nowhere", **{**SMALL, **changes})
+
+
+@pytest.mark.parametrize(("text", "hours"), [("5d", 120), ("48h", 48), ("1d12h", 36), ("90min", 1.5), ("1w", 168)])
+def test_durations_read_as_written(text: str, hours: float) -> None:
+    assert duration("lookback", text) == hours * 3_600_000_000
+    assert duration("lookback", spell(duration("lookback", text))) == duration("lookback", text)
+
+
+# --- what is learned, and from what ---
+
+
+def test_rows_after_the_training_split_leave_no_trace_in_training(tmp_path: Path) -> None:
+    frame = hourly(range(96))
+    changed = frame.copy()
+    changed.loc[48:, ["T (degC)", "p"]] *= -7.5
+    learned = []
+    for table in (frame, changed):
+        data = ready(tmp_path, table, calendar=True)
+        keys = ("feature_mean", "feature_std", "target_mean", "target_std", "climatology")
+        batch = {name: values.numpy().tobytes() for name, values in whole(data, "train").items()}
+        learned.append((json.dumps({key: data.facts[key] for key in keys}), batch))
+    assert learned[0] == learned[1]
+
+
+def test_scaler_is_mean_and_deviation_of_the_training_rows(tmp_path: Path) -> None:
+    frame = hourly(range(96))
+    data = ready(tmp_path, frame, calendar=True)
+    train = frame.iloc[:48]
+    np.testing.assert_allclose(data.facts["feature_mean"][:2], train[["T (degC)", "p"]].mean(), rtol=1e-12)
+    np.testing.assert_allclose(data.facts["feature_std"][:2], train[["T (degC)", "p"]].std(ddof=0), rtol=1e-12)
+    assert data.facts["feature_mean"][2:] + data.facts["feature_std"][2:] == [0.0] * 4 + [1.0] * 4
+    batch = whole(data, "val")
+    back = batch["inputs"] * torch.tensor(data.facts["feature_std"]) + torch.tensor(data.facts["feature_mean"])
+    torch.testing.assert_close(back[..., 0].float(), batch["history"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(back[:, 0, 1].float(), 990 + 48 + torch.arange(len(back)).float())
+
+
+def test_a_constant_feature_stays_finite(tmp_path: Path) -> None:
+    data = ready(tmp_path, hourly(range(96), pressure=[0.1] * 96))
+    assert data.facts["feature_std"][1] == 1.0
+    assert whole(data, "test")["inputs"][..., 1].abs().max() < 1e-6
+
+
+def test_a_feature_without_any_training_value_is_an_error_that_names_it(tmp_path: Path) -> None:
+    frame = hourly(range(96), pressure=[-9999] * 48 + [1] * 48)
+    with pytest.raises(DataError, match=r"train split holds no window.*of column 'p', 48 are missing"):
+        ready(tmp_path, frame)
+
+
+def test_climatology_recovers_annual_and_daily_waves_and_their_product() -> None:
+    times = np.datetime64("2011-01-01") + np.arange(3 * 8766).astype("timedelta64[h]")
+
+    def truth(stamps: np.ndarray) -> np.ndarray:
+        days = (stamps - np.datetime64("1970-01-01T00:00")) / np.timedelta64(1, "D")
+        year, day = 2 * np.pi * days / 365.2425, 2 * np.pi * days
+        return 9 - 10 * np.cos(year) + (3 + 2 * np.sin(year)) * np.cos(day - 4) + np.sin(2 * year) * np.cos(2 * day)
+
+    values = truth(times)
+    values[::7] = np.nan
+    fitted = Climatology.fit(times, values)
+    later = np.datetime64("2016-05-05T00:30") + np.arange(500).astype("timedelta64[h]")
+    np.testing.assert_allclose(fitted.predict(later), truth(later), atol=1e-6)
+    again = Climatology.from_state(json.loads(json.dumps(fitted.state())))
+    np.testing.assert_array_equal(again.predict(pd.DatetimeIndex(later)), fitted.predict(later))
+
+
+def test_climatology_of_less_than_a_year_does_not_run_away() -> None:
+    times = np.datetime64("2020-01-01T00:00") + np.arange(24 * 60).astype("timedelta64[h]")
+    values = np.sin(2 * np.pi * np.arange(24 * 60) / 24) + np.random.default_rng(0).normal(size=24 * 60)
+    later = times + np.timedelta64(200, "D")
+    assert np.abs(Climatology.fit(times, values).predict(later)).max() < 1.5
+
+
+# --- batches ---
+
+
+def test_batches_have_the_promised_shapes_types_and_content(tmp_path: Path) -> None:
+    data = ready(tmp_path, hourly(range(96)), calendar=True, batch_size=5)
+    batch = next(iter(data.val_dataloader()))
+    assert {name: (tuple(t.shape), t.dtype) for name, t in batch.items()} == {
+        "inputs": ((5, 4, 6), torch.float32),
+        "targets": ((5, 2), torch.float32),
+        "history": ((5, 4), torch.float32),
+        "climatology": ((5, 2), torch.float32),
+        "index": ((5,), torch.int64),
+    }
+    hours = 48 + np.arange(5)[:, None] + np.arange(6)
+    np.testing.assert_allclose(batch["history"], np.sin(hours[:, :4]) * 5, atol=1e-5)
+    np.testing.assert_allclose(batch["targets"], np.sin(hours[:, 4:]) * 5, atol=1e-5)
+    usual = Climatology.from_state(data.facts["climatology"])
+    stamps = np.datetime64("2020-01-01T00:00") + hours[:, 4:].astype("timedelta64[h]")
+    np.testing.assert_allclose(batch["climatology"], usual.predict(stamps.ravel()).reshape(5, 2), atol=1e-5)
+    np.testing.assert_allclose(batch["inputs"][..., 2], np.sin(2 * np.pi * hours[:, :4] / 24), atol=1e-5)
+
+
+def test_facts_and_report_are_plain_json(tmp_path: Path) -> None:
+    data = ready(tmp_path, hourly(range(96)))
+    facts, report = json.loads(json.dumps(data.facts)), json.loads(json.dumps(data.report))
+    assert facts == data.facts
+    assert report == data.report
+    chosen = ("features", "num_features", "target_index", "unit", "lookback", "horizon", "season_length")
+    assert [facts[key] for key in chosen] == [["T (degC)", "p"], 2, 0, "°C", 4, 2, 2]
+    assert report["sha256"] == file_sha256(tmp_path / "series.csv")
+
+
+def test_the_facts_alone_clean_a_new_table_the_same_way(tmp_path: Path) -> None:
+    frame = hourly(np.r_[0:50, 40:96])
+    data = ready(tmp_path, frame, wind={"speed": "T (degC)", "direction": "p"}, features=["p"])
+    series = clean(frame, **json.loads(json.dumps(data.facts))["cleaning"])
+    assert data.facts["features"] == ["p", "wind_x", "wind_y"]
+    assert data.facts["target_index"] is None
+    assert len(series.times) == 96
+
+
+def test_an_epoch_hands_out_every_window_once_and_only_training_is_shuffled(tmp_path: Path) -> None:
+    data = ready(tmp_path, hourly(range(96)), batch_size=7, seed=3)
+    handed = {
+        split: torch.cat([batch["index"] for batch in loader]).tolist()
+        for split, loader in (("train", data.train_dataloader()), ("test", data.test_dataloader()))
+    }
+    assert sorted(handed["train"]) == list(range(48 - 5)) != handed["train"]
+    assert handed["test"] == list(range(24 - 5))
+    again = [batch["index"] for batch in data.train_dataloader()]
+    assert torch.cat(again).tolist() == handed["train"]
+
+
+def test_processes_share_the_test_windows_without_repeating_one(tmp_path: Path) -> None:
+    data = ready(tmp_path, hourly(range(96)), batch_size=5)
+    handed = []
+    for rank in range(2):
+        data.trainer = SimpleNamespace(global_rank=rank, world_size=2)  # pyright: ignore[reportAttributeAccessIssue]
+        handed += [batch["index"] for batch in data.test_dataloader()]
+    assert sorted(torch.cat(handed).tolist()) == list(range(24 - 5))
+
+
+def test_set_up_twice_reads_once(tmp_path: Path) -> None:
+    data = ready(tmp_path, hourly(range(96)))
+    (tmp_path / "series.csv").unlink()
+    data.setup("test")
+    assert len(data.dataset("test")) == 19
+
+
+def test_batches_come_faster_than_a_small_model_eats_them() -> None:
+    table, column = np.zeros((20_000, 11), np.float32), np.zeros(20_000, np.float32)
+    times = np.zeros(20_000, "datetime64[us]")
+    windows = WindowDataset(table, column, column, column, np.arange(19_000), 120, 48, times)
+    positions = np.random.default_rng(0).permutation(19_000)[:256].tolist()
+    best = np.inf
+    for _ in range(30):
+        begin = time.perf_counter()
+        windows[positions]
+        best = min(best, time.perf_counter() - begin)
+    assert 256 / best > 50_000
+
+
+# --- files ---
+
+
+def test_without_the_file_the_sample_is_used_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("RNN_LAB_DATA", str(tmp_path))
+    monkeypatch.setenv("RNN_LAB_CACHE", str(tmp_path))
+    data = SeriesDataModule("jena_climate", files=["jena.csv"])
+    assert (data.name, data.is_sample) == ("jena_climate", False)
+    data.setup()
+    assert (data.name, data.is_sample) == ("sample_climate", True)
+    assert any(record.levelno == logging.WARNING and "jena.csv" in record.message for record in caplog.records)
+
+
+def test_what_a_file_should_hold_is_compared_with_what_it_holds(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = {"series.csv": {"rows": 97, "first": "2020-01-01 00:00:00", "last": "2020-01-04 23:00:00"}}
+    data = ready(tmp_path, hourly(range(96)), expected=expected)
+    assert data.report["unexpected"] == {"rows": {"expected": 97, "found": 96}}
+    assert "is not the known file" in caplog.text
+
+
+def test_every_trap_is_logged_in_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    frame = hourly(np.r_[0:30, 20:60, 61:96, 95.5])
+    frame.loc[3, "p"] = -9999
+    ready(tmp_path, frame)
+    [line] = [record.message for record in caplog.records if "rows read" in record.message]
+    for words in ("1 values marked missing", "1 backward", "10 repeated", "1 rows off the grid", "1 gaps of 120 min"):
+        assert words in line
+
+
+# --- the real record ---
+
+FOLDER = Path(os.environ.get("RNN_LAB_DATA", "."))
+HOURLY, TEN_MINUTES = "jena_climate_2009_2016_hourly.csv.zip", "jena_climate_2009_2010_10min.csv.zip"
+
+
+@pytest.fixture(scope="module")
+def jena() -> SeriesDataModule:
+    text = (Path(__file__).parents[2] / "conf/data/jena_climate.yaml").read_text(encoding="utf-8")
+    config = {**yaml.safe_load(text), "seed": 0, "path": str(FOLDER / HOURLY)}
+    data = SeriesDataModule(**{key: value for key, value in config.items() if key not in ("_target_", "defaults")})
+    data.setup()
+    return data
+
+
+@real
+def test_the_traps_of_the_real_record_are_counted(jena: SeriesDataModule) -> None:
+    report = jena.report
+    assert (report["rows_read"], report["duplicates"], report["backward_jumps"]) == (70_092, 24, 2)
+    assert report["missing_values"] == {"wv (m/s)": 3}
+    # 90 minutes: where the rows of the block recorded twice, half an hour off, have been dropped.
+    assert sorted(gap["minutes"] for gap in report["gaps"]) == [70, 70, 80, 90, 1010, 4510]
+    assert report["splits"]["test"]["windows"] > 8000
+
+
+@real
+def test_naive_forecasts_score_on_the_real_record_as_measured_elsewhere(jena: SeriesDataModule) -> None:
+    batches = list(jena.test_dataloader())
+    targets, history = (torch.cat([batch[key] for batch in batches]) for key in ("targets", "history"))
+    assert (history[:, -24:].repeat(1, 2) - targets).abs().mean().item() == pytest.approx(2.917, abs=0.01)
+    assert (history[:, -1:] - targets).abs().mean().item() == pytest.approx(3.674, abs=0.01)
+
+
+@real
+def test_the_climatology_of_the_real_record_is_no_worse_than_measured_elsewhere(jena: SeriesDataModule) -> None:
+    batch = whole(jena, "test")
+    assert 3.1 < (batch["climatology"] - batch["targets"]).abs().mean().item() < 3.312 + 0.01
+
+
+@real
+def test_every_sixth_row_of_the_ten_minute_record_is_the_hourly_record() -> None:
+    from datamodules.sources import read_table
+
+    columns = ["T (degC)", "p (mbar)", "wd (deg)"]
+    options: Any = {"time_column": "Date Time", "time_format": "%d.%m.%Y %H:%M:%S", "columns": columns}
+    raw = read_table(FOLDER / TEN_MINUTES, columns=columns)
+    fine = clean(raw, **options)
+    coarse = clean(read_table(FOLDER / HOURLY, columns=columns).iloc[: len(raw.iloc[::6])], **options)
+    assert fine.report["native_step"] == "10min"
+    assert (fine.report["duplicates"], fine.report["backward_jumps"]) == (24, 1)
+    assert clean(raw, **options, step="10min").report["duplicates"] == 144
+    np.testing.assert_array_equal(fine.times, coarse.times)
+    np.testing.assert_array_equal(fine.values, coarse.values)

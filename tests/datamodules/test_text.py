@@ -1,0 +1,530 @@
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import os
+import subprocess
+import sys
+import types
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from datamodules import DataError, TextDataModule, text
+from datamodules.corpus import TextDataset, Tokens, clean
+from datamodules.sources import LINE, read_table
+from datamodules.text import SAMPLE, Vocabulary, encode_texts, tokenize
+
+SPLITS = ("train", "val", "test")
+WORDS = ["好", "不错", "物流", "很快", "书", "内容", "酒店", "早餐", "NA", "a", "b", "c", "d", "e", "f", "g"]
+
+
+def make_rows(count: int = 300, seed: int = 0) -> list[tuple[str, str]]:
+    generator = np.random.default_rng(seed)
+    lengths = generator.integers(1, 12, count)
+    return [(f"类{i * i % 3}", " ".join(generator.choice(WORDS, n)) + f" {i}") for i, n in enumerate(lengths)]
+
+
+def write(path: Path, rows: list[tuple[str, str]]) -> Path:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["cat", "review"])
+        writer.writerows(rows)
+    return path
+
+
+def module(path: Path, **options: object) -> TextDataModule:
+    keys: dict[str, object] = {"tokenizer": "whitespace", "min_frequency": 1, "batch_size": 16} | options
+    data = TextDataModule("mine", path=str(path), **keys)  # type: ignore[arg-type]
+    data.setup()
+    return data
+
+
+def loaders(data: TextDataModule) -> dict[str, text.ResumableLoader]:
+    return {"train": data.train_dataloader(), "val": data.val_dataloader(), "test": data.test_dataloader()}
+
+
+def described(data: TextDataModule, split: str) -> list[dict]:
+    size = data.report["splits"][split]["rows"]
+    return data.describe(split, np.arange(size)).to_dict("records")
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    return write(tmp_path / "我的 reviews.csv", make_rows())
+
+
+# --- batches ---
+
+
+@pytest.mark.parametrize("max_length", [4, 256])
+def test_batches_are_the_encoded_padded_texts_and_describe_names_them(table: Path, max_length: int) -> None:
+    data = module(table, max_length=max_length, max_vocabulary=12)
+    raw = read_table(table, columns=["cat", "review"]).to_dict("list")
+    vocabulary, classes = data.facts["vocabulary"], data.facts["classes"]
+    for split, loader in loaders(data).items():
+        for batch in loader:
+            rows = data.describe(split, batch["index"].numpy())
+            width = max(min(len(words.split()), max_length) for words in rows["text"])
+            assert batch["inputs"].shape == (len(rows), width)
+            assert {value.dtype for value in batch.values()} == {torch.int64}
+            for i, row in enumerate(rows.to_dict("records")):
+                tokens = row["text"].split()
+                expected = [vocabulary.index(t) if t in vocabulary[2:] else 1 for t in tokens[:max_length]]
+                assert batch["inputs"][i].tolist() == expected + [0] * (width - len(expected))
+                assert batch["lengths"][i] == len(expected)
+                assert row["length"] == len(tokens)
+                assert classes[batch["targets"][i]] == row["label"] == raw["cat"][row["row"]]
+                assert row["text"] == raw["review"][row["row"]]
+
+
+def test_every_row_is_in_exactly_one_split(table: Path) -> None:
+    data = module(table)
+    rows = [row["row"] for split in SPLITS for row in described(data, split)]
+    assert sorted(rows) == list(range(300))
+    for split, loader in loaders(data).items():
+        index = torch.cat([batch["index"] for batch in loader])
+        assert sorted(index.tolist()) == list(range(data.report["splits"][split]["rows"]))
+
+
+def test_texts_without_a_token_make_a_batch_of_padding() -> None:
+    nothing = np.zeros(3, dtype=np.int64)
+    batch = TextDataset(np.empty(0, dtype=np.int32), nothing, nothing, nothing)[[2, 0]]
+    assert batch["inputs"].tolist() == [[0], [0]]
+    assert batch["lengths"].tolist() == [0, 0]
+    some = TextDataset(np.array([7, 8, 9]), np.array([0, 3, 3]), np.array([3, 0, 0]), nothing)[[1, 0]]
+    assert some["inputs"].tolist() == [[0, 0, 0], [7, 8, 9]]
+
+
+def test_truncation_is_counted_per_split(table: Path) -> None:
+    data = module(table, max_length=5)
+    for split in SPLITS:
+        long = sum(row["length"] > 5 for row in described(data, split))
+        assert data.report["splits"][split]["truncated"] == long > 0
+
+
+# --- cleaning ---
+
+TRAPS = st.sampled_from(["好", " 好", "好\ufeff", "\ufeff", "", "  ", "NA", "null", "None", "好 书", "\u3000书\n", "a"])
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=st.lists(st.tuples(st.sampled_from(["x", "y", "z "]), TRAPS), min_size=1, max_size=40))
+def test_cleaning_matches_a_plain_loop(rows: list[tuple[str, str]]) -> None:
+    kept: list[tuple[str, str, int]] = []
+    counts = Counter(bom_removed=0, nul_removed=0, empty_dropped=0, duplicates_dropped=0)
+    for number, (label, review) in enumerate(rows):
+        bare = review.replace("\ufeff", "").strip()
+        counts["bom_removed"] += "\ufeff" in review
+        if not bare:
+            counts["empty_dropped"] += 1
+        elif any((label.strip(), bare) == (other, same) for other, same, _ in kept):
+            counts["duplicates_dropped"] += 1
+        else:
+            kept.append((label.strip(), bare, number))
+    labels_of = {bare: {label for label, same, _ in kept if same == bare} for _, bare, _ in kept}
+    conflicts = {bare for bare, labels in labels_of.items() if len(labels) > 1}
+    counts |= Counter(
+        conflicting_texts=len(conflicts),
+        conflicting_rows=sum(bare in conflicts for _, bare, _ in kept),
+        rows_kept=len(kept),
+    )
+    frame = text.pd.DataFrame(rows, columns=["cat", "review"], dtype=object).assign(**{LINE: range(2, len(rows) + 2)})
+    if not kept:
+        with pytest.raises(DataError, match="holds no text"):
+            clean(frame, "review", "cat", "t.csv")
+        return
+    corpus, report = clean(frame, "review", "cat", "t.csv")
+    assert list(zip(corpus.labels, corpus.texts, corpus.rows, strict=True)) == kept
+    assert corpus.classes == list(dict.fromkeys(label for label, _, _ in kept))
+    assert Counter(report) == counts
+
+
+def test_nul_characters_are_removed_and_counted(tmp_path: Path) -> None:
+    rows = make_rows()
+    rows[7] = (rows[7][0], "a\0b")
+    data = module(write(tmp_path / "t.csv", rows))
+    assert data.report["nul_removed"] == 1
+    assert "ab" in {row["text"] for split in SPLITS for row in described(data, split)}
+
+
+@pytest.mark.parametrize("word", ["NA", "null", "None", "nan"])
+def test_words_that_look_like_missing_values_stay_text(tmp_path: Path, word: str) -> None:
+    rows = make_rows()
+    rows[4] = (rows[4][0], word)
+    data = module(write(tmp_path / "t.csv", rows))
+    assert (data.report["empty_dropped"], data.report["rows_kept"]) == (0, 300)
+    assert word in {row["text"] for split in SPLITS for row in described(data, split)}
+
+
+def test_every_trap_that_was_met_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [*make_rows(), ("类0", ""), ("类0", "\ufeff重复"), ("类0", "重复"), ("类1", "重复")]
+    with caplog.at_level(logging.INFO):
+        data = module(write(tmp_path / "t.csv", rows), max_length=9)
+        data.setup()
+    (line,) = [record.getMessage() for record in caplog.records if "rows read" in record.getMessage()]
+    for said in ("304 rows read", "1 byte order", "1 empty", "1 exact duplicates", "2 rows kept", "texts cut to 9"):
+        assert said in line
+    assert "NUL" not in line
+
+
+def test_rows_without_a_label_are_listed_by_line(tmp_path: Path) -> None:
+    rows = make_rows()
+    rows[2] = (rows[2][0], "two\nlines")
+    rows[5] = rows[9] = (" ", "text")
+    with pytest.raises(DataError, match=r"t\.csv: column 'cat' is empty in 2 row\(s\), line\(s\) 8, 12"):
+        module(write(tmp_path / "t.csv", rows))
+
+
+# --- splits ---
+
+
+def test_splits_are_stratified_and_of_the_sizes_asked_for(table: Path) -> None:
+    data = module(table, val_fraction=0.15, test_fraction=0.2)
+    total = Counter(label for label, _ in make_rows())
+    sizes = {split: data.report["splits"][split] for split in SPLITS}
+    assert [sizes[split]["rows"] for split in SPLITS] == [195, 45, 60]
+    for split, fraction in (("val", 0.15), ("test", 0.2)):
+        for name, support in sizes[split]["classes"].items():
+            assert abs(support - fraction * total[name]) <= 1
+
+
+def test_the_split_depends_on_split_seed_and_not_on_seed(table: Path) -> None:
+    def rows(**options: int) -> list[list[int]]:
+        data = module(table, **options)
+        return [[row["row"] for row in described(data, split)] for split in SPLITS]
+
+    assert rows(seed=0) == rows(seed=1)
+    assert rows(split_seed=0) != rows(split_seed=1)
+
+
+def test_seed_changes_the_order_of_training_only(table: Path) -> None:
+    first, second = (module(table, seed=seed) for seed in (0, 1))
+    for split in SPLITS:
+        orders = [[batch["index"].tolist() for batch in loaders(data)[split]] for data in (first, second)]
+        assert (orders[0] == orders[1]) == (split != "train")
+
+
+def test_index_5_tests_on_every_fifth_row_of_the_file(tmp_path: Path) -> None:
+    rows = make_rows()
+    rows[3] = rows[10] = (rows[3][0], "")  # dropped rows do not renumber the others
+    data = module(write(tmp_path / "t.csv", rows), split="index%5")
+    assert [row["row"] for row in described(data, "test")] == [n for n in range(0, 300, 5) if n != 10]
+    assert data.report["splits"]["val"]["rows"] == 30
+    assert all(row["row"] % 5 for split in ("train", "val") for row in described(data, split))
+
+
+def test_limit_keeps_the_classes_in_proportion(table: Path) -> None:
+    data = module(table, limit=90)
+    total = Counter(label for label, _ in make_rows())
+    kept = Counter(row["label"] for split in SPLITS for row in described(data, split))
+    assert sum(kept.values()) == 90
+    assert all(abs(kept[name] - 0.3 * total[name]) <= 1 for name in total)
+    assert data.facts["classes"] == module(table).facts["classes"]
+
+
+def test_a_single_class_is_an_error(tmp_path: Path) -> None:
+    rows = [("书", review) for _, review in make_rows()]
+    with pytest.raises(DataError, match=r"one class only.*\{'书': 300\}"):
+        module(write(tmp_path / "t.csv", rows))
+
+
+def test_classes_too_small_for_the_splits_are_listed_with_all_counts(tmp_path: Path) -> None:
+    rows = [*make_rows(30), ("少", "甲"), ("少", "乙")]
+    with pytest.raises(DataError, match=r"t\.csv cannot be split.*\['少'\].*'少': 2"):
+        module(write(tmp_path / "t.csv", rows))
+
+
+def test_more_classes_than_test_rows_is_an_error(tmp_path: Path) -> None:
+    rows = [(f"c{i % 10}", str(i)) for i in range(30)]
+    with pytest.raises(DataError, match=r"cannot draw 3 of 30 rows.*'c0': 3"):
+        module(write(tmp_path / "t.csv", rows))
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_an_empty_split_is_an_error_with_all_sizes(table: Path, split: str) -> None:
+    with pytest.raises(DataError, match=rf"the {split} split is empty \(sizes .*'{split}': 0"):
+        module(table, **{f"{split}_fraction": 0.0})
+
+
+def test_a_table_of_one_row_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"too few rows of \['书'\]"):
+        module(write(tmp_path / "t.csv", [("书", "好")]))
+
+
+def test_a_class_absent_from_a_split_is_warned_about_and_has_support_0(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [*make_rows(297), *[("少", str(i)) for i in range(3)]]
+    data = module(write(tmp_path / "t.csv", rows))
+    absent = [split for split in SPLITS if data.report["splits"][split]["classes"]["少"] == 0]
+    assert absent
+    for split in absent:
+        assert f"the {split} split has no row of ['少']" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"tokenizer": "nltk"},
+        {"split": "random"},
+        {"max_length": 0},
+        {"batch_size": 0},
+        {"val_fraction": -0.1},
+        {"val_fraction": 0.5, "test_fraction": 0.5},
+        {"max_vocabulary": 1},
+        {"val_fraction": float("nan")},
+    ],
+)
+def test_settings_out_of_range_are_refused_before_any_file_is_read(options: dict) -> None:
+    with pytest.raises(DataError, match=f"data.{next(iter(options))}"):
+        TextDataModule("mine", path="/nowhere.csv", **options)
+
+
+# --- vocabulary ---
+
+
+def test_the_vocabulary_sees_only_training_texts(tmp_path: Path) -> None:
+    rows = make_rows()
+    first = module(write(tmp_path / "a.csv", rows))
+    for split in ("val", "test"):
+        for row in described(first, split):
+            label, review = rows[row["row"]]
+            rows[row["row"]] = (label, f"{review} 泄漏 泄漏 好 好 好 好 好 好")
+    second = module(write(tmp_path / "b.csv", rows))
+    assert second.facts == first.facts
+    assert [b["inputs"].tolist() for b in first.train_dataloader()] == [
+        b["inputs"].tolist() for b in second.train_dataloader()
+    ]
+
+
+def test_the_vocabulary_is_counted_as_a_plain_counter_would(table: Path) -> None:
+    data = module(table, min_frequency=3, max_vocabulary=15)
+    counts = Counter(token for row in described(data, "train") for token in row["text"].split())
+    frequent = sorted((t for t, c in counts.items() if c >= 3), key=lambda t: (-counts[t], t))
+    assert data.facts["vocabulary"] == ["<pad>", "<unk>", *frequent[:13]]
+    assert data.facts["vocab_size"] == 15
+    assert data.report["vocabulary"]["token_types_in_train"] == len(counts)
+
+
+def test_a_vocabulary_is_rebuilt_from_its_state() -> None:
+    vocabulary = Vocabulary.build({"b": 2, "a": 2, "c": 5, "d": 1}, min_frequency=2)
+    assert vocabulary.state() == ["<pad>", "<unk>", "c", "a", "b"]
+    again = Vocabulary(vocabulary.state())
+    assert again.encode(["b", "d", "c"]).tolist() == [4, 1, 2]
+    with pytest.raises(ValueError, match="starts with"):
+        Vocabulary(["c", "a"])
+
+
+def test_words_spelt_like_padding_are_unknown_and_never_padding() -> None:
+    vocabulary = Vocabulary.build({"<pad>": 9, "<unk>": 9, "a": 1})
+    assert vocabulary.encode(["<pad>", "<unk>", "a"]).tolist() == [1, 1, 2]
+    assert len(vocabulary) == 3
+
+
+def test_texts_of_unknown_tokens_only_are_counted(tmp_path: Path) -> None:
+    rows = make_rows()
+    test_rows = [row["row"] for row in described(module(write(tmp_path / "a.csv", rows)), "test")]
+    for row in test_rows[:4]:
+        rows[row] = (rows[row][0], f"全新{row} 未知{row}")
+    data = module(write(tmp_path / "b.csv", rows))
+    assert data.report["splits"]["test"]["only_unknown_tokens"] == 4
+
+
+# --- tokens ---
+
+
+def test_tokenizers_cut_as_their_names_say() -> None:
+    assert tokenize(["我爱 北京天安门", "a b"], "jieba") == [["我", "爱", "北京", "天安门"], ["a", "b"]]
+    assert tokenize(["我 a\u3000b", ""], "char") == [["我", "a", "b"], []]
+    assert tokenize(["我 ab\u3000c"], "whitespace") == [["我", "ab", "c"]]
+    with pytest.raises(DataError, match="jieba, char, whitespace"):
+        tokenize(["a"], "spacy")
+
+
+def test_jieba_says_nothing_and_keeps_its_dictionary_in_the_cache(tmp_path: Path) -> None:
+    code = "from datamodules.text import tokenize; print(tokenize(['物流很快'], 'jieba'))"
+    environment = os.environ | {"RNN_LAB_CACHE": str(tmp_path / "缓 存"), "TMPDIR": str(tmp_path), "PYTHONUTF8": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, encoding="utf-8")
+    assert (done.stdout, done.stderr) == ("[['物流', '很快']]\n", "")
+    assert (tmp_path / "缓 存" / "jieba.cache").is_file()
+    assert not list(tmp_path.glob("jieba*"))
+
+
+def test_new_texts_are_encoded_as_in_training_one_row_each(table: Path) -> None:
+    data = module(table, max_length=6)
+    batch = next(iter(data.test_dataloader()))
+    texts = data.describe("test", batch["index"].numpy())["text"].tolist()
+    facts = json.loads(json.dumps(data.facts))
+    encoded = encode_texts([f"\ufeff {one}\0\n" for one in texts], facts)
+    assert torch.equal(encoded["inputs"], batch["inputs"])
+    assert torch.equal(encoded["lengths"], batch["lengths"])
+
+    odd = encode_texts(["", "未见 过", " ".join(["a"] * 9)], facts)
+    assert odd["lengths"].tolist() == [0, 2, 6]
+    assert odd["token_counts"].tolist() == [0, 2, 9]
+    assert odd["known_counts"].tolist() == [0, 0, 6]
+    assert encode_texts([""], facts)["inputs"].shape == (1, 1)
+    assert encode_texts([], facts)["inputs"].shape == (0, 1)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("RNN_LAB_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_a_second_start_does_not_tokenise(table: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = module(table)
+    monkeypatch.setattr(text, "tokenize", lambda *_, **__: pytest.fail("tokenised again"))
+    again = module(table)
+    assert again.facts == first.facts
+    assert [b["inputs"].tolist() for b in again.train_dataloader()] == [
+        b["inputs"].tolist() for b in first.train_dataloader()
+    ]
+
+
+def test_other_texts_and_other_tokenizers_have_other_cache_entries(table: Path, cache: Path, tmp_path: Path) -> None:
+    module(table)
+    module(table, tokenizer="char")
+    module(write(tmp_path / "other.csv", make_rows(seed=1)))
+    module(table, val_fraction=0.3, seed=4)  # neither changes the tokens
+    assert len(list(cache.glob("tokens-*"))) == 3
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_damaged_token_cache_is_noticed_and_made_anew(
+    table: Path, cache: Path, seed: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    facts = module(table).facts
+    (file,) = cache.glob("tokens-*")
+    whole, generator = file.read_bytes(), np.random.default_rng(seed)
+    at = int(generator.integers(len(whole)))
+    file.write_bytes(whole[:at] if seed % 2 else whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
+    assert module(table).facts == facts
+    assert "damaged" in caplog.text
+    assert Tokens.load(file) is not None
+
+
+def test_a_crash_while_writing_the_cache_leaves_no_file(
+    table: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", crash)
+        with pytest.raises(KeyboardInterrupt):
+            module(table)
+    assert not list(cache.glob("*"))
+    module(table)
+
+
+def test_a_cache_that_cannot_be_written_is_a_warning_only(
+    table: Path, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache.write_text("a file where the folder should be")
+    module(table)
+    assert "cannot keep the tokens" in caplog.text
+
+
+# --- the module ---
+
+
+def test_without_data_the_sample_is_used_under_its_own_name(caplog: pytest.LogCaptureFixture) -> None:
+    data = TextDataModule("shop", files=["no_such_file.zip"], tokenizer="char", sample_size=400)
+    assert (data.name, data.is_sample) == ("shop", False)
+    data.setup()
+    assert (data.name, data.is_sample, data.report["name"]) == (SAMPLE, True, SAMPLE)
+    assert data.report["rows_read"] == 400
+    assert data.report["empty_dropped"] == data.report["bom_removed"] == 1
+    assert data.report["duplicates_dropped"] >= 3
+    assert data.report["conflicting_texts"] >= 1
+    assert "shop IS MISSING" in caplog.text
+    assert data.facts["classes"] == [
+        "书籍",
+        "平板",
+        "手机",
+        "水果",
+        "洗发水",
+        "热水器",
+        "蒙牛",
+        "衣服",
+        "计算机",
+        "酒店",
+    ]
+
+
+def test_the_sample_can_be_asked_for_and_has_two_targets(caplog: pytest.LogCaptureFixture) -> None:
+    data = TextDataModule(SAMPLE, tokenizer="char", sample_size=400, target="label")
+    data.setup()
+    assert sorted(data.facts["classes"]) == ["0", "1"]
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_columns_the_sample_does_not_have_are_an_error() -> None:
+    with pytest.raises(DataError, match=r"no columns \['text'\]"):
+        TextDataModule(SAMPLE, text_column="text").setup()
+
+
+def test_facts_and_report_are_plain_values(table: Path) -> None:
+    data = module(table)
+    assert json.loads(json.dumps(data.facts)) == data.facts
+    assert json.loads(json.dumps(data.report)) == data.report
+
+
+def test_a_second_set_up_changes_nothing(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = module(table)
+    report = data.report
+    monkeypatch.setattr(text, "read_table", lambda *_, **__: pytest.fail("read again"))
+    data.setup("fit")
+    data.setup("test")
+    assert data.report is report
+
+
+def test_processes_of_a_trainer_share_the_batches(table: Path) -> None:
+    data = module(table)
+    parts = []
+    for rank in range(2):
+        data.trainer = types.SimpleNamespace(global_rank=rank, world_size=2)  # type: ignore[assignment]
+        parts.append([i for batch in data.test_dataloader() for i in batch["index"].tolist()])
+    assert sorted(parts[0] + parts[1]) == list(range(30))
+    assert all(parts)
+
+
+def test_another_locale_changes_nothing(table: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys, json\nfrom datamodules import TextDataModule\n"
+        "data = TextDataModule('mine', path=sys.argv[1], tokenizer='whitespace', min_frequency=1, batch_size=16)\n"
+        "data.setup()\nprint(json.dumps([data.facts, data.report]))"
+    )
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("LC_", "LANG"))}
+    environment |= {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "RNN_LAB_CACHE": str(tmp_path / "缓")}
+    done = subprocess.run([sys.executable, "-c", code, str(table)], env=environment, capture_output=True, check=True)
+    data = module(table)
+    assert json.loads(done.stdout) == [data.facts, data.report]
+
+
+# --- the real file ---
+
+
+@pytest.mark.skipif(not os.environ.get("RNN_LAB_DATA"), reason="RNN_LAB_DATA names no folder")
+def test_the_real_reviews_are_read_whole_and_cleaned_as_counted() -> None:
+    known = "6816ded66fde9d0927ecbd370b5e12d0174d1abac35192ec014ac2a0a8d25858"
+    files = ["online_shopping_10_cats.zip"]
+    data = TextDataModule("online", files=files, sha256={files[0]: known}, on_missing="error", tokenizer="char")
+    data.setup()
+    report = data.report
+    assert (report["rows_read"], report["empty_dropped"], report["duplicates_dropped"]) == (62_774, 1, 18)
+    assert (report["rows_kept"], report["conflicting_rows"]) == (62_755, 60)
+    assert report["bom_removed"] > 0
+    sizes = {split: report["splits"][split] for split in SPLITS}
+    assert [sizes[split]["rows"] for split in SPLITS] == [50_203, 6_276, 6_276]
+    per_class = [sum(sizes[split]["classes"][name] for split in SPLITS) for name in data.facts["classes"]]
+    assert (len(per_class), min(per_class)) == (10, sizes["train"]["classes"]["热水器"] + 115)
