@@ -6,14 +6,14 @@ Legend: B batch, T time, I input_size, H hidden_size, L num_layers, D directions
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial, partialmethod
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout
 
-from rnn_cells.backends import BACKENDS, choose
+from rnn_cells.backends import BACKENDS, check_name, choose
 from rnn_cells.cells import Cell, GRUCell, LSTMCell, RNNCell, State
 
 
@@ -90,6 +90,7 @@ class Recurrent(nn.Module):
             raise ValueError(f"num_layers must be at least 1, got {num_layers}")
         if not 0 <= dropout <= 1:
             raise ValueError(f"dropout must lie between 0 and 1, got {dropout}")
+        check_name(backend)
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.bias, self.batch_first, self.dropout, self.bidirectional = bias, batch_first, dropout, bidirectional
         self.backend = backend
@@ -179,7 +180,7 @@ class Recurrent(nn.Module):
 
     def _check_lengths(self, lengths: Tensor, sequence: Tensor) -> Tensor:
         steps, batch_size = sequence.shape[:2]
-        if tuple(lengths.shape) != (batch_size,) or lengths.is_floating_point():
+        if tuple(lengths.shape) != (batch_size,) or lengths.is_floating_point() or lengths.dtype == torch.bool:
             raise ValueError(f"lengths must be {batch_size} integers, got {lengths.dtype} of {tuple(lengths.shape)}")
         # Only on the CPU: reading the values of a tensor on a GPU would make every call wait for it.
         if lengths.device.type == "cpu" and batch_size and not 0 <= int(lengths.min()) <= int(lengths.max()) <= steps:
@@ -196,27 +197,34 @@ class Recurrent(nn.Module):
 class RNN(Recurrent):
     """`Recurrent` around `RNNCell`: replaces `torch.nn.RNN` (tanh)."""
 
-    __init__ = partialmethod(Recurrent.__init__, RNNCell)
+    def __init__(self, input_size: int, hidden_size: int, *args: Any, **kwargs: Any) -> None:
+        super().__init__(RNNCell, input_size, hidden_size, *args, **kwargs)
 
 
 class GRU(Recurrent):
     """`Recurrent` around `GRUCell`; with `reset_after=True` it replaces `torch.nn.GRU`."""
 
-    def __init__(self, *args: Any, reset_after: bool = False, **kwargs: Any) -> None:
-        super().__init__(partial(GRUCell, reset_after=reset_after), *args, **kwargs)
+    def __init__(
+        self, input_size: int, hidden_size: int, *args: Any, reset_after: bool = False, **kwargs: Any
+    ) -> None:
+        super().__init__(partial(GRUCell, reset_after=reset_after), input_size, hidden_size, *args, **kwargs)
         self.reset_after = reset_after
 
 
 class LSTM(Recurrent):
     """`Recurrent` around `LSTMCell`: replaces `torch.nn.LSTM`."""
 
-    __init__ = partialmethod(Recurrent.__init__, LSTMCell)
+    def __init__(self, input_size: int, hidden_size: int, *args: Any, **kwargs: Any) -> None:
+        super().__init__(LSTMCell, input_size, hidden_size, *args, **kwargs)
 
 
 class BiLSTM(LSTM):
     """An `LSTM` in both directions: `LSTM(…, bidirectional=True)`."""
 
-    __init__ = partialmethod(Recurrent.__init__, LSTMCell, bidirectional=True)
+    def __init__(self, input_size: int, hidden_size: int, *args: Any, **kwargs: Any) -> None:
+        super().__init__(input_size, hidden_size, *args, **{"bidirectional": True, **kwargs})
+        if not self.bidirectional:
+            raise ValueError("a BiLSTM is bidirectional; use LSTM for one direction")
 
 
 _TWINS: dict[type[Recurrent], type[nn.RNNBase]] = {RNN: nn.RNN, GRU: nn.GRU, LSTM: nn.LSTM}
@@ -232,13 +240,13 @@ def from_torch(module: nn.RNNBase, backend: str = "auto") -> Recurrent:
     Raises:
         ValueError: it has no counterpart here (`nonlinearity="relu"`, `proj_size`).
     """
+    layer_type = next((ours for ours, theirs in _TWINS.items() if isinstance(module, theirs)), None)
+    if layer_type is None:
+        raise ValueError(f"from_torch takes torch.nn.RNN, GRU or LSTM, got {type(module).__name__}")
     if getattr(module, "nonlinearity", "tanh") != "tanh":
         raise ValueError("from_torch: only nonlinearity='tanh' has a counterpart")
     if module.proj_size:
         raise ValueError("from_torch: proj_size has no counterpart")
-    layer_type = next((ours for ours, theirs in _TWINS.items() if isinstance(module, theirs)), None)
-    if layer_type is None:
-        raise ValueError(f"from_torch takes torch.nn.RNN, GRU or LSTM, got {type(module).__name__}")
     form = {"reset_after": True} if layer_type is GRU else {}
     layer = layer_type(**_arguments(module), **form, backend=backend).to(module.weight_hh_l0)
     _copy_weights(module, layer, to_layer=True)
@@ -256,7 +264,10 @@ def to_torch(layer: Recurrent) -> nn.RNNBase:
         raise ValueError(f"to_torch: torch.nn has no counterpart of {type(layer).__name__}")
     if isinstance(layer, GRU) and not layer.reset_after:
         raise ValueError("to_torch: torch.nn.GRU is the form with reset_after=True, this GRU has reset_after=False")
-    module = twin(**_arguments(layer)).to(layer.cells[0].weight_hh)
+    arguments = _arguments(layer)
+    if layer.num_layers == 1:
+        arguments["dropout"] = 0.0  # there is nothing between layers to drop; torch.nn warns about it
+    module = twin(**arguments).to(layer.cells[0].weight_hh)
     _copy_weights(module, layer, to_layer=False)
     return module.train(layer.training)
 

@@ -26,6 +26,7 @@ class DivergedError(RuntimeError):
 class Task(pl.LightningModule):
     """A model with its loss, optimizer and scores.
 
+    `blueprint`, set by whoever builds the task, is kept in its checkpoints: plain values to build it again from.
     After a test, `scores` holds the flat test scores, `details` whatever else belongs into `metrics.json`, and
     `predictions()` one or more rows per test example.
 
@@ -48,6 +49,7 @@ class Task(pl.LightningModule):
         self.make_optimizer, self.make_scheduler, self.seed = optimizer, scheduler, seed
         self.train_loss, self.val_loss = MeanMetric(), MeanMetric()
         self.train_loss.persistent(True)  # in checkpoints: an epoch resumed in its middle reports its whole mean
+        self.blueprint: dict[str, Any] = {}
         self.scores: dict[str, float] = {}
         self.details: dict[str, Any] = {}
 
@@ -74,6 +76,9 @@ class Task(pl.LightningModule):
     @abstractmethod
     def predictions(self) -> pd.DataFrame:
         """The test's predictions beside the truth; the column `index` is the position in the test split."""
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["blueprint"] = self.blueprint
 
     @property
     def num_parameters(self) -> int:

@@ -32,11 +32,17 @@ def choose(name: str, cell: Cell, x: Tensor) -> ModuleType:
         name = next(other for other, reason in reasons.items() if reason is None)
         faster = [f"not {other}: {reason}" for other, reason in reasons.items() if reason is not None]
         _announce("; ".join([f"backend auto runs {type(cell).__name__} on {name}", *faster]))
-    elif name not in BACKENDS:
-        raise ValueError(f"backend must be one of auto, {', '.join(BACKENDS)}; got {name!r}")
-    elif reason := BACKENDS[name].why_not(cell, x):
+        return BACKENDS[name]
+    check_name(name)
+    if reason := BACKENDS[name].why_not(cell, x):
         raise ValueError(f"backend {name!r} can't run {type(cell).__name__} here: {reason}")
     return BACKENDS[name]
+
+
+def check_name(name: str) -> None:
+    """Raise a ValueError unless there is a backend `name`."""
+    if name != "auto" and name not in BACKENDS:
+        raise ValueError(f"backend must be one of auto, {', '.join(BACKENDS)}; got {name!r}")
 
 
 @functools.cache  # says each thing once

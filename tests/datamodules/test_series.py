@@ -196,6 +196,16 @@ def test_fractions_split_by_time(tmp_path: Path) -> None:
     assert ends[1]["last_target"].max() < ends[2]["origin"].min() - pd.Timedelta(hours=3)
 
 
+@pytest.mark.parametrize(("reach_back", "windows"), [(False, 18), (True, 24 - 1)])
+def test_a_filled_value_comes_from_before_the_split_only_if_inputs_may(
+    tmp_path: Path, reach_back: bool, windows: int
+) -> None:
+    frame = hourly(range(96))
+    frame.loc[48, "p"] = -9999  # the first row of validation
+    data = ready(tmp_path, frame, missing="ffill", reach_back=reach_back)
+    assert len(data.dataset("val")) == windows
+
+
 def test_rows_from_test_until_on_are_not_used(tmp_path: Path) -> None:
     data = ready(tmp_path, hourly(range(100)), test_until="2020-01-05")
     assert data.report["rows_after_test_until"] == 4
@@ -235,6 +245,15 @@ def test_means_are_over_bins_and_of_the_values_that_are_there() -> None:
     temperature[[1, 6, 7, 8, 9, 10, 11]] = -9999
     series = cleaned(hourly(np.arange(18) / 6, temperature), step="1h", resample="mean", missing_values=[-9999])
     np.testing.assert_allclose(series.column("T (degC)"), np.array([14 / 5, np.nan, 87 / 6]))
+
+
+def test_a_stretch_recorded_twice_counts_once_in_a_mean() -> None:
+    minutes = np.concatenate([np.arange(3000), np.arange(2950, 4000)])
+    frame = hourly(minutes / 6, pressure=np.arange(len(minutes)))
+    first = frame.drop_duplicates("time")
+    series, expected = (cleaned(table, step="1h", resample="mean") for table in (frame, first))
+    assert series.report["duplicates"] == 50
+    np.testing.assert_allclose(series.values, expected.values)
 
 
 def test_wind_is_averaged_as_a_vector_not_as_an_angle() -> None:
