@@ -71,7 +71,7 @@ class Source:
             return None
         cache = cache_folder(self.cache_dir)
         for folder in (*_data_folders(), cache):
-            for name in self.files:
+            for name in self._names():
                 if (folder / name).is_file():
                     return self._verified(folder / name)
         found, failures = self._download(cache)
@@ -133,18 +133,19 @@ class Source:
                 failures.append(f"{url}: {error}")
         return None, failures
 
+    def _names(self) -> list[str]:
+        return list(self.files) or [self._file_of(url) for url in self.urls]
+
     def _file_of(self, url: str) -> str:
         name = PurePosixPath(urlparse(url).path).name
         return name if name in self.files or not self.files else self.files[0]
 
     def _missing(self, cache: Path, failures: list[str]) -> None:
-        wanted = [f"{url} as {cache / self._file_of(url)}" for url in self.urls] or [
-            f"{self.files[0]} and put it into {cache}"
-        ]
-        hashes = "".join(f"; sha256 of {name}: {hash_}" for name, hash_ in self.sha256.items() if name in self.files)
+        wanted = [f"{url} as {cache / self._file_of(url)}" for url in self.urls] or [f"{self.files[0]} in {cache}"]
+        hashes = "".join(f"; sha256 of {name}: {self.sha256[name]}" for name in self._names() if name in self.sha256)
         remedy = (
             f"save {' or '.join(wanted)}{hashes}; or set RNN_LAB_DATA to a folder that holds one of "
-            f"{list(self.files)}, or data.path to the file"
+            f"{self._names()}, or data.path to the file"
         )
         tried = f" ({'; '.join(failures)})" if failures else ""
         if self.on_missing == "sample" and self.sample:

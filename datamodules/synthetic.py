@@ -13,7 +13,7 @@ def sample_climate(years: int, seed: int, start: str = "2014-01-01") -> pd.DataF
 
     Annual and daily cycles, and weather that lasts hours to days: high pressure clears the sky and brings wind from
     the north, which cools the days that follow, so that the other columns help to forecast the temperature. Of the
-    real record's faults it has a day recorded twice, a gap of seven hours, a step of 70 minutes and -9999 in both winds.
+    real record's faults it has a day recorded twice, a gap of seven hours, a 70-minute step and -9999 in both winds.
 
     Args:
         years: how many, at least 1.

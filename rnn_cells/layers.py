@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -96,7 +96,7 @@ class Recurrent(nn.Module):
         self.backend = backend
         self.directions = 2 if bidirectional else 1
         self.output_size = self.directions * hidden_size
-        self.cells = nn.ModuleList(
+        self.cells: Any = nn.ModuleList(
             cell(input_size if layer == 0 else self.output_size, hidden_size, bias=bias)
             for layer in range(num_layers)
             for _ in range(self.directions)
@@ -148,7 +148,8 @@ class Recurrent(nn.Module):
             sequence = torch.cat(outputs, dim=-1) if self.bidirectional else outputs[0]
         stacked = tuple(torch.stack(tensors) for tensors in zip(*finals, strict=True))
         output = sequence.transpose(0, 1) if self.batch_first else sequence
-        return output, stacked if len(stacked) > 1 else stacked[0]
+        first, *others = stacked
+        return output, stacked if others else first
 
     @property
     def chosen_backend(self) -> str:
@@ -204,9 +205,7 @@ class RNN(Recurrent):
 class GRU(Recurrent):
     """`Recurrent` around `GRUCell`; with `reset_after=True` it replaces `torch.nn.GRU`."""
 
-    def __init__(
-        self, input_size: int, hidden_size: int, *args: Any, reset_after: bool = False, **kwargs: Any
-    ) -> None:
+    def __init__(self, input_size: int, hidden_size: int, *args: Any, reset_after: bool = False, **kwargs: Any) -> None:
         super().__init__(partial(GRUCell, reset_after=reset_after), input_size, hidden_size, *args, **kwargs)
         self.reset_after = reset_after
 
@@ -247,8 +246,10 @@ def from_torch(module: nn.RNNBase, backend: str = "auto") -> Recurrent:
         raise ValueError("from_torch: only nonlinearity='tanh' has a counterpart")
     if module.proj_size:
         raise ValueError("from_torch: proj_size has no counterpart")
-    form = {"reset_after": True} if layer_type is GRU else {}
-    layer = layer_type(**_arguments(module), **form, backend=backend).to(module.weight_hh_l0)
+    arguments = {**_arguments(module), "backend": backend}
+    if layer_type is GRU:
+        arguments["reset_after"] = True
+    layer = layer_type(**arguments).to(cast("Tensor", module.weight_hh_l0))
     _copy_weights(module, layer, to_layer=True)
     return layer.train(module.training)
 

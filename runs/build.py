@@ -10,7 +10,6 @@ from typing import Any
 import hydra.utils
 import torch
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning import LightningDataModule
 
 from runs.checkpoints import read_checkpoint
 from runs.schema import ConfigError
@@ -77,8 +76,8 @@ def _within(name: str, packages: Sequence[str]) -> bool:
     return any(name == package or name.startswith(f"{package}.") for package in packages)
 
 
-def build_datamodule(config: dict[str, Any]) -> LightningDataModule:
-    """The data module of a run's configuration."""
+def build_datamodule(config: dict[str, Any]) -> Any:
+    """The data module of a run's configuration: a `LightningDataModule` with `name`, `facts`, `report`, `describe`."""
     return instantiate(config["data"], config["trust"])
 
 

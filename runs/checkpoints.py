@@ -107,18 +107,21 @@ class Recorder(Checkpoint):
         monitor: name of the validation score that picks the best epoch; NaN is never the best.
         mode: whether it is to be `min` or `max`.
         every_n_steps: steps between two resume points inside an epoch.
+        trial: keep no checkpoints (`fast_dev_run`).
     """
 
-    def __init__(self, folder: Path, monitor: str, mode: str, every_n_steps: int) -> None:
-        self.folder, self.monitor, self.mode, self.every_n_steps = folder, monitor, mode, every_n_steps
+    def __init__(self, folder: Path, monitor: str, mode: str, every_n_steps: int, trial: bool = False) -> None:
+        self.folder, self.monitor, self.mode = folder, monitor, mode
+        self.every_n_steps, self.trial = every_n_steps, trial
         self.history: list[dict[str, float]] = []
         self.best: dict[str, float] = {}
-        self._seconds_before, self._started = 0.0, 0.0
+        self._seconds_before, self._started = 0.0, math.nan
 
     @property
     def seconds(self) -> float:
         """Time spent training so far, over all interruptions."""
-        return self._seconds_before + time.perf_counter() - self._started
+        running = 0.0 if math.isnan(self._started) else time.perf_counter() - self._started
+        return self._seconds_before + running
 
     def state_dict(self) -> dict[str, Any]:
         return {"history": self.history, "best": self.best, "seconds": self.seconds}
@@ -135,6 +138,9 @@ class Recorder(Checkpoint):
             if isinstance(callback, EarlyStopping) and callback.wait_count >= callback.patience > 0:
                 trainer.should_stop = True
 
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._seconds_before, self._started = self.seconds, math.nan
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -149,6 +155,8 @@ class Recorder(Checkpoint):
         self.history.append({"epoch": trainer.current_epoch + 1, "step": trainer.global_step, **scores})
         score = scores.get(self.monitor, math.nan)
         sign = 1 if self.mode == "max" else -1
+        if self.trial:
+            return
         if math.isfinite(score) and (not self.best or sign * score > sign * self.best["score"]):
             self.best = {"score": score, "epoch": trainer.current_epoch + 1, "step": trainer.global_step}
             self._save(trainer, BEST)
@@ -167,5 +175,5 @@ class Recorder(Checkpoint):
             write_atomically(self.folder / "history.csv", table.encode())
 
     def _save(self, trainer: pl.Trainer, name: str) -> None:
-        if not trainer.fast_dev_run:
-            trainer.save_checkpoint(self.folder / "checkpoints" / name)
+        if not self.trial:
+            trainer.save_checkpoint(self.folder / "checkpoints" / name)  # on all processes: they meet in it

@@ -48,7 +48,7 @@ def write_comparison(folder: Path, runs: list[Path]) -> None:
         texts.append(shown.to_markdown(index=False, disable_numparse=True))
         _print_table(shown, f"Test scores, {task}: mean ± standard deviation over runs")
         _draw(folder / f"learning_curves{suffix}", of_task)
-    if (sample := sorted({str(name) for name in rows.get("data", []) if str(name).startswith("sample_")})) :
+    if sample := sorted({str(name) for name in rows.get("data", []) if str(name).startswith("sample_")}):
         texts.append(f"**{', '.join(sample)}: built-in sample data, not a real data set.**")
     texts += [f"- FAILED {name}: {status['state']}: {status['error']}" for name, status in failed.items()]
     (folder / "comparison.md").write_text("\n\n".join(texts) + "\n", encoding="utf-8")

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib import font_manager
 from matplotlib.figure import Figure
+from matplotlib.ticker import MultipleLocator
 
 # Fonts with Chinese glyphs, as Linux distributions, Windows and macOS ship them.
 CHINESE_FONTS = (
@@ -67,7 +68,7 @@ def loss_curves(history: pd.DataFrame, monitor: str, mode: str) -> Figure:
     left.legend()
     if monitor in history and history[monitor].notna().any():
         scores = history[monitor]
-        best = int(scores.idxmax() if mode == "max" else scores.idxmin())
+        best = int(np.nanargmax(scores if mode == "max" else -scores))
         right.plot(history["epoch"], scores, marker="o", markersize=3, color=COLOURS[2])
         right.plot(history["epoch"][best], scores[best], marker="*", markersize=13, color=COLOURS[2])
         right.set(xlabel="epoch", ylabel=monitor, title=f"Best {monitor}: {scores[best]:.4f}, epoch {best + 1}")
@@ -112,7 +113,7 @@ def error_by_step(metrics: Mapping[str, list[float]], model: str, hours_per_step
     axes.set(xlabel="lead time (h)", ylabel=f"mean absolute error ({unit})", title=f"Error of {model} by lead time")
     axes.set_ylim(bottom=0)
     if len(errors) * hours_per_step >= 24:
-        axes.xaxis.set_major_locator(matplotlib.ticker.MultipleLocator(6))
+        axes.xaxis.set_major_locator(MultipleLocator(6))
     axes.legend(loc="lower right")
     return figure
 
@@ -134,6 +135,8 @@ def forecasts(windows: Sequence[Mapping[str, np.ndarray]], model: str, target: s
         error = np.abs(window["forecast"] - window["truth"]).mean()
         axes.set_title(f"from {window['origin']}, mean error {error:.2f}", fontsize=9)
         axes.set(xlabel="hours from the forecast's origin", ylabel=target)
+        if step * len(past) >= 24:
+            axes.xaxis.set_major_locator(MultipleLocator(24))
     for axes in grid.flat[len(windows) :]:
         axes.set_visible(False)
     grid.flat[0].legend(fontsize=8)

@@ -11,6 +11,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 
 from runs import console
@@ -22,6 +23,7 @@ from runs.train import train
 
 log = logging.getLogger(__name__)
 
+_MAIN = rank_zero_only.rank == 0  # of several processes that train together, one writes
 failures: list[str] = []
 """The run folders of this process's jobs that failed."""
 
@@ -34,9 +36,10 @@ def run(config: DictConfig) -> float | None:
     """
     settings = HydraConfig.get()
     folder = Path(settings.runtime.output_dir)
+    sweeping = settings.mode == RunMode.MULTIRUN
     overrides = list(settings.overrides.task)
     try:
-        metrics = _run(config, folder, overrides)
+        metrics = _run(config, folder, overrides, sweeping)
     except KeyboardInterrupt:
         _write_status(folder, "interrupted", overrides, f"continue with: python run.py resume={folder}")
         raise
@@ -44,19 +47,28 @@ def run(config: DictConfig) -> float | None:
         message = explain(error, overrides)
         _write_status(folder, "failed", overrides, message or repr(error))
         failures.append(folder.name)
-        where = f" in {folder.name}" if settings.mode == RunMode.MULTIRUN else ""
+        where = f" in {folder.name}" if sweeping else ""
         log.error(f"error{where}: {message or repr(error)}", exc_info=message is None or config.debug)
         return None
-    console.print_scores(metrics, folder, Console())
+    if _MAIN:
+        console.print_scores(metrics, folder, Console())
     return metrics["test"].get("f1_macro", metrics["test"].get("mae"))
 
 
-def _run(config: DictConfig, folder: Path, overrides: list[str]) -> dict[str, Any]:
+def _run(config: DictConfig, folder: Path, overrides: list[str], sweeping: bool) -> dict[str, Any]:
     if config.resume is not None:
         return _resume(folder, overrides)
     validate(config)
     settings = plain(config)
-    write_atomically(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(settings)).encode())
+    if _MAIN and (folder / "checkpoints").exists():
+        same = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")) == settings
+        if not (sweeping and same):
+            raise ConfigError(
+                f"{folder} holds a run already: continue it with resume={folder}, or choose another hydra.run.dir"
+            )
+        return _resume(folder, overrides=[])  # a sweep started again: what is finished is kept, the rest continues
+    if _MAIN:
+        write_atomically(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(settings)).encode())
     _write_status(folder, "running", overrides)
     metrics = train(settings, folder)
     _write_status(folder, "finished", overrides)
@@ -67,7 +79,7 @@ def _resume(folder: Path, overrides: list[str]) -> dict[str, Any]:
     """Continue the run of `folder` under its own configuration, of which only the trainer's part may change."""
     if not (folder / "config.yaml").exists():
         raise CheckpointError(f"nothing to resume from: {folder} is not a run folder (it has no config.yaml)")
-    saved = OmegaConf.load(folder / "config.yaml")
+    saved: Any = OmegaConf.load(folder / "config.yaml")
     changes = [override for override in overrides if not override.startswith("resume=")]
     for change in changes:
         key, _, value = change.partition("=")
@@ -85,13 +97,16 @@ def _resume(folder: Path, overrides: list[str]) -> dict[str, Any]:
             f"nothing to resume from: {folder / 'checkpoints' / LAST} does not exist; the run stopped before its "
             "training began. Start it again without resume="
         )
-    _write_status(folder, "running", overrides)
+    started_with = json.loads((folder / "status.json").read_text(encoding="utf-8"))["overrides"]
+    _write_status(folder, "running", started_with)
     metrics = train(settings, folder, resume=True)
-    _write_status(folder, "finished", overrides)
+    _write_status(folder, "finished", started_with)
     return metrics
 
 
 def _write_status(folder: Path, state: str, overrides: list[str], error: str | None = None) -> None:
+    if not _MAIN:
+        return
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     status = {"state": state, "overrides": overrides, "error": error, "time": now}
     folder.mkdir(parents=True, exist_ok=True)

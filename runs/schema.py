@@ -213,7 +213,9 @@ class SeriesConfig(DataConfig):
     val_from: Optional[str] = option("2015-01-01", "start of validation (split=date)")
     test_from: Optional[str] = option("2016-01-01", "start of the test (split=date)")
     test_until: Optional[str] = option(None, "end of the test (split=date); the file's end if not given")
-    reach_back: bool = option(True, "a window belongs to the split of its targets; false: its inputs must lie in it, too")
+    reach_back: bool = option(
+        True, "a window belongs to the split of its targets; false: its inputs must lie in it, too"
+    )
     expected: dict[str, Any] = option({}, "rows, first and last time of known files")
     sample_years: int = option(3, "years of the built-in sample", least=3)
     sample_seed: int = option(0, "of the built-in sample", least=0)
@@ -346,7 +348,7 @@ def validate(config: DictConfig, prefix: str = "") -> None:
     Raises:
         ConfigError: a value is missing or out of range; the message names the key and what is allowed.
     """
-    schema = OmegaConf.get_type(config)
+    schema: Any = OmegaConf.get_type(config)
     declared = {f.name: f.metadata for f in fields(schema)} if hasattr(schema, "__dataclass_fields__") else {}
     for name in config:
         key = f"{prefix}{name}"

@@ -13,6 +13,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, EarlyStopping, RichProgressBar
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
+from pytorch_lightning.utilities import rank_zero_only
 
 from runs.build import build_datamodule, build_task, instantiate
 from runs.checkpoints import BEST, LAST, AtomicCheckpointIO, Recorder, read_checkpoint
@@ -41,20 +42,21 @@ def train(config: dict[str, Any], folder: Path, resume: bool = False) -> dict[st
     checkpoint = _resume_point(config, folder) if resume else None
     datamodule = build_datamodule(config)
     datamodule.setup()
-    write_json(folder / "data_report.json", datamodule.report)
+    if rank_zero_only.rank == 0:
+        write_json(folder / "data_report.json", datamodule.report)
     task = build_task(config, datamodule.facts)
-    recorder = Recorder(
-        folder, config["task"]["monitor"], config["task"]["mode"], config["callbacks"]["resume_every_n_steps"]
-    )
+    trial = bool(config["trainer"]["fast_dev_run"])
+    monitor, mode = config["task"]["monitor"], config["task"]["mode"]
+    recorder = Recorder(folder, monitor, mode, config["callbacks"]["resume_every_n_steps"], trial)
     logger = _build_logger(config, folder, checkpoint)
     trainer = _build_trainer(config, recorder, logger)
     _announce(config, task, datamodule)
-    if logger is not None and checkpoint is None and not trainer.fast_dev_run:
+    if logger is not None and checkpoint is None and not trial:
         _log_hyperparameters(logger, config, datamodule.name)
 
     trainer.fit(task, datamodule=datamodule, ckpt_path=folder / "checkpoints" / LAST if resume else None)
-    if (best := folder / "checkpoints" / BEST).exists():
-        task.load_state_dict(read_checkpoint(best)["state_dict"])
+    if recorder.best:
+        task.load_state_dict(read_checkpoint(folder / "checkpoints" / BEST)["state_dict"])
     started = time.perf_counter()
     trainer.test(task, datamodule=datamodule, verbose=False)
     metrics = {
@@ -68,7 +70,7 @@ def train(config: dict[str, Any], folder: Path, resume: bool = False) -> dict[st
         "test_seconds": round(time.perf_counter() - started, 2),
         "epochs": len(recorder.history),
         "best_epoch": recorder.best.get("epoch"),
-        "fast_dev_run": bool(trainer.fast_dev_run),
+        "fast_dev_run": trial,
         "test": task.scores,
         **task.details,
     }

@@ -64,7 +64,7 @@ class ClassificationTask(Task):
         )
         self.val_scores, self.test_scores = scores.clone(), scores.clone()
         self.confusion = MulticlassConfusionMatrix(len(classes))
-        self.kept = nn.ModuleDict({name: CatMetric() for name in ("index", "targets", "probabilities")})
+        self.kept: Any = nn.ModuleDict({name: CatMetric() for name in ("index", "targets", "probabilities")})
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Mean cross-entropy and the class logits (B, classes)."""

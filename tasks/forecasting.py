@@ -74,13 +74,11 @@ class ForecastingTask(Task):
         if facts["lookback"] < facts["season_length"]:
             raise ValueError(f"the lookback of {facts['lookback']} steps is shorter than a season")
         features = inputs(num_features=facts["num_features"])
-        network = SequenceModel(
-            features, encoder(input_size=features.output_size), facts["horizon"], pooling, dropout
-        )
+        network = SequenceModel(features, encoder(input_size=features.output_size), facts["horizon"], pooling, dropout)
         super().__init__(network, **task_options)
         self.facts, self.criterion, self.base = facts, criterion, base
         self.val_mae = MeanAbsoluteError()
-        self.kept = nn.ModuleDict({name: CatMetric() for name in ("index", "targets", "forecasts", "naive")})
+        self.kept: Any = nn.ModuleDict({name: CatMetric() for name in ("index", "targets", "forecasts", "naive")})
 
     def forward(self, batch: Batch) -> Tensor:
         """Forecasts (B, H) in the target's unit."""

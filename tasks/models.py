@@ -5,6 +5,8 @@ Legend: B batch, T time, E features per step, F features of the encoder's output
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -22,7 +24,7 @@ class SequenceModel(nn.Module):
     """
 
     def __init__(
-        self, inputs: nn.Module, encoder: nn.Module, outputs: int, pooling: str = "last", dropout: float = 0.0
+        self, inputs: nn.Module, encoder: Any, outputs: int, pooling: str = "last", dropout: float = 0.0
     ) -> None:
         super().__init__()
         self.inputs = inputs

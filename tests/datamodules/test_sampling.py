@@ -114,6 +114,7 @@ def test_a_resumed_loader_continues_exactly(consumed: int, workers: int) -> None
     resumed.load_state_dict(killed.state_dict())
     resumed.order.set_epoch(2)
     assert seen(resumed) == uninterrupted[consumed:]
+    assert seen(resumed) == uninterrupted
     resumed.order.set_epoch(3)
     assert seen(resumed) == seen(loader(epoch=3))
 

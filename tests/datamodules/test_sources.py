@@ -149,6 +149,14 @@ def test_a_download_is_kept_and_used_again_without_the_network(tmp_path: Path, s
     assert source(tmp_path, [f"http://127.0.0.1:{closed_port()}/reviews.zip"]).locate() == found
 
 
+def test_a_source_of_addresses_alone_is_cached_under_the_name_in_the_address(tmp_path: Path, server: str) -> None:
+    def locate(address: str) -> Path | None:
+        return Source("reviews", urls=[address], on_missing="error", cache_dir=str(tmp_path)).locate()
+
+    assert locate(f"{server}/good/some.zip") == tmp_path / "some.zip"
+    assert locate(f"http://127.0.0.1:{closed_port()}/some.zip") == tmp_path / "some.zip"
+
+
 @pytest.mark.parametrize(
     ("kind", "hashed"), [("tampered", True), ("login", False), ("login", True), ("cut", False), ("404", False)]
 )

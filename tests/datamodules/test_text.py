@@ -398,6 +398,15 @@ def test_other_texts_and_other_tokenizers_have_other_cache_entries(table: Path, 
     assert len(list(cache.glob("tokens-*"))) == 3
 
 
+def test_another_version_of_the_tokenizer_has_another_cache_entry(
+    table: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module(table)
+    monkeypatch.setattr(text, "_tokenizer_version", lambda _: "next")
+    module(table)
+    assert len(list(cache.glob("tokens-*"))) == 2
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_a_damaged_token_cache_is_noticed_and_made_anew(
     table: Path, cache: Path, seed: int, caplog: pytest.LogCaptureFixture
