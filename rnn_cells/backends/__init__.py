@@ -12,12 +12,12 @@ from types import ModuleType
 
 from torch import Tensor
 
-from rnn_cells.backends import reference
+from rnn_cells.backends import cpu, reference
 from rnn_cells.cells import Cell
 
 log = logging.getLogger(__name__)
 
-BACKENDS: dict[str, ModuleType] = {"reference": reference}
+BACKENDS: dict[str, ModuleType] = {"cpu": cpu, "reference": reference}
 """The backends by name, fastest first."""
 
 

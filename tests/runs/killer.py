@@ -10,19 +10,28 @@ import pytorch_lightning as pl
 
 
 class Killer(pl.Callback):
-    """Sends SIGKILL to this process behind the training step, or in the validation, that comes at `step`."""
+    """Sends a signal, SIGKILL by default, to this process once the training has come to `step`.
 
-    def __init__(self, step: int, where: str = "train") -> None:
-        self.step, self.where = step, where
+    `where` is behind a training step (`train`), inside the validation, behind it (`validation_end`), or behind the
+    epoch with all that was written at its end (`epoch_end`).
+    """
+
+    def __init__(self, step: int, where: str = "train", signal: str = "SIGKILL") -> None:
+        self.step, self.where, self.signal = step, where, signal
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
-        if self.where == "train" and trainer.global_step >= self.step:
-            os.kill(os.getpid(), signal.SIGKILL)
+        self._kill(trainer, "train")
 
     def on_validation_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
-        if self.where == "validation" and trainer.global_step >= self.step:
-            os.kill(os.getpid(), signal.SIGKILL)
+        self._kill(trainer, "validation")
 
     def on_validation_end(self, trainer: pl.Trainer, *args: Any) -> None:
-        if self.where == "validation_end" and trainer.global_step >= self.step:
-            os.kill(os.getpid(), signal.SIGKILL)
+        self._kill(trainer, "validation_end")
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        self._kill(trainer, "epoch_end")
+
+    def _kill(self, trainer: pl.Trainer, where: str) -> None:
+        if where == self.where and trainer.global_step >= self.step:
+            self.step = 10**9  # once
+            os.kill(os.getpid(), getattr(signal, self.signal))

@@ -1,0 +1,249 @@
+"""The scan over time in one native call on the CPU: `cpu.cpp`, compiled on first use.
+
+It is compiled as a plain library without torch's headers, in a fifth of the time that an extension takes, and called
+through ctypes. What is left for PyTorch are the gradients of the weights: one matrix product each, over all steps.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from rnn_cells.cells import Cell, GRUCell, LSTMCell, RNNCell, State
+
+log = logging.getLogger(__name__)
+
+RNN_KIND, LSTM_KIND, GRU_KIND, GRU_AFTER_KIND = range(4)  # as in cpu.cpp
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared")
+SOURCE = Path(__file__).with_name("cpu.cpp")
+
+
+def why_not(cell: Cell, x: Tensor) -> str | None:
+    """What keeps this backend from running `cell` on `x`."""
+    if _kind(cell) is None:
+        return f"it knows RNNCell, GRUCell and LSTMCell, not {type(cell).__name__}"
+    if x.device.type != "cpu":
+        return f"the tensors are on {x.device.type}"
+    if x.dtype not in (torch.float32, torch.float64):
+        return f"it computes in float32 and float64, not {str(x.dtype).removeprefix('torch.')}"
+    if torch.is_autocast_enabled("cpu"):
+        return "it has no reduced precision for autocast"
+    return _library()[1]
+
+
+def scan(
+    cell: Cell, x: Tensor, state: State, lengths: Tensor | None = None, reverse: bool = False
+) -> tuple[Tensor, State]:
+    """Run `cell` over the steps of `x`; see `rnn_cells.scan`."""
+    if lengths is not None and bool((lengths == len(x)).all()):
+        lengths = None
+    inputs = (x, cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh, *state)
+    learning = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs)
+    output, *final = _Scan.apply(_kind(cell), lengths, reverse, learning, *inputs)
+    return output, tuple(final)
+
+
+def _kind(cell: Cell) -> int | None:
+    # The exact types: a subclass may have equations of its own.
+    if type(cell) is GRUCell:
+        return GRU_AFTER_KIND if cell.reset_after else GRU_KIND
+    return {RNNCell: RNN_KIND, LSTMCell: LSTM_KIND}.get(type(cell))
+
+
+class _Problem(ctypes.Structure):
+    """`struct Problem` of cpu.cpp."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("steps", "batch", "inputs", "hidden", "reverse", "threads")),
+        *(
+            (name, ctypes.c_void_p)
+            for name in (
+                *("lengths", "x", "weight_ih", "weight_hh", "bias_ih", "bias_hh", "h0", "c0"),
+                *("out", "hn", "cn", "saved", "cells", "dout", "dhn", "dcn", "dx", "dh0", "dc0"),
+            )
+        ),
+    )
+
+
+def _call(function: str, kind: int, reverse: bool, lengths: Tensor, tensors: dict[str, Tensor | None]) -> None:
+    x, h0 = tensors["x"], tensors["h0"]
+    assert x is not None
+    assert h0 is not None
+    threads = min(torch.get_num_threads(), x.shape[1]) or 1
+    problem = _Problem(*x.shape[:2], x.shape[2], h0.shape[1], reverse, threads, lengths.data_ptr())
+    for name, tensor in tensors.items():
+        if tensor is not None:
+            assert tensor.is_contiguous()
+            setattr(problem, name, tensor.data_ptr())
+    library, _ = _library()
+    getattr(library, function)(kind, int(x.dtype == torch.float64), ctypes.byref(problem))
+
+
+class _Scan(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, kind: int, lengths: Tensor | None, reverse: bool, learning: bool, *inputs: Tensor) -> Any:
+        x, weight_ih, weight_hh, bias_ih, bias_hh, *state = (
+            None if tensor is None else tensor.detach().contiguous() for tensor in inputs
+        )
+        steps, batch, _ = x.shape
+        hidden = weight_hh.shape[1]
+        whole = torch.full((batch,), steps) if lengths is None else lengths.to(torch.int64).contiguous()
+        output = x.new_empty(steps, batch, hidden)
+        final = [torch.empty_like(tensor) for tensor in state]
+        lstm = kind == LSTM_KIND
+        # What backward needs of each step; for the RNN that is the output itself.
+        saved = x.new_empty(steps, batch, 4 * hidden) if learning and kind != RNN_KIND else None
+        cells = x.new_empty(steps, batch, hidden) if learning and lstm else None
+        tensors = {
+            **{"x": x, "weight_ih": weight_ih, "weight_hh": weight_hh, "bias_ih": bias_ih, "bias_hh": bias_hh},
+            **{"h0": state[0], "c0": state[1] if lstm else None},
+            **{"out": output, "hn": final[0], "cn": final[1] if lstm else None, "saved": saved, "cells": cells},
+        }
+        _call("scan_forward", kind, reverse, whole, tensors)
+        if learning:
+            ctx.save_for_backward(x, weight_ih, weight_hh, bias_ih, bias_hh, *state, output)
+            ctx.kind, ctx.lengths, ctx.whole, ctx.reverse = kind, lengths, whole, reverse
+            ctx.saved, ctx.cells = saved, cells
+        return output, *final
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, doutput: Tensor, *dfinal: Tensor) -> Any:
+        x, weight_ih, weight_hh, bias_ih, bias_hh, *state, output = ctx.saved_tensors
+        lstm = ctx.kind == LSTM_KIND
+        tensors = {
+            **{"x": x, "weight_ih": weight_ih, "weight_hh": weight_hh, "bias_ih": bias_ih, "bias_hh": bias_hh},
+            **{"h0": state[0], "c0": state[1] if lstm else None, "out": output},
+        }
+        if ctx.kind == RNN_KIND:
+            ctx.saved = torch.empty_like(output)
+        elif ctx.saved is None:  # a second backward through the same graph: the first one used them up
+            ctx.saved, ctx.cells = x.new_empty(*output.shape[:2], 4 * output.shape[2]), torch.empty_like(output)
+            scratch = {"out": torch.empty_like(output), "hn": torch.empty_like(state[0])}
+            again = {**tensors, **scratch, "cn": torch.empty_like(state[0]), "saved": ctx.saved, "cells": ctx.cells}
+            _call("scan_forward", ctx.kind, ctx.reverse, ctx.whole, again)
+        gates, ctx.saved = ctx.saved, None  # overwritten by their gradients
+        dx = torch.empty_like(x) if ctx.needs_input_grad[4] else None
+        dstate = [torch.empty_like(tensor) for tensor in state]
+        dfinal = tuple(tensor.contiguous() for tensor in dfinal)
+        tensors |= {
+            **{"saved": gates, "cells": ctx.cells, "dout": doutput.contiguous(), "dhn": dfinal[0], "dh0": dstate[0]},
+            **{"dcn": dfinal[1] if lstm else None, "dx": dx, "dc0": dstate[1] if lstm else None},
+        }
+        _call("scan_backward", ctx.kind, ctx.reverse, ctx.whole, tensors)
+        weights = _weight_gradients(ctx.kind, x, output, state[0], gates, ctx.lengths, ctx.reverse)
+        if bias_ih is None:
+            weights[2:] = [None, None]
+        return None, None, None, None, dx, *weights, *dstate
+
+
+def _weight_gradients(
+    kind: int, x: Tensor, output: Tensor, h0: Tensor, gates: Tensor, lengths: Tensor | None, reverse: bool
+) -> list[Any]:
+    """Gradients of `weight_ih, weight_hh, bias_ih, bias_hh` from those of all gates (T, B, S*H).
+
+    A step's recurrent input is the output of the step before it, or `h0` for a sequence's first one; rows of padding
+    are left out, whatever they hold.
+    """
+    batch, hidden = h0.shape
+    x, output, gates = x.flatten(0, 1), output.flatten(0, 1), gates.flatten(0, 1)
+    if lengths is None:
+        first, others = (slice(-batch, None), slice(None, -batch)) if reverse else (slice(batch), slice(batch, None))
+        before = slice(batch, None) if reverse else slice(None, -batch)
+        pairs = [(gates[others], output[before]), (gates[first], h0)]
+    else:
+        sequence = torch.arange(batch)[lengths > 0]
+        lengths = lengths[lengths > 0]
+        times = torch.arange(len(x) // batch)[:, None]
+        start = lengths - 1 if reverse else torch.zeros_like(lengths)
+        rest = ((times < lengths) & (times != start)).nonzero()
+        others = rest[:, 0] * batch + sequence[rest[:, 1]]
+        x = x[torch.cat([others, start * batch + sequence])]
+        gates = gates[torch.cat([others, start * batch + sequence])]
+        before = others + batch if reverse else others - batch
+        pairs = [(gates[: len(others)], output[before]), (gates[len(others) :], h0[sequence])]
+    inputs = gates if kind in (RNN_KIND, LSTM_KIND) else gates[:, : 3 * hidden]
+    weight_ih = inputs.t() @ x
+    bias_ih = inputs.sum(0)
+    if kind in (RNN_KIND, LSTM_KIND):
+        return [weight_ih, sum_of_products(pairs), bias_ih, bias_ih]
+    pairs_rz = [(part[:, : 2 * hidden], past) for part, past in pairs]
+    if kind == GRU_KIND:  # its candidate reads r * h, which stands beside the gates
+        candidate = gates[:, 2 * hidden : 3 * hidden].t() @ gates[:, 3 * hidden :]
+        return [weight_ih, torch.cat([sum_of_products(pairs_rz), candidate]), bias_ih, bias_ih]
+    candidate = sum_of_products([(part[:, 3 * hidden :], past) for part, past in pairs])
+    bias_hh = torch.cat([bias_ih[: 2 * hidden], gates[:, 3 * hidden :].sum(0)])
+    return [weight_ih, torch.cat([sum_of_products(pairs_rz), candidate]), bias_ih, bias_hh]
+
+
+def sum_of_products(pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """`a.T @ b`, summed over the pairs `(a, b)`."""
+    (a, b), *others = pairs
+    total = a.t() @ b
+    for a, b in others:
+        total.addmm_(a.t(), b)
+    return total
+
+
+# ---- the compiled library --------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def _library() -> tuple[Any, str | None]:
+    """The compiled library, or None and what is missing."""
+    if sys.platform != "linux":
+        return None, f"it is compiled on Linux only, this is {platform.system()}"
+    names = [os.environ["CXX"]] if "CXX" in os.environ else ["c++", "g++", "clang++"]
+    compiler = next(filter(None, map(shutil.which, names)), None)
+    if compiler is None:
+        return None, f"no C++ compiler ({', '.join(names)}); install one, such as Debian's package g++"
+    built = _build(compiler)
+    if isinstance(built, str):
+        return None, built
+    library = ctypes.CDLL(str(built))
+    for function in (library.scan_forward, library.scan_backward):
+        function.argtypes, function.restype = (ctypes.c_int, ctypes.c_int, ctypes.POINTER(_Problem)), None
+    return library, None
+
+
+def _build(compiler: str) -> Path | str:
+    """The library's file, compiled once per source, compiler, CPU and torch version; or why that failed."""
+    import fcntl  # exists on the only system that gets here
+
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
+    cpu = next((line for line in _cpu_description() if line.startswith("flags")), platform.machine())
+    key = "\n".join([SOURCE.read_text(encoding="utf-8"), version, cpu, torch.__version__, *FLAGS])
+    folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "rnn_cells"
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"cpu-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
+    with open(folder / "build.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of several processes starting together, one compiles and the others wait
+        if not target.exists():
+            log.warning("compiling the cpu backend with %s, once; about 10 s", compiler)
+            beside = target.with_suffix(f".{os.getpid()}")
+            command = [compiler, *FLAGS, str(SOURCE), "-o", str(beside)]
+            result = subprocess.run(command, capture_output=True, text=True, check=False)
+            if result.returncode != 0:
+                return f"{' '.join(command)} failed: {(result.stderr.strip().splitlines() or ['no message'])[0]}"
+            os.replace(beside, target)
+    return target
+
+
+def _cpu_description() -> list[str]:
+    try:
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []

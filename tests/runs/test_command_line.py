@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.runs.lab import ROOT, SMALL, Lab, Outcome
+
+MODELS = ("rnn", "gru", "lstm", "bilstm")
+HEAVY = ("torch", "pandas", "pytorch_lightning", "matplotlib", "jieba")
+
+
+@pytest.fixture(scope="module")
+def trials(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], tuple[Path, Outcome]]:
+    """One batch of everything, for each model and task."""
+    home = tmp_path_factory.mktemp("trials")
+
+    def trial(task: str, model: str) -> tuple[Path, Outcome]:
+        words = [word for word in SMALL[task] if not word.startswith("model=")]
+        folder = home / f"{task} {model}"
+        return folder, lab.run(*words, f"model={model}", "trainer.fast_dev_run=true", f"hydra.run.dir={folder}")
+
+    pairs = [(task, model) for task in SMALL for model in MODELS]
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(pairs, pool.map(lambda pair: trial(*pair), pairs), strict=True))
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("task", SMALL)
+def test_every_model_passes_a_trial_run_on_both_tasks(task: str, model: str, trials: dict) -> None:
+    folder, outcome = trials[task, model]
+    assert outcome.code == 0, outcome.output
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    assert (metrics["task"], metrics["model"], metrics["fast_dev_run"]) == (task, model, True)
+    assert "these scores mean nothing" in outcome.output
+    assert "Warning" not in outcome.output
+    assert not (folder / "checkpoints").exists()
+
+
+def python(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """A Python process of its own, in the project's folder."""
+    keep = {name: value for name, value in os.environ.items() if name != "RNN_LAB_DATA"}
+    return subprocess.run(
+        [sys.executable, *words], cwd=ROOT, env={**keep, **env}, capture_output=True, text=True, timeout=100
+    )
+
+
+def modules_imported(report: str) -> set[str]:
+    """Top-level names in what `python -X importtime` says."""
+    lines = (line.rpartition("|")[2].strip() for line in report.splitlines() if line.startswith("import time:"))
+    return {line.partition(".")[0] for line in lines}
+
+
+def test_help_answers_without_the_heavy_imports() -> None:
+    done = python("-X", "importtime", "run.py", "--help")
+    assert done.returncode == 0
+    for expected in ("model=bilstm task=cls", "report_cls", "optimizer.lr", "resume=FOLDER"):
+        assert expected in done.stdout
+    imported = modules_imported(done.stderr)
+    assert "hydra" in imported
+    assert not imported & set(HEAVY)
+
+
+def test_shell_completion_answers_without_the_heavy_imports() -> None:
+    done = python("-X", "importtime", "run.py", "-sc", "query=bash", COMP_LINE="python run.py model=", COMP_POINT="20")
+    assert set(done.stdout.split()) >= {f"model={model}" for model in MODELS}
+    assert not modules_imported(done.stderr) & set(HEAVY)
+
+
+def test_the_whole_configuration_can_be_shown() -> None:
+    done = python("run.py", "task=forecast", "model=gru", "optimizer.lr=0.5", "--cfg", "job")
+    assert done.returncode == 0, done.stderr
+    assert "lr: 0.5" in done.stdout
+    assert "rnn_cells.GRU" in done.stdout
+
+
+def test_the_script_itself_runs_and_fails_as_a_process_of_its_own(tmp_path: Path) -> None:
+    done = python("run.py", *SMALL["cls"], "data.path=missing.csv", f"hydra.run.dir={tmp_path}/run")
+    assert done.returncode == 1
+    assert "missing.csv" in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+MISTAKES = [
+    (["lrr=1"], "lrr"),
+    (["optimizer.lrr=1"], "Did you mean optimizer.lr?"),
+    (["optimizer.lr=-1"], "optimizer.lr=-1.0 is not allowed: it must be above 0"),
+    (["optimizer.lr=nan"], "optimizer.lr=nan is not allowed"),
+    (["model.encoder.hidden_size=many"], "model.encoder.hidden_size"),
+    (["model=nope"], "bilstm"),
+    (["data.path=missing.csv"], "missing.csv"),
+    (["resume=nothing"], "nothing to resume from"),
+    (["model.encoder.backend=magic"], "magic"),
+    (["model=cell"], "model.encoder.cell._target_ is missing"),
+    (["trainer.limit_train_batches=many"], "trainer.limit_train_batches"),
+    (["data.path=a=b.csv"], "data.path=a=b.csv"),
+]
+
+
+@pytest.mark.parametrize(("words", "expected"), MISTAKES, ids=[words[0] for words, _ in MISTAKES])
+def test_a_users_mistake_is_one_message_and_exit_code_1(
+    words: list[str], expected: str, lab: Lab, tmp_path: Path
+) -> None:
+    outcome = lab.run(*SMALL["forecast"], *words, folder=tmp_path)
+    assert outcome.code == 1, outcome.output
+    assert expected in outcome.output
+    assert outcome.output.count("error: ") == 1, outcome.output
+    assert "Traceback" not in outcome.output
+    assert len(outcome.output.splitlines()) <= 12
+
+
+@pytest.mark.parametrize("words", [["optimizer.lrr=1"], ["optimizer.lr=-1"], ["data.path=missing.csv"]])
+def test_debug_shows_the_stack_trace_of_a_mistake(words: list[str], lab: Lab, tmp_path: Path) -> None:
+    outcome = lab.run(*SMALL["forecast"], *words, "debug=true", folder=tmp_path)
+    assert outcome.code == 1
+    assert "Traceback" in outcome.output
+
+
+def test_a_diverging_run_stops_with_a_remedy_and_says_so_in_its_folder(lab: Lab, tmp_path: Path) -> None:
+    explosive = ["optimizer=sgd", "optimizer.lr=10", "optimizer.weight_decay=1"]  # each step turns weights to -9 times
+    folder = tmp_path / "run"
+    outcome = lab.run(*SMALL["forecast"], *explosive, "trainer.max_epochs=30", f"hydra.run.dir={folder}")
+    assert outcome.code == 1
+    assert "the training loss became" in outcome.output
+    assert "optimizer.lr" in outcome.output
+    assert "Traceback" not in outcome.output
+    assert json.loads((folder / "status.json").read_text(encoding="utf-8"))["state"] == "failed"
+    assert not (folder / "metrics.json").exists()
+
+
+def write_texts(path: Path, encoding: str = "utf-8") -> Path:
+    generator = np.random.default_rng(0)
+    words = {"好评": ["很好", "喜欢", "满意", "不错"], "差评": ["太差", "退货", "失望", "破损"]}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding=encoding, newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["内容", "类别"])
+        for number in range(120):
+            label = ["好评", "差评"][number % 2]
+            writer.writerow(["，".join(generator.choice(words[label], 3)) + f"{number}", label])
+    return path
+
+
+OWN_TEXTS = ("data=cls", "data.tokenizer=char", "data.batch_size=16", "trainer.max_epochs=1")
+
+
+def cls_words() -> list[str]:
+    return [word for word in SMALL["cls"] if not word.startswith("data")]
+
+
+@pytest.mark.parametrize("quoted", [True, False], ids=["quoted", "as typed"])
+def test_texts_of_ones_own_under_a_path_with_spaces_and_chinese(quoted: bool, lab: Lab, tmp_path: Path) -> None:
+    path, folder = write_texts(tmp_path / "我的 数据" / "评 论.csv"), tmp_path / "运行 结果"
+    own = {"data.path": path, "data.text_column": "内容", "data.target": "类别", "hydra.run.dir": folder}
+    words = [f"{key}='{value}'" if quoted else f"{key}={value}" for key, value in own.items()]
+    outcome = lab.run(*cls_words(), *OWN_TEXTS, *words, folder=tmp_path)
+    assert outcome.code == 0, outcome.output
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    assert not metrics["data"].startswith("sample_")
+    assert {row["class"] for row in metrics["per_class"]} == {"好评", "差评"}
+    assert len(pd.read_parquet(folder / "predictions.parquet")) == 12
+    report = json.loads((folder / "data_report.json").read_text(encoding="utf-8"))
+    assert report["rows_read"] == 120
+    assert report["source"].endswith("评 论.csv")
+
+
+def test_readings_of_ones_own_with_other_columns(lab: Lab, tmp_path: Path) -> None:
+    times = pd.date_range("2020-03-01", periods=900, freq="h")
+    degrees = 10 + 5 * np.sin(np.arange(900) * np.pi / 12) + np.random.default_rng(0).normal(size=900)
+    table = pd.DataFrame({"when": times.strftime("%Y/%m/%d %H:%M"), "degrees": degrees.round(2), "noise": 1.5})
+    table.to_csv(tmp_path / "my readings.csv", index=False)
+    own = ["data.time_column=when", "data.time_format='%Y/%m/%d %H:%M'", "data.target=degrees", "data.wind=null"]
+    own += ["data.features=[degrees, noise]", "data.split=fraction", "data.lookback=2d", "data.horizon=1d"]
+    words = [word for word in SMALL["forecast"] if not word.startswith("data")]
+    words += ["data.path=my readings.csv", *own, "data.stride=5", "trainer.max_epochs=1", "hydra.run.dir=my run"]
+    outcome = lab.run(*words, folder=tmp_path)
+    assert outcome.code == 0, outcome.output
+    table = pd.read_parquet(tmp_path / "my run" / "predictions.parquet")
+    assert table["step"].max() == 24
+    assert set(table["target"].round(2)) <= set(np.float32(degrees.round(2)).round(2))
+
+
+def test_a_file_in_another_encoding_is_explained(lab: Lab, tmp_path: Path) -> None:
+    path = write_texts(tmp_path / "gbk.csv", encoding="gb18030")
+    columns = ["data.text_column='内容'", "data.target='类别'"]
+    outcome = lab.run(*cls_words(), *OWN_TEXTS, f"data.path={path}", *columns, folder=tmp_path)
+    assert outcome.code == 1
+    assert "data.encoding=gb18030" in outcome.output
+    assert "gbk.csv" in outcome.output
+    assert "Traceback" not in outcome.output
+
+
+def test_two_runs_started_at_once_have_folders_of_their_own(lab: Lab, tmp_path: Path) -> None:
+    words = [*SMALL["cls"], "trainer.fast_dev_run=true"]
+    with ThreadPoolExecutor(2) as pool:
+        outcomes = list(pool.map(lambda seed: lab.run(*words, f"seed={seed}", folder=tmp_path), (0, 1)))
+    assert [outcome.code for outcome in outcomes] == [0, 0], outcomes
+    finished = [json.loads(path.read_text(encoding="utf-8")) for path in tmp_path.glob("outputs/*/*/metrics.json")]
+    assert sorted(metrics["seed"] for metrics in finished) == [0, 1]

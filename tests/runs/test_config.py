@@ -1,0 +1,375 @@
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ValidationError
+
+from runs import schema
+from runs.build import build_datamodule, build_task, instantiate, load_task, plain
+from runs.checkpoints import AtomicCheckpointIO
+from runs.errors import explain
+from runs.schema import SCHEMAS, Config, ConfigError, validate
+from tests.runs.lab import ROOT, SMALL, Lab
+
+CONF = ROOT / "conf"
+OWN_CELL = "model.encoder.cell._target_=rnn_cells.GRUCell"
+# How to choose each schema.
+CHOICES: dict[type, tuple[str, list[str]]] = {
+    schema.ClassificationConfig: ("task", ["task=cls"]),
+    schema.ForecastingConfig: ("task", ["task=forecast"]),
+    schema.TextConfig: ("data", ["data=sample_reviews"]),
+    schema.SeriesConfig: ("data", ["task=forecast"]),
+    schema.RNNModelConfig: ("model", ["model=lstm"]),
+    schema.GRUModelConfig: ("model", ["model=gru"]),
+    schema.CellModelConfig: ("model", ["model=cell", OWN_CELL]),
+    schema.AdamConfig: ("optimizer", ["optimizer=adam"]),
+    schema.SGDConfig: ("optimizer", ["optimizer=sgd"]),
+    schema.SchedulerConfig: ("scheduler", ["scheduler=onecycle"]),
+    schema.CosineConfig: ("scheduler", ["scheduler=cosine"]),
+    schema.TrainerConfig: ("trainer", ["trainer=cpu"]),
+    schema.CallbacksConfig: ("callbacks", ["callbacks=default"]),
+    Config: ("", []),
+}
+FACTS: dict[str, dict[str, Any]] = {
+    "cls": {"classes": ["a", "b"], "vocab_size": 9, "padding_index": 0},
+    "forecast": {
+        **{"num_features": 3, "lookback": 12, "horizon": 6, "season_length": 4, "steps_per_day": 4},
+        **{"target_mean": 1.0, "target_std": 2.0},
+    },
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _hydra() -> Iterator[None]:
+    schema.register()
+    GlobalHydra.instance().clear()
+    with initialize_config_module("conf", version_base="1.3"):
+        yield
+    composed.cache_clear()
+
+
+@functools.cache
+def composed(*overrides: str) -> DictConfig:
+    return compose("config", overrides=list(overrides))
+
+
+def options_of(*groups: str) -> list[str]:
+    """`group=name` for every file of the groups."""
+    return [f"{group}={path.stem}" for group in groups for path in sorted((CONF / group).glob("*.yaml"))]
+
+
+def batch_for(task: str) -> dict[str, torch.Tensor]:
+    if task == "cls":
+        inputs = torch.randint(1, 9, (4, 5))
+        return {"inputs": inputs, "lengths": torch.tensor([5, 0, 2, 1]), "targets": torch.tensor([0, 1, 1, 0])}
+    shapes = {"inputs": (12, 3), "history": (12,), "targets": (6,), "climatology": (6,)}
+    return {name: torch.randn(4, *shape) for name, shape in shapes.items()}
+
+
+def check(config: DictConfig, tmp_path: Path) -> None:
+    """Everything that the configuration names can be built and used."""
+    validate(config)
+    settings = plain(config)
+    name = settings["task"]["name"]
+    data = build_datamodule(settings)
+    assert isinstance(data, pl.LightningDataModule)
+    task = build_task(settings, FACTS[name])
+    loss, outputs = task.loss(batch_for(name))
+    loss.backward()
+    assert outputs.isfinite().all()
+    optimizer = task.make_optimizer(task.parameters())
+    assert optimizer.param_groups[0]["lr"] == settings["optimizer"]["lr"]
+    if settings["scheduler"]:
+        assert task.make_scheduler is not None
+        task.make_scheduler(optimizer, 10)
+    if settings["logger"]:
+        instantiate(settings["logger"], save_dir=str(tmp_path))
+
+
+def test_the_groups_are_those_of_the_folder() -> None:
+    groups = {path.name for path in CONF.iterdir() if path.is_dir() and not path.name.startswith("__")}
+    assert groups == {*SCHEMAS, "experiment", "hydra", "logger"}
+
+
+@pytest.mark.parametrize("option", options_of(*SCHEMAS, "logger"))
+def test_every_choice_of_a_group_composes_validates_and_builds(option: str, tmp_path: Path) -> None:
+    own_cell = [OWN_CELL] if option == "model=cell" else []
+    of_forecast = option.startswith("data=") and OmegaConf.get_type(composed(option).data) is schema.SeriesConfig
+    for task in ["forecast"] if of_forecast else ["cls"] if option.startswith("data=") else ["cls", "forecast"]:
+        words = [option] if option.startswith("task=") else [f"task={task}", option]
+        check(composed(*words, *own_cell), tmp_path)
+
+
+@pytest.mark.parametrize("experiment", options_of("experiment"))
+@pytest.mark.parametrize("model", ["rnn", "gru", "lstm", "bilstm"])
+def test_every_experiment_builds_with_every_model(experiment: str, model: str, tmp_path: Path) -> None:
+    check(composed(experiment, f"model={model}"), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["report_cls", "report_forecast"])
+@pytest.mark.parametrize(("model", "epochs"), [("rnn", 20), ("gru", 20), ("lstm", 10), ("bilstm", 10)])
+def test_the_reports_settings_train_each_model_as_long_as_the_report(name: str, model: str, epochs: int) -> None:
+    config = composed(f"experiment={name}", f"model={model}")
+    assert config.trainer.max_epochs == epochs
+    assert config.callbacks.early_stopping is None
+    assert config.data.on_missing == "error"
+    assert (config.optimizer._target_, config.optimizer.lr) == ("torch.optim.Adam", 1e-3)
+
+
+def test_the_trainer_takes_every_option_declared_for_it() -> None:
+    declared = {item.name for item in fields(schema.TrainerConfig)} - {"threads", "extra"}
+    assert declared <= set(inspect.signature(pl.Trainer).parameters)
+
+
+def declared_limits() -> list[Any]:
+    """(schema, key inside its group, metadata, default) of every option with limits, nested ones by dotted key."""
+    found: list[Any] = []
+
+    def walk(owner: type, node: type, prefix: str) -> None:
+        for item in fields(node):
+            default = item.default_factory() if callable(item.default_factory) else item.default
+            nested = type(default) if is_dataclass(default) else None
+            if item.name == "early_stopping":  # None by default
+                nested = schema.EarlyStoppingConfig
+            if nested is not None:
+                walk(owner, nested, f"{prefix}{item.name}.")
+            elif set(item.metadata) & {"least", "above", "most", "choices"}:
+                found.append(
+                    pytest.param(owner, prefix + item.name, item.metadata, default, id=_id(owner, prefix, item))
+                )
+
+    for owner in CHOICES:
+        walk(owner, owner, "")
+    return found
+
+
+def _id(owner: type, prefix: str, item: Any) -> str:
+    return f"{owner.__name__.removesuffix('Config')} {prefix}{item.name}"
+
+
+def outside(metadata: Any, whole: bool) -> list[Any]:
+    """Values just outside the limits, and no numbers at all."""
+    if "choices" in metadata:
+        return ["nonsense"]
+    step = 1 if whole else 1e-3
+    values: list[Any] = [] if whole else [math.nan, math.inf]
+    values += [metadata["least"] - step] if "least" in metadata else []
+    values += [metadata["above"], metadata["above"] - step] if "above" in metadata else []
+    values += [metadata["most"] + step] if "most" in metadata else []
+    return values
+
+
+def inside(metadata: Any, default: Any) -> list[Any]:
+    if "choices" in metadata:
+        return list(metadata["choices"])
+    return [default, *(metadata[name] for name in ("least", "most") if name in metadata)]
+
+
+def changed(owner: type, key: str, value: Any) -> tuple[DictConfig, str]:
+    group, overrides = CHOICES[owner]
+    config = composed(*overrides).copy()
+    full = f"{group}.{key}" if group else key
+    OmegaConf.update(config, full, value)
+    return config, full
+
+
+def test_there_is_a_choice_for_every_schema() -> None:
+    assert set(CHOICES) == {Config, *(each for schemas in SCHEMAS.values() for each in schemas)}
+    for owner, (group, overrides) in CHOICES.items():
+        if group:
+            assert OmegaConf.get_type(composed(*overrides)[group]) is owner
+
+
+@pytest.mark.parametrize(("owner", "key", "metadata", "default"), declared_limits())
+def test_a_value_outside_its_limits_is_refused_by_name_and_one_inside_accepted(
+    owner: type, key: str, metadata: Any, default: Any
+) -> None:
+    several = isinstance(default, list)
+    for value in outside(metadata, whole=isinstance(default, int) or default is None):
+        try:
+            config, full = changed(owner, key, [default[0], value] if several else value)
+        except ValidationError:
+            continue  # no number of the option's type (nan for a whole number)
+        with pytest.raises(ConfigError) as caught:
+            validate(config)
+        shown = value if type(value) is not int or isinstance(default, int) or default is None else float(value)
+        assert str(caught.value).startswith(f"{full}={shown} is not allowed: it must be "), value
+    for value in inside(metadata, default):
+        config, _ = changed(owner, key, [default[0], value] if several and value != default else value)
+        validate(config)
+
+
+@pytest.mark.parametrize(("owner", "key", "metadata", "default"), declared_limits())
+def test_a_word_where_a_number_belongs_is_refused_by_name(owner: type, key: str, metadata: Any, default: Any) -> None:
+    if "choices" in metadata:
+        return
+    with pytest.raises((ValidationError, ConfigError), match=key.rpartition(".")[2]):
+        validate(changed(owner, key, ["many"] if isinstance(default, list) else "many")[0])
+
+
+def test_what_is_missing_is_named() -> None:
+    with pytest.raises(
+        ConfigError, match=r"model\.encoder\.cell\._target_ is missing: give it as model\.encoder\.cell"
+    ):
+        validate(composed("model=cell"))
+
+
+MISTAKES = [
+    (["optimizer.lrr=1"], "Did you mean optimizer.lr?"),
+    (["lr=1"], "Did you mean optimizer.lr?"),
+    (["model.encoder.hidden_sise=3"], "Did you mean model.encoder.hidden_size?"),
+    (["hidden_size=3"], "Did you mean model.encoder.hidden_size?"),
+    (["task.poling=max"], "Did you mean task.pooling?"),
+    (["data.bach_size=2"], "Did you mean data.batch_size?"),
+    (["trainer.max_epoch=2"], "Did you mean trainer.max_epochs?"),
+    (["callbacks.early_stopping.patiense=2"], "Did you mean callbacks.early_stopping.patience?"),
+    (["sed=1"], "Did you mean seed?"),
+    (["optimizer.momentum=0.5"], "optimizer.momentum belongs to another choice of optimizer"),
+    (["data.lookback=5d"], "data.lookback belongs to another choice of data"),
+    (["completely_different=1"], "--cfg job shows all keys"),
+    (["model=nope"], "bilstm"),
+    (["optimizer.lr=fast"], "optimizer.lr"),
+    (["model.encoder.hidden_size=2.5"], "model.encoder.hidden_size"),
+    (["trainer.max_epochs=many"], "trainer.max_epochs"),
+    (["task.dropout=null"], "task.dropout"),
+]
+
+
+@pytest.mark.parametrize(("words", "expected"), MISTAKES, ids=[words[0] for words, _ in MISTAKES])
+def test_a_mistake_is_explained_with_its_key_and_the_nearest_one(words: Sequence[str], expected: str) -> None:
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - of Hydra or OmegaConf, whatever it is
+        composed(*words)
+    message = explain(caught.value, list(words))
+    assert message is not None
+    assert expected in message
+    for noise in ("full_key", "object_type", "HYDRA_FULL_ERROR", "Config search path"):
+        assert noise not in message
+    assert len(message.splitlines()) <= 8
+
+
+def test_a_bug_is_not_explained_away() -> None:
+    assert explain(ZeroDivisionError("division by zero"), []) is None
+    assert explain(KeyError("targets"), []) is None
+
+
+MARKED: list[Any] = [
+    {"_target_": "os.system", "command": "touch {marker}"},
+    {"_target_": "posix.system", "_args_": ["touch {marker}"]},
+    {"_target_": "subprocess.run", "args": ["touch", "{marker}"]},
+    {"_target_": "builtins.exec", "_args_": ["open('{marker}', 'w')"]},
+    {"_target_": "builtins.open", "file": "{marker}", "mode": "w"},
+    {"_target_": "logging.FileHandler", "filename": "{marker}"},
+    {"_target_": "runs.job.logging.FileHandler", "filename": "{marker}"},
+    {"_target_": "runs.checkpoints.os.system", "_args_": ["touch {marker}"]},
+    {"_target_": "pytorch_lightning.callbacks.callback.os.system", "_args_": ["touch {marker}"]},
+    {"_target_": "tasks.task.torch.load", "f": "{marker}"},
+    {"_target_": "torch.optim.torch.save", "obj": 1, "f": "{marker}"},
+    {"_target_": "hydra.utils.call", "config": {"_target_": "os.system", "command": "touch {marker}"}},
+    {"_target_": "runs.build.hydra.utils.instantiate", "config": {"_target_": "os.mknod", "path": "{marker}"}},
+    {"_target_": "runs.build.instantiate", "config": {"_target_": "os.mknod", "path": "{marker}"}, "trust": ["os"]},
+    {"_target_": "tasksx.Cell", "path": "{marker}"},
+    {"_target_": "tasks.nothing_of_the_kind", "path": "{marker}"},
+    {"_target_": 3, "path": "{marker}"},
+]
+REFERENCE = "${{oc.create:{{_target_: tests.runs.lab.touch, path: '{marker}'}}}}"
+
+
+def filled(value: Any, marker: Path) -> Any:
+    if isinstance(value, dict):
+        return {key: filled(each, marker) for key, each in value.items()}
+    if isinstance(value, list):
+        return [filled(each, marker) for each in value]
+    return value.format(marker=marker) if isinstance(value, str) else value
+
+
+def wrappings(malicious: Any) -> list[Any]:
+    harmless = {"_target_": "tasks.Identity", "num_features": 3}
+    return [
+        malicious,
+        {**malicious, "_partial_": True},
+        {**harmless, "num_features": malicious},
+        {**harmless, "num_features": [[{"deep": malicious}]]},
+        [harmless, malicious],
+        {"no_target": {"list": [malicious]}},
+    ]
+
+
+@pytest.mark.parametrize("malicious", MARKED, ids=lambda value: str(value["_target_"]))
+def test_a_target_outside_the_project_is_refused_and_nothing_runs(malicious: Any, tmp_path: Path) -> None:
+    marker = tmp_path / "executed"
+    for config in wrappings(filled(malicious, marker)):
+        with pytest.raises(ConfigError, match=r"_target_: .*(is not allowed|can't be found)"):
+            instantiate(config)
+        assert not marker.exists()
+
+
+@pytest.mark.parametrize("escaped", [False, True])
+def test_a_reference_can_not_smuggle_a_target_in(escaped: bool, tmp_path: Path) -> None:
+    marker = tmp_path / "executed"
+    reference = filled(REFERENCE, marker)
+    config: Any = {"_target_": "pytorch_lightning.callbacks.LambdaCallback", "setup": reference}
+    if escaped:  # in a configuration file: what is left once its references are filled in is a reference again
+        config = plain(OmegaConf.create({**config, "setup": f"\\{reference}"}))
+        assert config["setup"] == reference
+    with pytest.raises(ConfigError):
+        instantiate(config)
+    assert not marker.exists()
+
+
+def test_a_checkpoint_can_not_smuggle_a_target_in(tmp_path: Path) -> None:
+    marker, path = tmp_path / "executed", tmp_path / "foreign.ckpt"
+    settings = plain(composed("task=cls", "model=gru"))
+    for name, value in {
+        "encoder": {"_target_": "tests.runs.lab.touch", "path": str(marker)},
+        "reference": {**settings["model"]["encoder"], "init": filled(REFERENCE, marker)},
+    }.items():
+        kept = {key: settings[key] for key in ("task", "optimizer", "scheduler", "seed")}
+        config = {**kept, "model": {"name": name, "encoder": value}, "trust": ["tests"]}
+        content = {"blueprint": {"config": config, "facts": FACTS["cls"]}, "state_dict": {}, "global_step": 0}
+        AtomicCheckpointIO().save_checkpoint(content, path)
+        with pytest.raises(ConfigError):
+            load_task(path)
+        assert not marker.exists()
+
+
+def test_a_module_of_the_users_own_passes_once_trusted() -> None:
+    config = {"_target_": "tests.runs.killer.Killer", "step": 7}
+    with pytest.raises(ConfigError, match=r"add a module of your own with trust=\[module\]"):
+        instantiate(config)
+    with pytest.raises(ConfigError):
+        instantiate(config, trust=["tests.runs.kill"])
+    assert instantiate(config, trust=["tests.runs.killer"]).step == 7
+    assert instantiate([config], trust=["tests.runs"])[0].step == 7
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["callbacks.extra=[{_target_: logging.FileHandler, filename: executed}]"],
+        ["logger._target_=logging.FileHandler", "+logger.filename=executed"],
+        ["data._target_=logging.FileHandler"],
+        ["optimizer._target_=logging.FileHandler"],
+        ["model.encoder._target_=logging.FileHandler"],
+    ],
+    ids=lambda words: words[0].split("=")[0],
+)
+def test_the_command_line_refuses_foreign_targets_wherever_they_stand(
+    words: list[str], lab: Lab, tmp_path: Path
+) -> None:
+    outcome = lab.run(*SMALL["forecast"], *words, "hydra.run.dir=folder", folder=tmp_path)
+    assert outcome.code == 1, outcome.output
+    assert "logging.FileHandler is not allowed" in outcome.output
+    assert "Traceback" not in outcome.output
+    assert not (tmp_path / "executed").exists()

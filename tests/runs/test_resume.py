@@ -1,0 +1,339 @@
+"""A run that is killed and resumed ends as if nothing had happened; what can't be resumed says why."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from omegaconf import OmegaConf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from runs import checkpoints
+from runs.checkpoints import AtomicCheckpointIO, read_checkpoint, write_atomically
+from runs.errors import CheckpointError
+from tests.runs.lab import SMALL, STEPS_PER_EPOCH, Lab
+
+Kill = tuple[int, str]
+STEPS = 3 * STEPS_PER_EPOCH
+
+
+def killer(step: int, where: str = "train", signal: str = "SIGKILL") -> list[str]:
+    target = f"_target_: tests.runs.killer.Killer, step: {step}, where: {where}, signal: {signal}"
+    return [f"callbacks.extra=[{{{target}}}]", "trust=[tests.runs.killer]"]
+
+
+def set_options(folder: Path, **options: Any) -> None:
+    """Change the configuration that a run folder keeps: `step`, `where` of its killer, or others by full name."""
+    config: Any = OmegaConf.load(folder / "config.yaml")
+    for name, value in options.items():
+        OmegaConf.update(config, name.replace("__", "."), value)
+    OmegaConf.save(config, folder / "config.yaml")
+
+
+def set_kill(folder: Path, step: int, where: str = "train") -> None:
+    set_options(folder, callbacks__extra=[{"_target_": "tests.runs.killer.Killer", "step": step, "where": where}])
+
+
+def run_and_kill(lab: Lab, folder: Path, words: tuple[str, ...], *kills: Kill) -> None:
+    """Start, be killed, resume, be killed, …, resume and finish."""
+    outcome = lab.run(*words, *killer(*kills[0]), f"hydra.run.dir={folder}")
+    assert outcome.code == -signal.SIGKILL, outcome.output
+    for kill in kills[1:]:
+        set_kill(folder, *kill)
+        outcome = lab.run(f"resume={folder}")
+        assert outcome.code == -signal.SIGKILL, outcome.output
+    assert not (folder / "metrics.json").exists()
+    set_options(folder, callbacks__extra=[])
+    outcome = lab.run(f"resume={folder}")
+    assert outcome.code == 0, outcome.output
+
+
+def weights(path: Path) -> str:
+    """SHA-256 of a checkpoint's weights, and where in the training it was taken."""
+    checkpoint = read_checkpoint(path)
+    digest = hashlib.sha256()
+    for name, value in sorted(checkpoint["state_dict"].items()):
+        digest.update(name.encode() + value.contiguous().numpy().tobytes())
+    return f"{digest.hexdigest()} epoch {checkpoint['epoch']} step {checkpoint['global_step']}"
+
+
+def result_of(folder: Path) -> dict[str, Any]:
+    """Everything about a finished run that an interruption must not change."""
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    history = pd.read_csv(folder / "history.csv").drop(columns="seconds")
+    return {
+        "last": weights(folder / "checkpoints" / "last.ckpt"),
+        "best": weights(folder / "checkpoints" / "best.ckpt"),
+        "history": history.to_dict("list"),
+        "metrics": {name: value for name, value in metrics.items() if "seconds" not in name},
+        "predictions": pd.read_parquet(folder / "predictions.parquet").to_csv(),
+    }
+
+
+def some_steps(seed: int, count: int) -> list[int]:
+    return sorted(random.Random(seed).sample(range(1, STEPS), count))
+
+
+Finished = Callable[[str], Path]
+
+
+@pytest.mark.parametrize(
+    ("task", "kill"),
+    [("cls", (13, "train")), ("forecast", (2 * STEPS_PER_EPOCH, "validation"))],
+    ids=["cls in an epoch", "forecast in validation"],
+)
+def test_a_killed_run_resumed_ends_with_the_same_weights(
+    task: str, kill: Kill, lab: Lab, finished: Finished, tmp_path: Path
+) -> None:
+    run_and_kill(lab, tmp_path / "killed", SMALL[task], kill)
+    assert result_of(tmp_path / "killed") == result_of(finished(task))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", SMALL)
+@pytest.mark.parametrize("step", some_steps(seed=int(os.environ.get("KILL_SEED", "0")), count=3))
+def test_a_run_killed_at_a_random_step_ends_with_the_same_weights(
+    task: str, step: int, lab: Lab, finished: Finished, tmp_path: Path
+) -> None:
+    run_and_kill(lab, tmp_path / "killed", SMALL[task], (step, "train"))
+    assert result_of(tmp_path / "killed") == result_of(finished(task))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("task", "kills"),
+    [
+        pytest.param("cls", [(STEPS_PER_EPOCH, "train")], id="last batch of an epoch"),
+        pytest.param("cls", [(STEPS_PER_EPOCH, "validation")], id="first validation"),
+        pytest.param("forecast", [(2 * STEPS_PER_EPOCH, "validation_end")], id="behind a validation"),
+        pytest.param("cls", [(2 * STEPS_PER_EPOCH, "epoch_end")], id="behind an epoch"),
+        pytest.param("forecast", [(STEPS, "epoch_end")], id="behind the last epoch"),
+        pytest.param("forecast", [(13, "train"), (17, "train")], id="twice in an epoch"),
+        pytest.param(
+            "cls", [(14, "train"), (14, "train"), (2 * STEPS_PER_EPOCH, "validation")], id="thrice, twice at one step"
+        ),
+        pytest.param("forecast", [(1, "train")], id="first step"),
+    ],
+)
+def test_a_run_killed_anywhere_ends_with_the_same_weights(
+    task: str, kills: list[Kill], lab: Lab, finished: Finished, tmp_path: Path
+) -> None:
+    words = (*SMALL[task], "callbacks.resume_every_n_steps=5")  # divides an epoch: a last batch would be due, too
+    run_and_kill(lab, tmp_path / "killed", words, *kills)
+    assert result_of(tmp_path / "killed") == result_of(finished(task))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("before", "after"), [(0, 2), (2, 0)])
+def test_the_number_of_loader_workers_may_change_between_kill_and_resume(
+    before: int, after: int, lab: Lab, finished: Finished, tmp_path: Path
+) -> None:
+    folder = tmp_path / "killed"
+    outcome = lab.run(*SMALL["cls"], *killer(13), f"data.num_workers={before}", f"hydra.run.dir={folder}")
+    assert outcome.code == -signal.SIGKILL, outcome.output
+    set_options(folder, callbacks__extra=[], data__num_workers=after)
+    outcome = lab.run(f"resume={folder}")
+    assert outcome.code == 0, outcome.output
+    assert result_of(folder) == result_of(finished("cls"))
+
+
+@pytest.mark.slow
+def test_the_epoch_in_which_a_run_was_killed_is_in_tensorboard_once(
+    lab: Lab, finished: Finished, tmp_path: Path
+) -> None:
+    run_and_kill(lab, tmp_path / "killed", SMALL["cls"], (STEPS_PER_EPOCH, "validation_end"), (27, "train"))
+    events = EventAccumulator(str(tmp_path / "killed"))
+    events.Reload()
+    for name in ("train/loss", "val/loss"):
+        points = [(event.step, event.value) for event in events.Scalars(name)]
+        history = pd.read_csv(tmp_path / "killed" / "history.csv")
+        assert len({step for step, _ in points}) == len(points) == 3, name
+        assert [value for _, value in points] == pytest.approx(history[name].tolist(), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_run_that_had_decided_to_stop_early_when_it_was_killed_stops(lab: Lab, tmp_path: Path) -> None:
+    # Nothing is an improvement behind the first epoch: the second one is the last.
+    stopping = ("callbacks.early_stopping.patience=1", "callbacks.early_stopping.min_delta=100")
+    words = (*SMALL["forecast"], *stopping, "trainer.max_epochs=4")
+    outcome = lab.run(*words, f"hydra.run.dir={tmp_path / 'whole'}")
+    assert outcome.code == 0, outcome.output
+    expected = result_of(tmp_path / "whole")
+    assert expected["metrics"]["epochs"] == 2
+    for where in ("validation_end", "epoch_end"):
+        run_and_kill(lab, tmp_path / where, words, (2 * STEPS_PER_EPOCH, where))
+        assert result_of(tmp_path / where) == expected
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    logs = ("run.log", "status.json")
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name not in logs}
+
+
+def test_resuming_a_finished_run_says_so_and_changes_nothing(lab: Lab, finished: Finished, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(finished("cls"), tmp_path / "copy"))
+    before = contents(folder)
+    outcome = lab.run(f"resume={folder}")
+    assert outcome.code == 0
+    assert "finished already" in outcome.output
+    assert "f1_macro" in outcome.output
+    assert contents(folder) == before
+
+
+def test_a_second_run_into_the_same_folder_is_refused(lab: Lab, finished: Finished, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(finished("cls"), tmp_path / "copy"))
+    before = contents(folder)
+    outcome = lab.run(*SMALL["cls"], f"hydra.run.dir={folder}")
+    assert outcome.code == 1
+    assert f"resume={folder}" in outcome.output.replace("\n", "")
+    assert contents(folder) == before
+
+
+def refused(lab: Lab, *words: str) -> str:
+    """The one message of a run that was refused."""
+    outcome = lab.run(*words)
+    assert outcome.code == 1, outcome.output
+    assert "Traceback" not in outcome.output
+    assert outcome.output.count("error: ") == 1, outcome.output
+    return outcome.output
+
+
+def test_resuming_from_nothing_is_an_error_and_never_a_fresh_start(
+    lab: Lab, finished: Finished, tmp_path: Path
+) -> None:
+    assert "nothing to resume from" in refused(lab, f"resume={tmp_path / 'nowhere'}")
+    assert "config.yaml" in refused(lab, f"resume={tmp_path}")
+    stopped = tmp_path / "stopped"
+    stopped.mkdir()
+    for name in ("config.yaml", "status.json"):
+        shutil.copy(finished("cls") / name, stopped)
+    message = refused(lab, f"resume={stopped}")
+    assert "nothing to resume from" in message
+    assert "last.ckpt" in message
+    assert not (stopped / "checkpoints").exists()
+
+
+@pytest.fixture
+def half_done(finished: Finished, tmp_path: Path) -> Path:
+    """A run folder as if the run had been killed before its end."""
+    folder = Path(shutil.copytree(finished("forecast"), tmp_path / "half done"))
+    (folder / "metrics.json").unlink()
+    return folder
+
+
+def test_a_resumed_run_keeps_its_model_and_its_options(lab: Lab, half_done: Path) -> None:
+    message = refused(lab, f"resume={half_done}", "model=gru")
+    assert "lstm" in message
+    assert "gru" in message
+    assert "optimizer.lr=0.1" in refused(lab, f"resume={half_done}", "optimizer.lr=0.1")
+    set_options(half_done, model__encoder__hidden_size=9)
+    assert "checkpoint of another model" in refused(lab, f"resume={half_done}")
+
+
+@pytest.mark.parametrize("fault", ["truncated", "flipped"])
+def test_a_damaged_resume_point_is_noticed_and_the_good_one_is_named(lab: Lab, half_done: Path, fault: str) -> None:
+    last, best = half_done / "checkpoints" / "last.ckpt", half_done / "checkpoints" / "best.ckpt"
+    content = bytearray(last.read_bytes())
+    if fault == "truncated":
+        del content[len(content) // 2 :]
+    else:
+        content[len(content) // 2] ^= 4
+    last.write_bytes(content)
+    message = refused(lab, f"resume={half_done}")
+    assert "is damaged" in message
+    assert f"best.ckpt is good (step {read_checkpoint(best)['global_step']})" in message
+
+
+@pytest.fixture
+def small_checkpoint(tmp_path: Path) -> Path:
+    path = tmp_path / "small.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"global_step": 3, "state_dict": {"w": torch.arange(40.0)}}, path)
+    return path
+
+
+def test_a_checkpoint_cut_anywhere_is_refused(small_checkpoint: Path) -> None:
+    content = small_checkpoint.read_bytes()
+    for length in [*range(0, len(content), 37), len(content) - 1]:
+        small_checkpoint.write_bytes(content[:length])
+        with pytest.raises(CheckpointError, match="is damaged"):
+            read_checkpoint(small_checkpoint)
+
+
+def test_a_flipped_bit_is_refused_or_changes_nothing(small_checkpoint: Path) -> None:
+    content, refusals = small_checkpoint.read_bytes(), 0
+    generator = random.Random(0)
+    for _ in range(300):
+        flipped = bytearray(content)
+        flipped[generator.randrange(len(content))] ^= 1 << generator.randrange(8)
+        small_checkpoint.write_bytes(flipped)
+        try:
+            read = read_checkpoint(small_checkpoint)
+        except CheckpointError:
+            refusals += 1
+            continue
+        assert read["global_step"] == 3
+        assert torch.equal(read["state_dict"]["w"], torch.arange(40.0))
+    assert refusals > 50
+
+
+def test_without_another_checkpoint_the_message_says_to_start_again(small_checkpoint: Path) -> None:
+    small_checkpoint.write_bytes(small_checkpoint.read_bytes()[:-9])
+    with pytest.raises(CheckpointError, match="no other checkpoint beside it: start the run again"):
+        read_checkpoint(small_checkpoint)
+
+
+class Explosive:
+    """Pickles as a call that leaves a file behind when it is read."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"touch '{self.marker}'",)
+
+
+def test_a_checkpoint_that_would_run_code_is_refused_and_runs_none(lab: Lab, half_done: Path, tmp_path: Path) -> None:
+    marker = tmp_path / "executed"
+    path = half_done / "checkpoints" / "last.ckpt"
+    torch.save({**read_checkpoint(path), "epoch": Explosive(marker)}, path)
+    with pytest.raises(CheckpointError, match="is refused"):
+        read_checkpoint(path)
+    assert "is refused" in refused(lab, f"resume={half_done}")
+    assert not marker.exists()
+
+
+def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"gone\.ckpt: No such file"):
+        read_checkpoint(tmp_path / "gone.ckpt")
+
+
+@pytest.mark.parametrize("fails", ["fsync", "replace"])
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
+    fails: str, small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_space(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints.os, fails, no_space)
+    with pytest.raises(OSError, match="No space left"):
+        AtomicCheckpointIO().save_checkpoint({"global_step": 4}, small_checkpoint)
+    monkeypatch.undo()
+    assert read_checkpoint(small_checkpoint)["global_step"] == 3
+    assert [path.name for path in small_checkpoint.parent.iterdir()] == [small_checkpoint.name]
+
+
+def test_a_write_replaces_the_whole_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    for content in (b"a longer content", b"short"):
+        write_atomically(path, content)
+        assert path.read_bytes() == content

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import accuracy_score, confusion_matrix
+from sklearn.metrics import precision_recall_fscore_support as sklearn_scores
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from rnn_cells import GRU
+from tasks import ClassificationTask, TokenEmbedding
+
+CLASSES = ["books", "书籍", "never seen", "phones"]
+TARGETS = np.array([0, 0, 0, 1, 1, 3, 3, 3, 3, 1])
+PREDICTIONS = np.array([0, 1, 0, 1, 3, 3, 3, 0, 3, 1])  # class 2 is in neither
+
+
+def build(classes: list[str] = CLASSES, **options: Any) -> ClassificationTask:
+    torch.manual_seed(0)
+    return ClassificationTask(
+        {"classes": classes, "vocab_size": 9, "padding_index": 0},
+        inputs=partial(TokenEmbedding, embedding_dim=4),
+        encoder=partial(GRU, hidden_size=3),
+        optimizer=partial(torch.optim.SGD, lr=0.1),
+        **options,
+    )
+
+
+def expected_scores(targets: np.ndarray, predictions: np.ndarray, classes: int, average: str | None) -> Any:
+    """Precision, recall, F1 and support, as sklearn computes them over all classes."""
+    options: Any = {"labels": list(range(classes)), "average": average, "zero_division": 0}
+    return sklearn_scores(targets, predictions, **options)
+
+
+def logits_of(predictions: np.ndarray, classes: int = len(CLASSES), seed: int = 0) -> Tensor:
+    """Random logits whose largest is the prediction's."""
+    logits = torch.from_numpy(np.random.default_rng(seed).normal(size=(len(predictions), classes))).float()
+    logits[torch.arange(len(predictions)), torch.from_numpy(predictions)] = logits.max(dim=1).values + 0.5
+    return logits
+
+
+def after_test(
+    task: ClassificationTask, targets: np.ndarray, logits: Tensor, batch_size: int = 4
+) -> ClassificationTask:
+    for start in range(0, len(targets), batch_size):
+        part = slice(start, start + batch_size)
+        batch = {"targets": torch.from_numpy(targets[part]), "index": torch.arange(len(targets))[part] + 100}
+        task.update_test(logits[part], batch)
+    task.finish_test()
+    return task
+
+
+def check_scores(task: ClassificationTask, targets: np.ndarray, predictions: np.ndarray) -> None:
+    labels = list(range(len(task.classes)))
+    for average in ("macro", "weighted"):
+        *expected, _ = expected_scores(targets, predictions, len(labels), average)
+        found = [task.scores[f"{name}_{average}"] for name in ("precision", "recall", "f1")]
+        assert found == pytest.approx(expected, abs=1e-6)
+    assert task.scores["accuracy"] == pytest.approx(accuracy_score(targets, predictions))
+    each = expected_scores(targets, predictions, len(labels), None)
+    rows = task.details["per_class"]
+    assert [row["class"] for row in rows] == task.classes
+    for name, expected in zip(("precision", "recall", "f1", "support"), each, strict=True):
+        assert [row[name] for row in rows] == pytest.approx(expected.tolist(), abs=1e-6)
+    assert task.details["confusion"] == confusion_matrix(targets, predictions, labels=labels).tolist()
+
+
+def test_scores_match_sklearn_over_all_classes_also_one_that_never_occurs() -> None:
+    task = after_test(build(), TARGETS, logits_of(PREDICTIONS))
+    check_scores(task, TARGETS, PREDICTIONS)
+    absent = task.details["per_class"][2]
+    assert absent == {"class": "never seen", "precision": 0, "recall": 0, "f1": 0, "support": 0}
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10])
+def test_scores_match_sklearn_on_random_answers(classes: int) -> None:
+    generator = np.random.default_rng(classes)
+    targets, predictions = generator.integers(0, classes, (2, 53))
+    task = build([f"class {number}" for number in range(classes)])
+    check_scores(after_test(task, targets, logits_of(predictions, classes), batch_size=7), targets, predictions)
+
+
+def test_two_rounds_of_testing_do_not_mix() -> None:
+    task = after_test(build(), TARGETS, logits_of(PREDICTIONS))
+    later = np.array([3, 2, 1, 1, 0])
+    after_test(task, later, logits_of(later[::-1].copy()))
+    check_scores(task, later, later[::-1])
+    assert len(task.predictions()) == 5
+
+
+def test_predictions_hold_index_names_and_every_probability() -> None:
+    logits = logits_of(PREDICTIONS)
+    frame = after_test(build(), TARGETS, logits).predictions()
+    assert list(frame) == ["index", "target", "prediction", "probability", *(f"p({name})" for name in CLASSES)]
+    assert frame["index"].tolist() == list(range(100, 110))
+    assert frame["target"].tolist() == [CLASSES[number] for number in TARGETS]
+    assert frame["prediction"].tolist() == [CLASSES[number] for number in PREDICTIONS]
+    powers = np.exp(logits.double().numpy())
+    expected = powers / powers.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(frame.iloc[:, 4:].to_numpy(), expected, atol=1e-6)
+    np.testing.assert_allclose(frame["probability"], expected.max(axis=1), atol=1e-6)
+
+
+def test_validation_scores_are_macro_over_all_classes_and_start_anew() -> None:
+    task = build()
+    for targets, predictions in ((TARGETS, PREDICTIONS), (TARGETS[:4], PREDICTIONS[1:5])):
+        for part in (slice(0, 3), slice(3, None)):
+            batch = {"targets": torch.from_numpy(targets[part])}
+            task.update_validation(logits_of(predictions)[part], batch)
+        *_, f1, _ = expected_scores(targets, predictions, 4, "macro")
+        scores = task.validation_scores()
+        assert set(scores) == {"accuracy", "f1"}
+        assert scores["f1"].item() == pytest.approx(f1, abs=1e-6)
+        assert scores["accuracy"].item() == pytest.approx(accuracy_score(targets, predictions))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_the_loss_is_the_cross_entropy_with_smoothed_targets(smoothing: float) -> None:
+    task = build(label_smoothing=smoothing)
+    batch = {
+        "inputs": torch.randint(1, 9, (5, 6)),
+        "lengths": torch.tensor([6, 5, 3, 1, 0]),
+        "targets": torch.tensor([0, 1, 2, 3, 1]),
+    }
+    loss, logits = task.loss(batch)
+    wanted = torch.full((5, 4), smoothing / 4)
+    wanted[torch.arange(5), batch["targets"]] += 1 - smoothing
+    torch.testing.assert_close(loss, -(wanted * logits.log_softmax(dim=1)).sum(dim=1).mean())
+    if not smoothing:
+        torch.testing.assert_close(loss, cross_entropy(task.model(batch["inputs"], batch["lengths"]), batch["targets"]))
+    torch.testing.assert_close(task.predict_step(batch, 0).sum(dim=1), torch.ones(5))

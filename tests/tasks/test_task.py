@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from rnn_cells import GRU
+from tasks import ClassificationTask, DivergedError, ForecastingTask, Identity, TokenEmbedding, cosine, onecycle
+
+
+def classifier(**options: Any) -> ClassificationTask:
+    torch.manual_seed(0)
+    return ClassificationTask(
+        {"classes": ["a", "b"], "vocab_size": 9, "padding_index": 0},
+        inputs=partial(TokenEmbedding, embedding_dim=8, dropout=0.5),
+        encoder=partial(GRU, hidden_size=3),
+        optimizer=partial(torch.optim.SGD, lr=0.1, momentum=0.9),
+        **options,
+    )
+
+
+def texts(batches: int) -> list[dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    return [
+        {
+            "inputs": torch.randint(1, 9, (4, 5), generator=generator),
+            "lengths": torch.full((4,), 5),
+            "targets": torch.randint(0, 2, (4,), generator=generator),
+        }
+        for _ in range(batches)
+    ]
+
+
+def fit(task: pl.LightningModule, batches: list[dict[str, Tensor]], *callbacks: pl.Callback) -> None:
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+        callbacks=list(callbacks),
+    )
+    loader: Any = DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
+    trainer.fit(task, loader, loader)
+
+
+class Masks(pl.Callback):
+    """Remembers which features of the token vectors were dropped at each step, and may spend random numbers."""
+
+    def __init__(self, disturb: bool = False) -> None:
+        self.disturb, self.seen = disturb, []
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        pl_module.model.inputs.dropout.register_forward_hook(lambda _, __, output: self.seen.append(output == 0))
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        if self.disturb:
+            torch.rand(trainer.global_step + 3)
+
+
+def test_a_steps_randomness_depends_on_seed_and_step_alone() -> None:
+    calm, disturbed, other = Masks(), Masks(disturb=True), Masks()
+    fit(classifier(seed=3), texts(4), calm)
+    torch.manual_seed(99)
+    fit(classifier(seed=3), texts(4), disturbed)
+    fit(classifier(seed=4), texts(4), other)
+    assert [mask.tolist() for mask in calm.seen] == [mask.tolist() for mask in disturbed.seen]
+    for number, mask in enumerate(calm.seen):
+        assert mask.float().mean().item() == pytest.approx(0.5, abs=0.2)
+        assert not any(torch.equal(mask, later) for later in calm.seen[number + 1 :])
+        assert not torch.equal(mask, other.seen[number])
+
+
+class Snapshots(pl.Callback):
+    """The weights behind every step."""
+
+    def __init__(self) -> None:
+        self.weights: list[dict[str, Tensor]] = []
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
+        self.weights.append({name: value.clone() for name, value in pl_module.model.state_dict().items()})
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_stops_before_the_weights_change(poison: float) -> None:
+    facts = {"num_features": 2, "lookback": 4, "horizon": 2, "season_length": 2, "steps_per_day": 2}
+    task = ForecastingTask(
+        {**facts, "target_mean": 0.0, "target_std": 1.0},
+        inputs=Identity,
+        encoder=partial(GRU, hidden_size=3),
+        optimizer=partial(torch.optim.SGD, lr=0.1, momentum=0.9),
+    )
+    batches = [
+        {"inputs": torch.randn(3, 4, 2), "history": torch.randn(3, 4), "targets": torch.randn(3, 2)} for _ in range(5)
+    ]
+    batches[2]["targets"][1, 0] = poison
+    snapshots = Snapshots()
+    with pytest.raises(DivergedError, match=r"the training loss became (nan|inf) at step 2.*optimizer\.lr"):
+        fit(task, batches, snapshots)
+    assert len(snapshots.weights) == 2
+    for name, value in task.model.state_dict().items():
+        assert torch.equal(value, snapshots.weights[-1][name]), name
+
+
+def test_the_epochs_training_loss_is_the_mean_over_examples_not_over_batches() -> None:
+    batches = texts(3)
+    batches[1] = {name: value[:1] for name, value in batches[1].items()}
+    task = classifier()
+    losses: list[tuple[float, int]] = []
+    original = task.loss
+
+    def loss(batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        value, outputs = original(batch)
+        losses.append((value.item(), len(batch["targets"])))
+        return value, outputs
+
+    task.loss = loss  # type: ignore[method-assign]
+    fit(task, batches)
+    expected = sum(value * size for value, size in losses) / sum(size for _, size in losses)
+    assert task.trainer.callback_metrics["train/loss"].item() == pytest.approx(expected, rel=1e-5)
+
+
+def rates(schedule: Callable[..., Any], total_steps: int, **options: Any) -> list[float]:
+    """The learning rate of each step, and the one behind the last."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.2, momentum=0.9)
+    scheduler = schedule(optimizer, total_steps, **options)
+    found = []
+    for _ in range(total_steps):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return [*found, optimizer.param_groups[0]["lr"]]
+
+
+def test_cosine_rises_linearly_and_falls_as_half_a_cosine() -> None:
+    found = rates(cosine, 110, warmup=1 / 11, final=0.1)
+    assert found[:10] == pytest.approx([0.2 * (step + 1) / 10 for step in range(10)])
+    assert found[10] == pytest.approx(0.2)
+    assert found[35] == pytest.approx(0.2 * (0.1 + 0.9 * (1 + math.cos(math.pi / 4)) / 2))
+    assert found[60] == pytest.approx(0.2 * (0.1 + 0.9 / 2))  # half-way down
+    assert found[110] == pytest.approx(0.2 * 0.1)
+    assert max(found) == pytest.approx(0.2)
+
+
+def test_onecycle_rises_to_the_optimizers_rate_and_anneals_to_almost_nothing() -> None:
+    found = rates(onecycle, 100, warmup=0.3)
+    assert found[0] == pytest.approx(0.2 / 25)
+    assert found[29] == pytest.approx(0.2)
+    assert max(found) == found[29]
+    assert found[99] == pytest.approx(0.2 / 25 / 1e4)
+
+
+@pytest.mark.parametrize("schedule", [cosine, onecycle])
+@pytest.mark.parametrize("warmup", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("total_steps", [1, 2, 7])
+def test_schedules_of_any_length_end_without_an_error(schedule: Any, warmup: float, total_steps: int) -> None:
+    assert all(0 < rate <= 0.2 + 1e-9 for rate in rates(schedule, total_steps, warmup=warmup))
+
+
+def test_a_schedule_goes_over_the_whole_training_step_by_step() -> None:
+    asked: list[int] = []
+
+    class Rates(pl.Callback):
+        def __init__(self) -> None:
+            self.found: list[float] = []
+
+        def on_train_batch_start(self, trainer: pl.Trainer, *args: Any) -> None:
+            self.found.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    def scheduler(optimizer: torch.optim.Optimizer, total_steps: int) -> Any:
+        asked.append(total_steps)
+        return cosine(optimizer, total_steps, warmup=0.5)
+
+    callback = Rates()
+    fit(classifier(scheduler=scheduler), texts(4), callback)
+    assert asked == [4]
+    assert callback.found == pytest.approx([0.05, 0.1, 0.1, 0.1 * (0.01 + 0.99 / 2)])
