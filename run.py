@@ -55,6 +55,14 @@ def help_text() -> str:
     return HELP.format(groups="\n".join(f"  {group:<12}{', '.join(names)}" for group, names in groups.items()))
 
 
+def quoted(argument: str) -> str:
+    """A value that is not ASCII, quoted as Hydra's grammar wants it: data.text_column=内容 works as typed."""
+    key, equals, value = argument.partition("=")
+    if not equals or value.isascii() or value[0] in "'\"[{(":
+        return argument
+    return f"{key}='{value}'" if "'" not in value else argument
+
+
 def main() -> None:
     """Run; a mistake in the configuration becomes one message, and any failure an exit code of 1."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us as exceptions, to be explained here
@@ -63,6 +71,7 @@ def main() -> None:
         return
     schema.register()
     OmegaConf.register_new_resolver("run_folder", lambda resume, new: resume or new, replace=True)
+    sys.argv[1:] = [quoted(argument) for argument in sys.argv[1:]]
     try:
         job()
     except KeyboardInterrupt:

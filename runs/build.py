@@ -53,6 +53,8 @@ def _targets(config: Any) -> Iterator[str]:
     elif isinstance(config, (list, tuple)):
         for value in config:
             yield from _targets(value)
+    elif isinstance(config, str) and "${" in config:  # instantiate would fill it in, and call what it names
+        raise ConfigError(f"{config!r}: a reference can't stand here, behind the composed configuration")
 
 
 def _check_target(target: str, trust: Sequence[str]) -> None:

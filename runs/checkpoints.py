@@ -49,16 +49,19 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:  # torch doesn't compare the archive's checksums
             damaged = archive.testzip() is not None
-    except (zipfile.BadZipFile, NotImplementedError, EOFError):
+    except Exception:  # whatever a broken archive makes the reader stumble over
         damaged = True
+    ruined = f"{path} is damaged (truncated, or bytes have changed)."
     if damaged:
-        raise CheckpointError(f"{path} is damaged (truncated, or bytes have changed).{_alternative(path)}")
+        raise CheckpointError(ruined + _alternative(path))
     try:
         return torch.load(io.BytesIO(content), map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} is refused: it holds more than tensors and plain values, which could run code when read"
         ) from error
+    except Exception as error:
+        raise CheckpointError(ruined + _alternative(path)) from error
 
 
 def _alternative(damaged: Path) -> str:
@@ -134,9 +137,6 @@ class Recorder(Checkpoint):
         self._started = time.perf_counter()
         if trainer.global_step == 0:
             self._save(trainer, LAST)
-        for callback in trainer.early_stopping_callbacks:  # it had decided to stop, and the run was killed just then
-            if isinstance(callback, EarlyStopping) and callback.wait_count >= callback.patience > 0:
-                trainer.should_stop = True
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._seconds_before, self._started = self.seconds, math.nan
@@ -170,6 +170,9 @@ class Recorder(Checkpoint):
         self.history[-1].update(**training, seconds=self.seconds)
         if not validated:
             self._save(trainer, LAST)
+        for callback in trainer.early_stopping_callbacks:  # it had decided to stop, and the run was killed just then
+            if isinstance(callback, EarlyStopping) and callback.wait_count >= max(1, callback.patience):
+                trainer.should_stop = True
         if trainer.is_global_zero:
             table = pd.DataFrame(self.history).to_csv(index=False)
             write_atomically(self.folder / "history.csv", table.encode())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from dataclasses import fields, is_dataclass
+from typing import Any, get_args, get_type_hints
 
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
@@ -73,14 +74,16 @@ def _known_keys() -> list[str]:
     """Every option's full name."""
     found: dict[str, None] = {}
 
-    def walk(node: type, prefix: str) -> None:
-        for item in fields(node):  # type: ignore[arg-type]
+    def walk(node: Any, prefix: str) -> None:
+        hints = get_type_hints(node)
+        for item in fields(node):
             if item.name.startswith("_"):
                 continue
             found[prefix + item.name] = None
-            default = item.default_factory() if callable(item.default_factory) else None  # type: ignore[misc]
-            if is_dataclass(default):
-                walk(type(default), f"{prefix}{item.name}.")
+            annotation = hints[item.name]
+            for part in (annotation, *get_args(annotation)):  # Optional[…] too
+                if is_dataclass(part):
+                    walk(part, f"{prefix}{item.name}.")
 
     walk(Config, "")
     for group, schemas in SCHEMAS.items():

@@ -12,6 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 from rich.console import Console
 
 from runs import console
@@ -40,9 +41,10 @@ def run(config: DictConfig) -> float | None:
     overrides = list(settings.overrides.task)
     try:
         metrics = _run(config, folder, overrides, sweeping)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SIGTERMException) as stop:  # ends a sweep, too
         _write_status(folder, "interrupted", overrides, f"continue with: python run.py resume={folder}")
-        raise
+        log.warning(f"interrupted; continue with: python run.py resume={folder}")
+        raise SystemExit(143 if isinstance(stop, SIGTERMException) else 130) from stop
     except (Exception, SystemExit) as error:
         message = explain(error, overrides)
         _write_status(folder, "failed", overrides, message or repr(error))
@@ -57,7 +59,7 @@ def run(config: DictConfig) -> float | None:
 
 def _run(config: DictConfig, folder: Path, overrides: list[str], sweeping: bool) -> dict[str, Any]:
     if config.resume is not None:
-        return _resume(folder, overrides)
+        return _resume(folder, overrides, list(config.trust))
     validate(config)
     settings = plain(config)
     if _MAIN and (folder / "checkpoints").exists():
@@ -66,7 +68,9 @@ def _run(config: DictConfig, folder: Path, overrides: list[str], sweeping: bool)
             raise ConfigError(
                 f"{folder} holds a run already: continue it with resume={folder}, or choose another hydra.run.dir"
             )
-        return _resume(folder, overrides=[])  # a sweep started again: what is finished is kept, the rest continues
+        return _resume(
+            folder, [], list(config.trust)
+        )  # a sweep started again: what is finished is kept, the rest continues
     if _MAIN:
         write_atomically(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(settings)).encode())
     _write_status(folder, "running", overrides)
@@ -75,7 +79,7 @@ def _run(config: DictConfig, folder: Path, overrides: list[str], sweeping: bool)
     return metrics
 
 
-def _resume(folder: Path, overrides: list[str]) -> dict[str, Any]:
+def _resume(folder: Path, overrides: list[str], trust: list[str]) -> dict[str, Any]:
     """Continue the run of `folder` under its own configuration, of which only the trainer's part may change."""
     if not (folder / "config.yaml").exists():
         raise CheckpointError(f"nothing to resume from: {folder} is not a run folder (it has no config.yaml)")
@@ -85,10 +89,11 @@ def _resume(folder: Path, overrides: list[str]) -> dict[str, Any]:
         key, _, value = change.partition("=")
         if key in ("model", "task") and value != saved[key].name:
             raise CheckpointError(f"{folder} holds a {saved[key].name} run; it can't continue as {key}={value}")
-        if not key.lstrip("+").startswith("trainer.") and key not in ("model", "task", "debug"):
+        if not key.lstrip("+").startswith("trainer.") and key not in ("model", "task", "debug", "trust"):
             raise ConfigError(f"{change}: a resumed run keeps its configuration; only trainer.… may change")
     dotlist = [change.lstrip("+") for change in changes if change.lstrip("+").startswith("trainer.")]
     settings = plain(OmegaConf.merge(saved, OmegaConf.from_dotlist(dotlist)))  # type: ignore[arg-type]
+    settings["trust"] = trust  # what to trust is said on the command line, never by a folder that may be anybody's
     if (folder / "metrics.json").exists() and not dotlist:
         log.info(f"{folder} is finished already; here are its scores")
         return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))

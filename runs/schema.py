@@ -229,6 +229,7 @@ class OptimizerConfig:
     _partial_: bool = True
     lr: float = option(1e-3, "learning rate", above=0, most=10)
     weight_decay: float = option(0.0, "L2 penalty (Adam, SGD) or decoupled decay (AdamW)", least=0, most=1)
+    fused: bool = option(True, "one pass over the parameters instead of one per operation")
 
 
 @dataclass
@@ -275,7 +276,7 @@ class TrainerConfig:
     max_epochs: int = option(15, "epochs at most", least=1)
     max_steps: int = option(-1, "steps at most; -1 for no limit", least=-1)
     gradient_clip_val: Optional[float] = option(1.0, "largest norm of the gradient", above=0)
-    fast_dev_run: Any = option(False, "true: one batch of everything, to see that it works; or a number of batches")
+    fast_dev_run: Any = option(False, "true: one batch of everything, to see that it works; or how many", least=0)
     limit_train_batches: Any = option(1.0, "fraction or number of batches per epoch", least=0)
     limit_val_batches: Any = option(1.0, "the same for validation", least=0)
     limit_test_batches: Any = option(1.0, "the same for the test", least=0)
@@ -350,7 +351,8 @@ def validate(config: DictConfig, prefix: str = "") -> None:
     """
     schema: Any = OmegaConf.get_type(config)
     declared = {f.name: f.metadata for f in fields(schema)} if hasattr(schema, "__dataclass_fields__") else {}
-    for name in config:
+    # This node's own values first: the others may refer to them, and the message should name the one that was given.
+    for name in sorted(config, key=lambda name: OmegaConf.is_dict(config._get_node(name))):
         key = f"{prefix}{name}"
         if OmegaConf.is_missing(config, name):
             raise ConfigError(f"{key} is missing: give it as {key}=…")
@@ -366,13 +368,13 @@ def validate(config: DictConfig, prefix: str = "") -> None:
 
 def _problem(value: Any, metadata: Any) -> str | None:
     """What the value should have been, if it isn't."""
-    if value is None:
+    if value is None or value is False or value is True:
         return None
     if choices := metadata.get("choices"):
         return None if value in choices else "one of " + ", ".join(choices)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
     least, above, most = (metadata.get(name) for name in ("least", "above", "most"))
+    if not isinstance(value, (int, float)):
+        return None if (least, above, most) == (None, None, None) else "a number"
     fits = (
         math.isfinite(value)
         and (least is None or value >= least)

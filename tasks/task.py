@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
@@ -87,7 +88,8 @@ class Task(pl.LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed by the step, so that step n draws the same numbers whether or not the run was interrupted before it."""
-        torch.manual_seed((self.seed << 40) + (self.global_rank << 32) + self.global_step)
+        text = f"{self.seed} {self.global_rank} {self.global_step}"  # torch keeps 32 bits of a seed: mix all into them
+        torch.manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little"))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss, _ = self.loss(batch)
@@ -159,6 +161,7 @@ def onecycle(optimizer: Optimizer, total_steps: int, warmup: float = 0.3) -> LRS
         total_steps: of the whole training.
         warmup: fraction of the steps in which the rate rises.
     """
-    return OneCycleLR(
-        optimizer, max_lr=optimizer.param_groups[0]["lr"], total_steps=max(1, total_steps), pct_start=warmup
-    )
+    total_steps = max(1, total_steps)
+    # torch divides by the length of each phase: neither may be empty
+    rising = min(max(warmup, 1e-9), 1 - 1 / (2 * total_steps)) + 1e-9
+    return OneCycleLR(optimizer, max_lr=optimizer.param_groups[0]["lr"], total_steps=total_steps, pct_start=rising)

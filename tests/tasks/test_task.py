@@ -161,7 +161,7 @@ def test_onecycle_rises_to_the_optimizers_rate_and_anneals_to_almost_nothing() -
 
 
 @pytest.mark.parametrize("schedule", [cosine, onecycle])
-@pytest.mark.parametrize("warmup", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("warmup", [0.0, 0.3, 0.5, 1.0])
 @pytest.mark.parametrize("total_steps", [1, 2, 7])
 def test_schedules_of_any_length_end_without_an_error(schedule: Any, warmup: float, total_steps: int) -> None:
     assert all(0 < rate <= 0.2 + 1e-9 for rate in rates(schedule, total_steps, warmup=warmup))
