@@ -7,7 +7,7 @@ import re
 from dataclasses import fields, is_dataclass
 from typing import Any, get_args, get_type_hints
 
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
 from runs.schema import SCHEMAS, Config, ConfigError
@@ -26,6 +26,9 @@ def explain(error: BaseException, arguments: list[str]) -> str | None:
     """
     if isinstance(error, ConfigError | CheckpointError):
         return str(error)
+    if isinstance(error, OverrideParseException):
+        reason = str(error).partition("\n")[0]
+        return f"{error.override}: {reason}. A value with special characters wants quotes: key='\"value\"'"
     if isinstance(error, HydraException | OmegaConfBaseException):
         cause = error.__cause__
         if cause is not None and not isinstance(cause, HydraException | OmegaConfBaseException):
@@ -66,7 +69,7 @@ def _suggestion(message: str, arguments: list[str]) -> str:
     for key in known:
         part = difflib.SequenceMatcher(None, key.rpartition(".")[2], last).ratio()
         closeness[key] = max(closeness[key], part - (0.1 if "." in wrong else 0))
-    best = max(closeness, key=lambda key: closeness[key])
+    best = max(closeness, key=lambda key: (closeness[key], -len(key)))
     return f"Did you mean {best}?" if closeness[best] > 0.7 else "python run.py --cfg job shows all keys."
 
 

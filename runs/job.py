@@ -68,9 +68,8 @@ def _run(config: DictConfig, folder: Path, overrides: list[str], sweeping: bool)
             raise ConfigError(
                 f"{folder} holds a run already: continue it with resume={folder}, or choose another hydra.run.dir"
             )
-        return _resume(
-            folder, [], list(config.trust)
-        )  # a sweep started again: what is finished is kept, the rest continues
+        # A sweep started again: what is finished is kept, the rest continues.
+        return _resume(folder, [], list(config.trust))
     if _MAIN:
         write_atomically(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(settings)).encode())
     _write_status(folder, "running", overrides)

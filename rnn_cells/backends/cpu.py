@@ -95,9 +95,8 @@ def _call(function: str, kind: int, reverse: bool, lengths: Tensor, tensors: dic
 class _Scan(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, kind: int, lengths: Tensor | None, reverse: bool, learning: bool, *inputs: Tensor) -> Any:
-        x, weight_ih, weight_hh, bias_ih, bias_hh, *state = (
-            None if tensor is None else tensor.detach().contiguous() for tensor in inputs
-        )
+        contiguous: list[Any] = [None if tensor is None else tensor.detach().contiguous() for tensor in inputs]
+        x, weight_ih, weight_hh, bias_ih, bias_hh, *state = contiguous
         steps, batch, _ = x.shape
         hidden = weight_hh.shape[1]
         whole = torch.full((batch,), steps) if lengths is None else lengths.to(torch.int64).contiguous()
