@@ -72,6 +72,10 @@ def main() -> None:
     schema.register()
     OmegaConf.register_new_resolver("run_folder", lambda resume, new: resume or new, replace=True)
     sys.argv[1:] = [quoted(argument) for argument in sys.argv[1:]]
+    for argument in sys.argv[1:]:
+        folder = argument.removeprefix("resume=").strip("'\"")
+        if argument.startswith("resume=") and folder != "null" and not (Path(folder) / "config.yaml").exists():
+            sys.exit(f"error: nothing to resume from: {folder} is not a run folder (it has no config.yaml)")
     try:
         job()
     except KeyboardInterrupt:
@@ -79,7 +83,9 @@ def main() -> None:
     except Exception as error:
         from runs.errors import explain
 
-        if any(word == "debug=true" for word in sys.argv) or (message := explain(error, sys.argv[1:])) is None:
+        if {"debug=true", "debug=1"} & {word.lower() for word in sys.argv} or (
+            message := explain(error, sys.argv[1:])
+        ) is None:
             raise
         sys.exit(f"error: {message}")
     if (jobs := sys.modules.get("runs.job")) is not None and jobs.failures:

@@ -98,7 +98,9 @@ class SeriesDataModule(pl.LightningDataModule):
         season: str = "1d",
     ) -> None:
         super().__init__()
-        self.name, self.is_sample = name, False
+        # A file of the user's own is no run of the data set whose configuration it borrows.
+        own = path is not None and not Path(path).is_dir() and Path(path).name not in files
+        self.name, self.is_sample = Path(path).stem if own and path else name, False
         self._source = Source(name, path, tuple(files), tuple(urls), dict(sha256 or {}), on_missing, SAMPLE)
         self._expected = expected or {}
         self._reading = {"encoding": encoding, "separator": separator}

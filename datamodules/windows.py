@@ -95,11 +95,12 @@ def window_starts(
     starts = np.arange(positions)
     whole = segments[:positions] == segments[lookback + horizon - 1 :]
     phase = starts - np.searchsorted(segments, segments[:positions])
-    starts = starts[whole & (phase % stride == 0)]
+    candidate = phase % stride == 0
+    starts = starts[whole & candidate]
     bad_inputs, bad_targets = (np.concatenate([[0], np.cumsum(bad)]) for bad in (inputs_missing, target_missing))
     middle = starts + lookback
     good = (bad_inputs[middle] == bad_inputs[starts]) & (bad_targets[middle + horizon] == bad_targets[middle])
-    return starts[good], {"dropped_across_gap": int((~whole).sum()), "dropped_missing": int((~good).sum())}
+    return starts[good], {"dropped_across_gap": int((~whole & candidate).sum()), "dropped_missing": int((~good).sum())}
 
 
 @dataclass(frozen=True)

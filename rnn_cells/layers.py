@@ -93,7 +93,7 @@ class Recurrent(nn.Module):
         check_name(backend)
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.bias, self.batch_first, self.dropout, self.bidirectional = bias, batch_first, dropout, bidirectional
-        self.backend = backend
+        self.backend = self.chosen_backend = backend
         self.directions = 2 if bidirectional else 1
         self.output_size = self.directions * hidden_size
         self.cells: Any = nn.ModuleList(
@@ -142,21 +142,16 @@ class Recurrent(nn.Module):
             for direction in range(self.directions):
                 index = layer * self.directions + direction
                 cell = self.cells[index]
-                output, final = scan(cell, sequence, initial[index], lengths, direction == 1, self.backend)
+                backend = choose(self.backend, cell, sequence)
+                output, final = backend.scan(cell, sequence, initial[index], lengths, direction == 1)
                 outputs.append(output)
                 finals.append(final)
             sequence = torch.cat(outputs, dim=-1) if self.bidirectional else outputs[0]
+        self.chosen_backend = next(name for name, module in BACKENDS.items() if module is backend)
         stacked = tuple(torch.stack(tensors) for tensors in zip(*finals, strict=True))
         output = sequence.transpose(0, 1) if self.batch_first else sequence
         first, *others = stacked
         return output, stacked if others else first
-
-    @property
-    def chosen_backend(self) -> str:
-        """The backend that runs now, on the weights' device: what `auto` stands for."""
-        cell = self.cells[0]
-        chosen = choose(self.backend, cell, cell.weight_hh)
-        return next(name for name, backend in BACKENDS.items() if backend is chosen)
 
     def _split_state(self, state: Tensor | State | None, batch_size: int) -> list[State]:
         """The initial state of each cell, from `torch.nn`'s layout."""

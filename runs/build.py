@@ -12,6 +12,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from runs.checkpoints import read_checkpoint
+from runs.errors import CheckpointError
 from runs.schema import ConfigError
 from tasks import Task
 
@@ -39,9 +40,14 @@ def instantiate(config: Any, trust: Sequence[str] = (), **arguments: Any) -> Any
     Raises:
         ConfigError: a `_target_` is something else.
     """
+    check_targets(config, trust)
+    return hydra.utils.instantiate(config, _convert_="all", **arguments)
+
+
+def check_targets(config: Any, trust: Sequence[str] = ()) -> None:
+    """Raise a ConfigError unless everything that `config` names may be used; see `instantiate`."""
     for target in _targets(config):
         _check_target(target, trust)
-    return hydra.utils.instantiate(config, _convert_="all", **arguments)
 
 
 def _targets(config: Any) -> Iterator[str]:
@@ -91,7 +97,12 @@ def build_task(config: dict[str, Any], facts: dict[str, Any]) -> Task:
     torch.manual_seed(config["seed"])
     kept = {name: config[name] for name in ("task", "model", "optimizer", "scheduler", "seed", "trust")}
     task_config = {key: value for key, value in config["task"].items() if key not in ("name", "monitor", "mode")}
-    build = {name: instantiate(config[name], config["trust"]) for name in ("optimizer", "scheduler") if config[name]}
+    optimizer = dict(config["optimizer"])
+    if optimizer["fused"] is None:  # Lightning can't clip gradients of a fused optimizer in mixed precision
+        optimizer["fused"] = not str(config.get("trainer", {}).get("precision", "")).endswith("mixed")
+    build = {"optimizer": _optimizer(optimizer, config["trust"])}
+    if config["scheduler"]:
+        build["scheduler"] = instantiate(config["scheduler"], config["trust"])
     inputs = instantiate(task_config.pop("inputs"), config["trust"])
     encoder = instantiate(config["model"]["encoder"], config["trust"])
     task = instantiate(
@@ -99,6 +110,16 @@ def build_task(config: dict[str, Any], facts: dict[str, Any]) -> Task:
     )
     task.blueprint = {"config": kept, "facts": facts}
     return task
+
+
+def _optimizer(config: dict[str, Any], trust: Sequence[str]) -> Any:
+    """The optimizer's factory, tried once: torch itself knows best which values go together."""
+    factory = instantiate(config, trust)
+    try:
+        factory([torch.nn.Parameter(torch.zeros(1))])
+    except (ValueError, TypeError, IndexError, RuntimeError) as error:
+        raise ConfigError(f"optimizer: {error}") from error
+    return factory
 
 
 def load_task(path: str | Path, trust: Sequence[str] = ()) -> Task:
@@ -113,6 +134,8 @@ def load_task(path: str | Path, trust: Sequence[str] = ()) -> Task:
         ConfigError: it names a class that is not allowed.
     """
     checkpoint = read_checkpoint(path)
+    if "blueprint" not in checkpoint:
+        raise CheckpointError(f"{path} is no checkpoint of a task")
     config = {**checkpoint["blueprint"]["config"], "trust": list(trust)}
     task = build_task(config, checkpoint["blueprint"]["facts"])
     task.load_state_dict(checkpoint["state_dict"])

@@ -70,9 +70,11 @@ def _alternative(damaged: Path) -> str:
     for path in damaged.parent.glob("*.ckpt"):
         if path != damaged:
             try:
-                steps[path] = read_checkpoint(path)["global_step"]
-            except (CheckpointError, KeyError):
+                content = read_checkpoint(path)
+            except CheckpointError:
                 continue
+            if "blueprint" in content:
+                steps[path] = content["global_step"]
     if not steps:
         return " There is no other checkpoint beside it: start the run again"
     newest = max(steps, key=lambda path: steps[path])

@@ -26,8 +26,14 @@ class CompareSweep(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Write and print the comparison."""
+        from runs.job import failures
+
         folder = Path(config.hydra.sweep.dir)
-        write_comparison(folder, sorted(path.parent for path in folder.glob("*/status.json")))
+        try:
+            write_comparison(folder, sorted(path.parent for path in folder.glob("*/status.json")))
+        except Exception:  # Hydra would log it and exit with 0
+            log.exception("error: the comparison failed; the runs themselves are in %s", folder)
+            failures.append("comparison")
 
 
 def write_comparison(folder: Path, runs: list[Path]) -> None:
@@ -48,7 +54,7 @@ def write_comparison(folder: Path, runs: list[Path]) -> None:
         texts.append(shown.to_markdown(index=False, disable_numparse=True))
         _print_table(shown, f"Test scores, {task}: mean ± standard deviation over runs")
         _draw(folder / f"learning_curves{suffix}", of_task)
-    if sample := sorted({str(name) for name in rows.get("data", []) if str(name).startswith("sample_")}):
+    if sample := sorted(set(rows.loc[rows["sample"], "data"])) if len(rows) else []:
         texts.append(f"**{', '.join(sample)}: built-in sample data, not a real data set.**")
     texts += [f"- FAILED {name}: {status['state']}: {status['error']}" for name, status in failed.items()]
     (folder / "comparison.md").write_text("\n\n".join(texts) + "\n", encoding="utf-8")
@@ -74,7 +80,7 @@ def _row(run: Path, label: str) -> dict[str, Any]:
     return {
         "label": label,
         "folder": run,
-        **{name: metrics[name] for name in ("task", "model", "data", "seed", "parameters", "best_epoch")},
+        **{name: metrics[name] for name in ("task", "model", "data", "sample", "seed", "parameters", "best_epoch")},
         "seconds_per_epoch": metrics["seconds"] / max(1, metrics["epochs"]),
         **metrics["test"],
     }

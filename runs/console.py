@@ -11,21 +11,23 @@ from rich.table import Table
 
 def print_scores(metrics: dict[str, Any], folder: Path, console: Console) -> None:
     """The test scores, per class where there are classes, and where everything lies."""
-    sample = metrics["data"].startswith("sample_")
-    data = f"{metrics['data']} (BUILT-IN SAMPLE DATA, not a real data set)" if sample else metrics["data"]
+    data = metrics["data"]
+    if metrics["sample"]:
+        data += " (BUILT-IN SAMPLE DATA, not a real data set)"
     table = Table(title=f"Test scores of {metrics['model']} on {data}", title_justify="left")
     table.add_column("score")
     table.add_column("value", justify="right")
     for name, value in metrics["test"].items():
-        table.add_row(name, f"{value:.4f}")
+        table.add_row(name, "undefined" if value is None else f"{value:.4f}")
     console.print(table)
     if "per_class" in metrics:
         console.print(_class_table(metrics["per_class"]))
     if metrics["fast_dev_run"]:
         console.print("fast_dev_run: a trial of one batch; these scores mean nothing", style="bold")
+    kept = f"best: {metrics['best_epoch']}" if metrics["best_epoch"] else "no validation: the last weights"
     console.print(
         f"{metrics['parameters']:,} parameters, {metrics['epochs']} epochs in {metrics['seconds']:.0f} s "
-        f"(best: {metrics['best_epoch']}), backend {metrics['backend']}"
+        f"({kept}), backend {metrics['backend']}"
     )
     console.print(f"run folder: {folder}", soft_wrap=True)
 

@@ -32,13 +32,15 @@ def explain(error: BaseException, arguments: list[str]) -> str | None:
     if isinstance(error, HydraException | OmegaConfBaseException):
         cause = error.__cause__
         if cause is not None and not isinstance(cause, HydraException | OmegaConfBaseException):
-            return explain(cause, arguments) or _first_lines(cause)
+            return explain(cause, arguments) or (_first_lines(cause) if isinstance(cause, ValueError) else None)
         return "\n".join(filter(None, [_first_lines(error, cause), _suggestion(str(error), arguments)]))
     # Whatever raised these has been imported by now: looking the classes up costs nothing.
+    from pytorch_lightning.utilities.exceptions import MisconfigurationException  # pyright: ignore
+
     from datamodules import DataError
     from tasks import DivergedError
 
-    if isinstance(error, DataError | DivergedError):
+    if isinstance(error, DataError | DivergedError | MisconfigurationException):
         return str(error)
     if isinstance(error, PermissionError | FileNotFoundError):
         return f"{error.strerror}: {error.filename}"

@@ -148,7 +148,7 @@ def learning_curves(curves: Mapping[str, Sequence[pd.DataFrame]], monitor: str) 
     figure = _figure(11, 4)
     for axes, name in zip(figure.subplots(1, 2), ("val/loss", monitor), strict=True):
         for number, (label, histories) in enumerate(curves.items()):
-            runs = [history.set_index("epoch")[name] for history in histories if name in history]
+            runs = [history.groupby("epoch")[name].last() for history in histories if name in history]
             if not runs:
                 continue
             table = pd.concat(runs, axis=1)
@@ -158,7 +158,8 @@ def learning_curves(curves: Mapping[str, Sequence[pd.DataFrame]], monitor: str) 
                 axes.fill_between(table.index, table.min(axis=1), table.max(axis=1), color=colour, alpha=0.15)
         axes.set(xlabel="epoch", ylabel=name, title=f"{name} by epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.legend()
+        if axes.lines:
+            axes.legend()
     return figure
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import sys
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,10 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from rich.console import Console
 
 from runs import console
-from runs.build import plain
+from runs.build import check_targets, plain
 from runs.checkpoints import LAST, write_atomically
 from runs.errors import CheckpointError, explain
+from runs.report import write_json
 from runs.schema import ConfigError, validate
 from runs.train import train
 
@@ -33,7 +36,7 @@ def run(config: DictConfig) -> float | None:
     """Run one composed configuration; a failure is reported and remembered, so that a sweep's other jobs go on.
 
     Returns:
-        The validation score that the run is judged by, for sweepers that optimise it.
+        The best validation score, for sweepers that optimise it.
     """
     settings = HydraConfig.get()
     folder = Path(settings.runtime.output_dir)
@@ -41,59 +44,68 @@ def run(config: DictConfig) -> float | None:
     overrides = list(settings.overrides.task)
     try:
         metrics = _run(config, folder, overrides, sweeping)
-    except (KeyboardInterrupt, SIGTERMException) as stop:  # ends a sweep, too
-        _write_status(folder, "interrupted", overrides, f"continue with: python run.py resume={folder}")
-        log.warning(f"interrupted; continue with: python run.py resume={folder}")
-        raise SystemExit(143 if isinstance(stop, SIGTERMException) else 130) from stop
-    except (Exception, SystemExit) as error:
+    except (Exception, SystemExit, KeyboardInterrupt) as error:
+        if (code := _interruption(error)) is not None:  # ends a sweep, too
+            _write_status(folder, "interrupted", error=f"continue with: python run.py resume={folder}")
+            log.warning(f"interrupted; continue with: python run.py resume={folder}")
+            raise SystemExit(code) from error
         message = explain(error, overrides)
-        _write_status(folder, "failed", overrides, message or repr(error))
+        if _read_status(folder).get("state") != "finished":  # a refusal to touch a finished run leaves it as it is
+            _write_status(folder, "failed", overrides, message or repr(error))
         failures.append(folder.name)
         where = f" in {folder.name}" if sweeping else ""
         log.error(f"error{where}: {message or repr(error)}", exc_info=message is None or config.debug)
         return None
     if _MAIN:
         console.print_scores(metrics, folder, Console())
-    return metrics["test"].get("f1_macro", metrics["test"].get("mae"))
+    return metrics["best_score"]
 
 
 def _run(config: DictConfig, folder: Path, overrides: list[str], sweeping: bool) -> dict[str, Any]:
-    if config.resume is not None:
-        return _resume(folder, overrides, list(config.trust))
     validate(config)
+    if config.trust:
+        sys.path.insert(0, os.getcwd())  # where a user keeps modules of their own
+    if config.resume is not None:
+        return _resume(config, folder, overrides)
     settings = plain(config)
+    check_targets(settings, config.trust)
     if _MAIN and (folder / "checkpoints").exists():
         same = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")) == settings
         if not (sweeping and same):
             raise ConfigError(
                 f"{folder} holds a run already: continue it with resume={folder}, or choose another hydra.run.dir"
             )
-        # A sweep started again: what is finished is kept, the rest continues.
-        return _resume(folder, [], list(config.trust))
-    if _MAIN:
-        write_atomically(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(settings)).encode())
+        return _resume(config, folder, [])  # a sweep started again: what is finished is kept, the rest continues
+    _write_config(folder, settings)
     _write_status(folder, "running", overrides)
     metrics = train(settings, folder)
-    _write_status(folder, "finished", overrides)
+    _write_status(folder, "finished")
     return metrics
 
 
-def _resume(folder: Path, overrides: list[str], trust: list[str]) -> dict[str, Any]:
+def _resume(config: DictConfig, folder: Path, overrides: list[str]) -> dict[str, Any]:
     """Continue the run of `folder` under its own configuration, of which only the trainer's part may change."""
-    if not (folder / "config.yaml").exists():
-        raise CheckpointError(f"nothing to resume from: {folder} is not a run folder (it has no config.yaml)")
     saved: Any = OmegaConf.load(folder / "config.yaml")
-    changes = [override for override in overrides if not override.startswith("resume=")]
-    for change in changes:
-        key, _, value = change.partition("=")
-        if key in ("model", "task") and value != saved[key].name:
-            raise CheckpointError(f"{folder} holds a {saved[key].name} run; it can't continue as {key}={value}")
-        if not key.lstrip("+").startswith("trainer.") and key not in ("model", "task", "debug", "trust"):
-            raise ConfigError(f"{change}: a resumed run keeps its configuration; only trainer.… may change")
-    dotlist = [change.lstrip("+") for change in changes if change.lstrip("+").startswith("trainer.")]
-    settings = plain(OmegaConf.merge(saved, OmegaConf.from_dotlist(dotlist)))  # type: ignore[arg-type]
-    settings["trust"] = trust  # what to trust is said on the command line, never by a folder that may be anybody's
-    if (folder / "metrics.json").exists() and not dotlist:
+    changed = False
+    for override in overrides:
+        key = override.partition("=")[0].lstrip("+~")
+        asked, held = OmegaConf.select(config, key), OmegaConf.select(saved, key)
+        if key in ("resume", "debug", "trust") or asked == held:
+            continue
+        if key in ("model", "task"):
+            if asked.name != held.name:
+                raise CheckpointError(f"{folder} holds a {held.name} run; it can't continue as {key}={asked.name}")
+        elif key.partition(".")[0] != "trainer":
+            raise ConfigError(f"{override}: a resumed run keeps its configuration; only trainer.… may change")
+        elif saved.scheduler is not None and key in ("trainer", "trainer.max_epochs", "trainer.max_steps"):
+            raise ConfigError(f"{override}: the learning rate schedule was laid out for another length of training")
+        else:
+            OmegaConf.update(saved, key, asked, force_add=True)
+            changed = True
+    settings = plain(saved)
+    settings["trust"] = list(config.trust)  # said on the command line, never by a folder that may be anybody's
+    check_targets(settings, settings["trust"])
+    if (folder / "metrics.json").exists() and not changed:
         log.info(f"{folder} is finished already; here are its scores")
         return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     if not (folder / "checkpoints" / LAST).exists():
@@ -101,17 +113,35 @@ def _resume(folder: Path, overrides: list[str], trust: list[str]) -> dict[str, A
             f"nothing to resume from: {folder / 'checkpoints' / LAST} does not exist; the run stopped before its "
             "training began. Start it again without resume="
         )
-    started_with = json.loads((folder / "status.json").read_text(encoding="utf-8"))["overrides"]
-    _write_status(folder, "running", started_with)
+    (folder / "metrics.json").unlink(missing_ok=True)  # the run is no longer complete
+    _write_config(folder, settings)
+    _write_status(folder, "running")
     metrics = train(settings, folder, resume=True)
-    _write_status(folder, "finished", started_with)
+    _write_status(folder, "finished")
     return metrics
 
 
-def _write_status(folder: Path, state: str, overrides: list[str], error: str | None = None) -> None:
-    if not _MAIN:
-        return
-    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    status = {"state": state, "overrides": overrides, "error": error, "time": now}
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "status.json", json.dumps(status, ensure_ascii=False, indent=2).encode())
+def _interruption(error: BaseException) -> int | None:
+    """The exit code of a run that was told to stop: 130 by Ctrl-C, 143 by SIGTERM."""
+    if isinstance(error, SIGTERMException):
+        return 143
+    # Lightning turns Ctrl-C during a training into an exit with code 1.
+    return 130 if isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt) else None
+
+
+def _write_config(folder: Path, settings: dict[str, Any]) -> None:
+    if _MAIN:
+        write_atomically(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(settings)).encode())
+
+
+def _read_status(folder: Path) -> dict[str, Any]:
+    path = folder / "status.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _write_status(folder: Path, state: str, overrides: list[str] | None = None, error: str | None = None) -> None:
+    """Write `status.json`; the overrides are those that the run was first started with."""
+    if _MAIN:
+        overrides = _read_status(folder).get("overrides", overrides)
+        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        write_json(folder / "status.json", {"state": state, "overrides": overrides, "error": error, "time": now})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def write_results(
     predictions.to_parquet(folder / "predictions.parquet", index=False)
     drawn = {"loss": figures.loss_curves(history, config["task"]["monitor"], config["task"]["mode"])}
     if metrics["task"] == "cls":
-        labels = figures.readable([row["class"] for row in metrics["per_class"]], config["data"]["english"])
+        labels = figures.readable([row["class"] for row in metrics["per_class"]], datamodule.facts.get("english") or {})
         drawn["confusion"] = figures.confusion_matrix(metrics["confusion"], labels)
     else:
         drawn |= _forecast_figures(metrics, predictions.assign(index=index), datamodule)
@@ -48,8 +49,16 @@ def write_results(
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file that people can read, whole or not at all."""
-    write_atomically(path, json.dumps(content, ensure_ascii=False, indent=2).encode())
+    """Write a JSON file that people can read, whole or not at all; what is not a finite number becomes null."""
+    write_atomically(path, json.dumps(_finite(content), ensure_ascii=False, indent=2, allow_nan=False).encode())
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _forecast_figures(metrics: dict[str, Any], predictions: pd.DataFrame, datamodule: Any) -> dict[str, Figure]:

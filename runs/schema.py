@@ -118,6 +118,7 @@ class IdentityConfig:
     _partial_: bool = True
 
 
+MONITOR = "the validation score that picks the best epoch and stops early"
 POOLINGS = ("last", "mean", "max", "attention")
 
 
@@ -130,7 +131,7 @@ class TaskConfig:
     inputs: Any = MISSING
     pooling: str = option("last", "how a sequence's steps become one vector", choices=POOLINGS)
     dropout: float = option(0.0, "on the pooled vector", least=0, most=1)
-    monitor: str = option("val/loss", "the validation score that picks the best epoch and stops early")
+    monitor: str = option("val/loss", MONITOR)
     mode: str = option("min", "whether less or more of it is better", choices=("min", "max"))
 
 
@@ -139,6 +140,8 @@ class ClassificationConfig(TaskConfig):
     """Text classification."""
 
     inputs: EmbeddingConfig = field(default_factory=EmbeddingConfig)
+    monitor: str = option("val/f1", MONITOR, choices=("val/f1", "val/accuracy", "val/loss"))
+    mode: str = option("max", "whether less or more of it is better", choices=("min", "max"))
     label_smoothing: float = option(0.0, "share of a target spread over all classes", least=0, most=1)
 
 
@@ -147,6 +150,7 @@ class ForecastingConfig(TaskConfig):
     """Multi-step forecasting."""
 
     inputs: IdentityConfig = field(default_factory=IdentityConfig)
+    monitor: str = option("val/mae", MONITOR, choices=("val/mae", "val/loss"))
     criterion: str = option("mae", "training loss", choices=("mae", "mse", "huber"))
     base: str = option("last", "what the network's answer is added to", choices=("mean", "last", "climatology"))
 
@@ -229,7 +233,7 @@ class OptimizerConfig:
     _partial_: bool = True
     lr: float = option(1e-3, "learning rate", above=0, most=10)
     weight_decay: float = option(0.0, "L2 penalty (Adam, SGD) or decoupled decay (AdamW)", least=0, most=1)
-    fused: bool = option(True, "one pass over the parameters instead of one per operation")
+    fused: Optional[bool] = option(None, "update in one pass; if not given, wherever the precision allows it")
 
 
 @dataclass
@@ -277,9 +281,9 @@ class TrainerConfig:
     max_steps: int = option(-1, "steps at most; -1 for no limit", least=-1)
     gradient_clip_val: Optional[float] = option(1.0, "largest norm of the gradient", above=0)
     fast_dev_run: Any = option(False, "true: one batch of everything, to see that it works; or how many", least=0)
-    limit_train_batches: Any = option(1.0, "fraction or number of batches per epoch", least=0)
+    limit_train_batches: Any = option(1.0, "fraction or number of batches per epoch", above=0)
     limit_val_batches: Any = option(1.0, "the same for validation", least=0)
-    limit_test_batches: Any = option(1.0, "the same for the test", least=0)
+    limit_test_batches: Any = option(1.0, "the same for the test", above=0)
     log_every_n_steps: int = option(50, "steps between two points of a curve", least=1)
     deterministic: bool = option(False, "insist on deterministic algorithms")
     enable_progress_bar: bool = option(True, "show one")
@@ -350,6 +354,8 @@ def validate(config: DictConfig, prefix: str = "") -> None:
         ConfigError: a value is missing or out of range; the message names the key and what is allowed.
     """
     schema: Any = OmegaConf.get_type(config)
+    if schema is Config:
+        _check_pairing(config)
     declared = {f.name: f.metadata for f in fields(schema)} if hasattr(schema, "__dataclass_fields__") else {}
     # This node's own values first: the others may refer to them, and the message should name the one that was given.
     for name in sorted(config, key=lambda name: OmegaConf.is_dict(config._get_node(name))):
@@ -364,6 +370,14 @@ def validate(config: DictConfig, prefix: str = "") -> None:
         for item in value if OmegaConf.is_list(value) else [value]:
             if problem := _problem(item, metadata):
                 raise ConfigError(f"{key}={item} is not allowed: it must be {problem}")
+
+
+def _check_pairing(config: DictConfig) -> None:
+    """A task wants data of its own kind."""
+    wanted = {ClassificationConfig: TextConfig, ForecastingConfig: SeriesConfig}.get(OmegaConf.get_type(config.task))  # type: ignore[arg-type]
+    if wanted is not None and OmegaConf.get_type(config.data) in {TextConfig, SeriesConfig} - {wanted}:
+        other = "forecast" if wanted is TextConfig else "cls"
+        raise ConfigError(f"data={config.data.name} is not for task={config.task.name}: add task={other}")
 
 
 def _problem(value: Any, metadata: Any) -> str | None:

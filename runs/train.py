@@ -19,6 +19,7 @@ from runs.build import build_datamodule, build_task, instantiate
 from runs.checkpoints import BEST, LAST, AtomicCheckpointIO, Recorder, read_checkpoint
 from runs.errors import CheckpointError
 from runs.report import write_json, write_results
+from runs.schema import ConfigError
 from tasks import Task
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,11 @@ def train(config: dict[str, Any], folder: Path, resume: bool = False) -> dict[st
     checkpoint = _resume_point(config, folder) if resume else None
     datamodule = build_datamodule(config)
     datamodule.setup()
+    if checkpoint is not None and checkpoint["blueprint"]["facts"] != datamodule.facts:
+        raise CheckpointError(
+            f"the data has changed since {folder} was interrupted: now it is {datamodule.name} "
+            f"({datamodule.report['source']}); see data_report.json for what it was"
+        )
     if rank_zero_only.rank == 0:
         write_json(folder / "data_report.json", datamodule.report)
     task = build_task(config, datamodule.facts)
@@ -58,18 +64,21 @@ def train(config: dict[str, Any], folder: Path, resume: bool = False) -> dict[st
     if recorder.best:
         task.load_state_dict(read_checkpoint(folder / "checkpoints" / BEST)["state_dict"])
     started = time.perf_counter()
+    encoder: Any = task.model.encoder
     trainer.test(task, datamodule=datamodule, verbose=False)
     metrics = {
         "task": config["task"]["name"],
         "model": config["model"]["name"],
         "data": datamodule.name,
+        "sample": datamodule.is_sample,
         "seed": config["seed"],
-        "backend": _backend_of(task),
+        "backend": encoder.chosen_backend,
         "parameters": task.num_parameters,
         "seconds": round(recorder.seconds, 2),
         "test_seconds": round(time.perf_counter() - started, 2),
-        "epochs": len(recorder.history),
+        "epochs": trainer.current_epoch,
         "best_epoch": recorder.best.get("epoch"),
+        "best_score": recorder.best.get("score"),  # of the validation
         "fast_dev_run": trial,
         "test": task.scores,
         **task.details,
@@ -90,6 +99,8 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", message=".*number of training batches.*smaller than the logging interval.*")
     # Checkpoints of a resumed run lie in its own folder, on purpose.
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty.*")
+    # A font family is tried from the list of those that machines have; the next one is taken.
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     # The graph of a model isn't logged; nothing is missing from the events.
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*", category=FutureWarning)
 
@@ -100,6 +111,8 @@ def _resume_point(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     if not path.exists():
         raise CheckpointError(f"nothing to resume from: {path} does not exist. Start the run again without resume=")
     checkpoint = read_checkpoint(path)
+    if "blueprint" not in checkpoint:
+        raise CheckpointError(f"{path} is no checkpoint of a task")
     saved, asked = checkpoint["blueprint"]["config"], config
     for part in ("task", "model"):
         if saved[part] != asked[part]:
@@ -117,16 +130,20 @@ def _build_trainer(config: dict[str, Any], recorder: Recorder, logger: Logger | 
         callbacks.append(EarlyStopping(**watch, **stopping, check_on_train_epoch_end=False))
     if options["enable_progress_bar"]:
         callbacks.append(RichProgressBar(leave=False))
-    return pl.Trainer(
-        **options,
-        **config["trainer"]["extra"],
-        logger=logger or False,
-        callbacks=[*callbacks, recorder],
-        plugins=[AtomicCheckpointIO()],
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,  # the data modules deal batches out themselves, without repeating any
-        enable_model_summary=False,
-    )
+    options |= {
+        "logger": logger or False,
+        "callbacks": [*callbacks, recorder],
+        "plugins": [AtomicCheckpointIO()],
+        "num_sanity_val_steps": 0,
+        "use_distributed_sampler": False,  # the data modules deal batches out themselves, without repeating any
+        "enable_model_summary": False,
+    }
+    if taken := options.keys() & config["trainer"]["extra"].keys():
+        raise ConfigError(f"trainer.extra can't set {', '.join(sorted(taken))}")
+    try:
+        return pl.Trainer(**options, **config["trainer"]["extra"])
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"trainer: {error}") from error
 
 
 def _build_logger(config: dict[str, Any], folder: Path, checkpoint: dict[str, Any] | None) -> Logger | None:
@@ -143,13 +160,8 @@ def _announce(config: dict[str, Any], task: Task, datamodule: Any) -> None:
     sizes = " / ".join(f"{loader.order.size:,}" for loader in loaders)
     log.info(
         f"{config['model']['name']} on {datamodule.name}: {task.num_parameters:,} parameters, "
-        f"backend {_backend_of(task)}, {sizes} examples (train / val / test), seed {config['seed']}"
+        f"{sizes} examples (train / val / test), seed {config['seed']}"
     )
-
-
-def _backend_of(task: Task) -> str:
-    encoder: Any = task.model.encoder
-    return encoder.chosen_backend
 
 
 def _log_hyperparameters(logger: Logger, config: dict[str, Any], data: str) -> None:

@@ -5,6 +5,7 @@ Legend: B batch, L lookback, H horizon, S steps of a season (a day), F features.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -125,7 +126,7 @@ class ForecastingTask(Task):
             "median_ae": float(np.median(errors.abs().numpy())),
             "rmse": errors.square().mean().sqrt().item(),
             "bias": errors.mean().item(),
-            "skill": 1 - mae / naive.mean().item(),
+            "skill": 1 - mae / naive.mean().item() if naive.any() else math.nan,  # nothing to improve on
         }
         for day, steps in enumerate(by_step.split(self.facts["steps_per_day"]), start=1):
             self.scores[f"mae_day{day}"] = steps.mean().item()
