@@ -6,7 +6,7 @@ PY := $(BIN)/python
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-all check
+.PHONY: help setup run test test-all check bench
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1	\2/p' Makefile | while IFS='	' read -r name what; do printf '%-10s%s\n' "$$name" "$$what"; done
@@ -27,6 +27,9 @@ test: $(READY)  ## the quick tests
 
 test-all: $(READY)  ## all tests, the slow ones too
 	$(PY) -m pytest -m "" $(ARGS)
+
+bench: $(READY)  ## time our layers against torch.nn's
+	$(PY) run.py -cn benchmark $(ARGS)
 
 check: $(READY)  ## lint, format, types and the import rules
 	$(PY) -m ruff check

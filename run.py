@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from runs import schema
@@ -18,8 +19,10 @@ from runs import schema
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")
 def job(config: DictConfig) -> float | None:
     """One run of the configuration; a sweep calls this once per combination."""
-    from runs.job import run
-
+    if HydraConfig.get().job.config_name == "benchmark":
+        from runs.benchmark import run
+    else:
+        from runs.job import run
     return run(config)
 
 
@@ -29,6 +32,7 @@ Examples
   python run.py model=bilstm task=cls                         categories of Chinese reviews
   python run.py model=lstm task=forecast optimizer.lr=3e-4    the next two days of temperature, from five
   python run.py -m model=rnn,gru,lstm,bilstm seed=0,1,2       a sweep, compared at its end
+  python run.py -cn benchmark                                 our layers against torch.nn's
 
 Groups: choose with group=name
 {groups}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,8 +38,18 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 @functools.cache
 def chinese_font() -> str | None:
     """A font on this machine that can show Chinese."""
-    installed = {font.name for font in font_manager.fontManager.ttflist}
-    return next((name for name in CHINESE_FONTS if name in installed), None)
+    manager = font_manager.fontManager
+
+    def known() -> str | None:
+        names = {font.name for font in manager.ttflist}
+        return next((name for name in CHINESE_FONTS if name in names), None)
+
+    if known() is None:  # perhaps it was installed after matplotlib had made its list
+        listed = {font.fname for font in manager.ttflist}
+        for path in set(font_manager.findSystemFonts()) - listed:
+            with contextlib.suppress(RuntimeError, OSError):  # not a font that matplotlib can read
+                manager.addfont(path)
+    return known()
 
 
 def readable(labels: Sequence[str], english: Mapping[str, str]) -> list[str]:
@@ -160,6 +171,22 @@ def learning_curves(curves: Mapping[str, Sequence[pd.DataFrame]], monitor: str) 
         axes.xaxis.get_major_locator().set_params(integer=True)
         if axes.lines:
             axes.legend()
+    return figure
+
+
+def ratios(cases: Mapping[str, Sequence[float]], labels: Sequence[str]) -> Figure:
+    """Time of ours / time of torch.nn by shape, one line of points per layer and mode."""
+    figure = _figure(10, 4.5)
+    axes = figure.subplots()
+    for number, (name, values) in enumerate(cases.items()):
+        marker = "o" if name.endswith("train") else "s"
+        colour = COLOURS[number // 2 % len(COLOURS)]
+        axes.plot(range(len(values)), values, marker=marker, linewidth=0.8, color=colour, label=name)
+    axes.axhline(1, color="#555555", linestyle=":")
+    axes.set_xticks(range(len(labels)), labels)
+    axes.set(xlabel="steps, batch, input_size, hidden_size", ylabel="ours / torch.nn", title="Below 1: ours is faster")
+    axes.set_ylim(bottom=0)
+    axes.legend(ncols=3, fontsize=8)
     return figure
 
 

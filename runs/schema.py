@@ -326,6 +326,20 @@ class Config:
     debug: bool = option(False, "show the stack trace of an error")
 
 
+@dataclass
+class BenchmarkConfig:
+    """A comparison of our layers with torch.nn's."""
+
+    layers: list[str] = option([], "lstm, bilstm, gru, gru_after, rnn, lstm_ragged")
+    shapes: list[list[int]] = option([], "each: steps, batch, input_size, hidden_size")
+    modes: list[str] = option([], "what is timed", choices=("train", "infer"))
+    backend: str = option("auto", "implementation of the scan")
+    device: str = option("cpu", "cpu or cuda")
+    dtype: str = option("float32", "of the arithmetic", choices=("float32", "float64"))
+    threads: int = option(2, "CPU threads", least=1)
+    repeats: int = option(9, "alternating measurements, whose median counts", least=1)
+
+
 SCHEMAS: dict[str, list[type]] = {
     "task": [ClassificationConfig, ForecastingConfig],
     "data": [TextConfig, SeriesConfig],
@@ -342,6 +356,7 @@ def register() -> None:
     """Make the schemas known to Hydra."""
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
+    store.store(name="BenchmarkConfig", node=BenchmarkConfig)
     for schemas in SCHEMAS.values():
         for schema in schemas:
             store.store(group="schema", name=schema.__name__, node=schema)
