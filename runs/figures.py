@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -192,6 +193,8 @@ def ratios(cases: Mapping[str, Sequence[float]], labels: Sequence[str]) -> Figur
 
 def _figure(width: float, height: float) -> Figure:
     """An empty figure in the house style, drawn without a screen."""
+    # Some Chinese fonts have a single weight, and matplotlib mentions each time that it takes it.
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     families = [name for name in (chinese_font(), "DejaVu Sans") if name]
     matplotlib.rcParams.update(
         {

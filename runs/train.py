@@ -99,8 +99,6 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", message=".*number of training batches.*smaller than the logging interval.*")
     # Checkpoints of a resumed run lie in its own folder, on purpose.
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty.*")
-    # A font family is tried from the list of those that machines have; the next one is taken.
-    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     # The graph of a model isn't logged; nothing is missing from the events.
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*", category=FutureWarning)
 
