@@ -15,7 +15,7 @@ import torch
 
 from .cleaning import WIND, CleanSeries, clean, duration, instant, spell
 from .sampling import BatchOrder, ResumableLoader
-from .sources import DataError, Source, file_sha256, read_table
+from .sources import DataError, Source, file_sha256, path_text, read_table
 from .synthetic import sample_climate
 from .windows import CALENDAR, Climatology, WindowDataset, features_of, forward_fill, window_starts
 
@@ -100,7 +100,7 @@ class SeriesDataModule(pl.LightningDataModule):
         super().__init__()
         # A file of the user's own is no run of the data set whose configuration it borrows.
         own = path is not None and not Path(path).is_dir() and Path(path).name not in files
-        self.name, self.is_sample = Path(path).stem if own and path else name, False
+        self.name, self.is_sample = Path(path_text(Path(path))).stem if own and path else name, False
         self._source = Source(name, path, tuple(files), tuple(urls), dict(sha256 or {}), on_missing, SAMPLE)
         self._expected = expected or {}
         self._reading = {"encoding": encoding, "separator": separator}
@@ -371,7 +371,7 @@ class SeriesDataModule(pl.LightningDataModule):
         unused = len(series.times) - splits["test"].stop
         report = {
             "name": self.name,
-            "source": str(file) if file else f"built-in: {self._sample_years} years of seed {self._sample_seed}",
+            "source": path_text(file) if file else f"built-in: {self._sample_years} years of seed {self._sample_seed}",
             "sha256": file_sha256(file) if file else None,
             "unexpected": self._unexpected(frame, file),
             **series.report,

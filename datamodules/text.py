@@ -110,7 +110,7 @@ class TextDataModule(pl.LightningDataModule):
             )
         # A file of the user's own is no run of the data set whose configuration it borrows.
         own = path is not None and not Path(path).is_dir() and Path(path).name not in files
-        self.name, self.is_sample = Path(path).stem if own and path else name, False
+        self.name, self.is_sample = Path(path_text(Path(path))).stem if own and path else name, False
         self.facts: dict[str, Any] = {}
         self.report: dict[str, Any] = {}
         self._source = Source(name, path, tuple(files), tuple(urls), dict(sha256 or {}), on_missing, SAMPLE, cache_dir)

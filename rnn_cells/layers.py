@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout
 
-from rnn_cells.backends import BACKENDS, check_name, choose
+from rnn_cells.backends import check_name, choose, name_of
 from rnn_cells.cells import Cell, GRUCell, LSTMCell, RNNCell, State
 
 
@@ -147,7 +147,7 @@ class Recurrent(nn.Module):
                 outputs.append(output)
                 finals.append(final)
             sequence = torch.cat(outputs, dim=-1) if self.bidirectional else outputs[0]
-        self.chosen_backend = next(name for name, module in BACKENDS.items() if module is backend)
+        self.chosen_backend = name_of(backend)
         stacked = tuple(torch.stack(tensors) for tensors in zip(*finals, strict=True))
         output = sequence.transpose(0, 1) if self.batch_first else sequence
         first, *others = stacked

@@ -39,6 +39,11 @@ def choose(name: str, cell: Cell, x: Tensor) -> ModuleType:
     return BACKENDS[name]
 
 
+def name_of(backend: ModuleType) -> str:
+    """The name under which a backend is chosen."""
+    return next(name for name, module in BACKENDS.items() if module is backend)
+
+
 def check_name(name: str) -> None:
     """Raise a ValueError unless there is a backend `name`."""
     if name != "auto" and name not in BACKENDS:
