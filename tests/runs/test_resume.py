@@ -50,7 +50,7 @@ def run_and_kill(lab: Lab, folder: Path, words: tuple[str, ...], *kills: Kill) -
     assert outcome.code == -signal.SIGKILL, outcome.output
     for kill in kills[1:]:
         set_kill(folder, *kill)
-        outcome = lab.run(f"resume={folder}")
+        outcome = lab.run(f"resume={folder}", "trust=[tests.runs.killer]")  # never taken from the folder
         assert outcome.code == -signal.SIGKILL, outcome.output
     assert not (folder / "metrics.json").exists()
     set_options(folder, callbacks__extra=[])
