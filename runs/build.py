@@ -105,9 +105,9 @@ def build_task(config: dict[str, Any], facts: dict[str, Any]) -> Task:
         build["scheduler"] = instantiate(config["scheduler"], config["trust"])
     inputs = instantiate(task_config.pop("inputs"), config["trust"])
     encoder = instantiate(config["model"]["encoder"], config["trust"])
-    task = instantiate(
-        task_config, config["trust"], facts=facts, inputs=inputs, encoder=encoder, seed=config["seed"], **build
-    )
+    # A partial, called here: instantiate would turn a vocabulary of 30,000 words into nodes of a configuration.
+    make_task = instantiate({**task_config, "_partial_": True}, config["trust"])
+    task = make_task(facts=facts, inputs=inputs, encoder=encoder, seed=config["seed"], **build)
     task.blueprint = {"config": kept, "facts": facts}
     return task
 
