@@ -107,7 +107,10 @@ def build_task(config: dict[str, Any], facts: dict[str, Any]) -> Task:
     encoder = instantiate(config["model"]["encoder"], config["trust"])
     # A partial, called here: instantiate would turn a vocabulary of 30,000 words into nodes of a configuration.
     make_task = instantiate({**task_config, "_partial_": True}, config["trust"])
-    task = make_task(facts=facts, inputs=inputs, encoder=encoder, seed=config["seed"], **build)
+    try:
+        task = make_task(facts=facts, inputs=inputs, encoder=encoder, seed=config["seed"], **build)
+    except ValueError as error:  # an argument that the schema couldn't judge
+        raise ConfigError(str(error)) from error
     task.blueprint = {"config": kept, "facts": facts}
     return task
 
