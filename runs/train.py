@@ -106,8 +106,6 @@ def quieten() -> None:
 def _resume_point(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The checkpoint to continue from, once it is clear that it belongs to this configuration."""
     path = folder / "checkpoints" / LAST
-    if not path.exists():
-        raise CheckpointError(f"nothing to resume from: {path} does not exist. Start the run again without resume=")
     checkpoint = read_checkpoint(path)
     if "blueprint" not in checkpoint:
         raise CheckpointError(f"{path} is no checkpoint of a task")
