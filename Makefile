@@ -23,10 +23,10 @@ run: $(READY)  ## train the default model, a BiLSTM on reviews
 	$(PY) run.py model=bilstm task=cls $(ARGS)
 
 test: $(READY)  ## the quick tests
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest -n auto --dist loadfile $(ARGS)
 
 test-all: $(READY)  ## all tests, the slow ones too
-	$(PY) -m pytest -m "" $(ARGS)
+	$(PY) -m pytest -n auto --dist loadfile -m "" $(ARGS)
 
 bench: $(READY)  ## time our layers against torch.nn's
 	$(PY) run.py -cn benchmark $(ARGS)
