@@ -5,6 +5,7 @@ Heavy imports stay inside functions, so that `--help` and shell completion answe
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -23,6 +24,8 @@ def job(config: DictConfig) -> float | None:
         from runs.benchmark import run
     else:
         from runs.job import run
+    gc.freeze()  # what is there now stays: later collections needn't look at it
+    gc.enable()
     return run(config)
 
 
@@ -73,6 +76,7 @@ def main() -> None:
     if {"--help", "-h"} & set(sys.argv[1:]):
         print(help_text())
         return
+    gc.disable()  # the imports create a million objects and drop none: looking for garbage among them takes a second
     schema.register()
     OmegaConf.register_new_resolver("run_folder", lambda resume, new: resume or new, replace=True)
     sys.argv[1:] = [quoted(argument) for argument in sys.argv[1:]]

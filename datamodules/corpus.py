@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 import tempfile
 from collections import Counter
@@ -71,6 +72,8 @@ def clean(frame: pd.DataFrame, text_column: str, target: str, where: str) -> tup
     # Duplicates are gone, so a text that occurs twice stands under two labels.
     conflicting = kept.loc[kept.duplicated("text", keep=False), "text"]
     report = {
+        "rows_read": len(rows),
+        "unterminated": int(frame.attrs.get("unterminated", False)),
         "nul_removed": int(frame.attrs.get("nul_removed", 0)) + sum(text.count("\0") for text in raw),
         "bom_removed": sum(text.count("\ufeff") for text in raw),
         "empty_dropped": len(rows) - len(filled),
@@ -151,9 +154,19 @@ def in_proportion(labels: list[str], size: int, seed: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Tokens:
-    """Tokens of a corpus: `types[id]` is a token, `ids` (int32) all tokens in a row, `lengths` tokens per text."""
+class Prepared:
+    """A cleaned corpus and its tokens: all that can be known of a file before it is split.
 
+    Attributes:
+        corpus: the texts and labels.
+        report: how many of each trap there were; see `clean`.
+        types: `types[id]` is a token.
+        ids: int32, the tokens of all texts in a row.
+        lengths: int64, tokens per text.
+    """
+
+    corpus: Corpus
+    report: dict[str, int]
     types: list[str]
     ids: np.ndarray
     lengths: np.ndarray
@@ -164,9 +177,11 @@ class Tokens:
 
     def save(self, file: Path) -> None:
         """Write a checksum and the arrays, all or nothing: a crash leaves the old file or none."""
-        buffer = io.BytesIO()
-        types = np.frombuffer("\0".join(self.types).encode(), dtype=np.uint8)  # cleaned texts hold no NUL
-        np.savez(buffer, types=types, ids=self.ids, lengths=self.lengths)
+        buffer, corpus = io.BytesIO(), self.corpus
+        strings = {"texts": corpus.texts, "labels": corpus.labels, "classes": corpus.classes, "types": self.types}
+        arrays = {name: np.frombuffer("\0".join(values).encode(), dtype=np.uint8) for name, values in strings.items()}
+        arrays["report"] = np.frombuffer(json.dumps(self.report).encode(), dtype=np.uint8)
+        np.savez(buffer, rows=corpus.rows, ids=self.ids, lengths=self.lengths, **arrays)  # pyright: ignore[reportArgumentType]
         file.parent.mkdir(parents=True, exist_ok=True)
         handle, part = tempfile.mkstemp(dir=file.parent, prefix=file.name, suffix=".part")
         try:
@@ -180,14 +195,20 @@ class Tokens:
             raise
 
     @classmethod
-    def load(cls, file: Path) -> Tokens | None:
+    def load(cls, file: Path) -> Prepared | None:
         """None if the file is not as `save` left it, whatever happened to it."""
         data = file.read_bytes()
         if hashlib.sha256(data[32:]).digest() != data[:32]:
             return None
         with np.load(io.BytesIO(data[32:]), allow_pickle=False) as arrays:
-            types = arrays["types"].tobytes().decode()
-            return cls(types.split("\0") if types else [], arrays["ids"], arrays["lengths"])
+
+            def text(name: str) -> str:
+                return arrays[name].tobytes().decode()
+
+            texts, labels, classes = (text(name).split("\0") for name in ("texts", "labels", "classes"))
+            types = text("types").split("\0") if text("types") else []  # cleaned texts hold no NUL
+            corpus = Corpus(texts, labels, arrays["rows"], classes)
+            return cls(corpus, json.loads(text("report")), types, arrays["ids"], arrays["lengths"])
 
 
 class TextDataset(Dataset[Any]):

@@ -172,7 +172,8 @@ def read_table(
 
     Returns:
         A frame of `str` (nothing is read as missing: "NA" and "" stay text) with a RangeIndex, plus the column `LINE`:
-        the 1-based line of the file on which each row starts. `frame.attrs["nul_removed"]` counts NUL characters.
+        the 1-based line of the file on which each row starts. `frame.attrs["nul_removed"]` counts NUL characters,
+        `frame.attrs["unterminated"]` says that the last line lacks its line break, which is also logged.
 
     Raises:
         DataError: for an unreadable file, with its name, the line and the remedy; no row is ever shifted or padded.
@@ -183,12 +184,18 @@ def read_table(
     if nul_removed:
         text = text.replace("\0", "")
     header, values, lines = _parse(path, text, separator, columns)
-    if not text.endswith(("\n", "\r")):
-        logger.warning("%s does not end with a line break: if it was cut off, its last row is incomplete", path)
     frame = pd.DataFrame({name: pd.Series(v, dtype=object) for name, v in zip(header, values, strict=True)}, copy=False)
     frame[LINE] = np.asarray(lines, dtype=np.int64)
-    frame.attrs["nul_removed"] = nul_removed
+    unterminated = not text.endswith(("\n", "\r"))
+    if unterminated:
+        warn_unterminated(path)
+    frame.attrs |= {"nul_removed": nul_removed, "unterminated": unterminated}
     return frame
+
+
+def warn_unterminated(path: Path) -> None:
+    """Say that a file may have been cut off."""
+    logger.warning("%s does not end with a line break: if it was cut off, its last row is incomplete", path)
 
 
 def cache_folder(cache_dir: str | None = None) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import logging
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,8 +23,8 @@ from .corpus import (
     SPLITS,
     UNKNOWN,
     Corpus,
+    Prepared,
     TextDataset,
-    Tokens,
     clean,
     clean_text,
     in_proportion,
@@ -31,7 +32,7 @@ from .corpus import (
     split_by_class,
 )
 from .sampling import BatchOrder, ResumableLoader
-from .sources import LINE, DataError, Source, cache_folder, file_sha256, path_text, read_table
+from .sources import LINE, DataError, Source, cache_folder, file_sha256, path_text, read_table, warn_unterminated
 from .synthetic import SMALLEST_REVIEWS, sample_reviews
 
 logger = logging.getLogger(__name__)
@@ -134,24 +135,26 @@ class TextDataModule(pl.LightningDataModule):
         """Find, read, clean, split, tokenise and encode; a second call does nothing."""
         if self._datasets:
             return
-        frame, file = self._read()
-        corpus, traps = clean(frame, self._text_column, self._target, str(file or self.name))
-        if self._limit is not None and self._limit < len(corpus):
-            corpus = corpus.take(in_proportion(corpus.labels, self._limit, self._split["seed"]))
+        file = self._source.locate()
+        if file is None:
+            self.name, self.is_sample = SAMPLE, True
+        content = file_sha256(file) if file else None
+        data = self._prepared(file, content)
+        corpus = data.corpus
         positions = split_by_class(corpus, str(file or self.name), **self._split)
-        tokens = _tokens_of(corpus.texts, self._tokenizer, self._cache_dir)
 
         seen = np.zeros(len(corpus), dtype=bool)
         seen[positions["train"]] = True
-        counts = np.bincount(tokens.ids[np.repeat(seen, tokens.lengths)], minlength=len(tokens.types))
-        vocabulary = Vocabulary.build(dict(zip(tokens.types, counts.tolist(), strict=True)), **self._vocabulary_limits)
+        counts = np.bincount(data.ids[np.repeat(seen, data.lengths)], minlength=len(data.types))
+        vocabulary = Vocabulary.build(dict(zip(data.types, counts.tolist(), strict=True)), **self._vocabulary_limits)
 
-        ids = vocabulary.encode(tokens.types)[tokens.ids].astype(np.int32)
-        targets = np.array([corpus.classes.index(label) for label in corpus.labels])
-        kept = np.minimum(tokens.lengths, self._max_length)
-        self._corpus, self._lengths, self._positions = corpus, tokens.lengths, positions
+        ids = vocabulary.encode(data.types)[data.ids].astype(np.int32)
+        numbers = {label: number for number, label in enumerate(corpus.classes)}
+        targets = np.array([numbers[label] for label in corpus.labels])
+        kept = np.minimum(data.lengths, self._max_length)
+        self._corpus, self._lengths, self._positions = corpus, data.lengths, positions
         self._datasets = {
-            split: TextDataset(ids, tokens.starts[rows], kept[rows], targets[rows]) for split, rows in positions.items()
+            split: TextDataset(ids, data.starts[rows], kept[rows], targets[rows]) for split, rows in positions.items()
         }
         self.facts = {
             "classes": corpus.classes,
@@ -167,9 +170,8 @@ class TextDataModule(pl.LightningDataModule):
         self.report = {
             "name": self.name,
             "source": path_text(file) if file else f"built-in, {self._sample_size} rows, seed {SAMPLE_SEED}",
-            "sha256": file_sha256(file) if file else None,
-            "rows_read": len(frame),
-            **traps,
+            "sha256": content,
+            **data.report,
             "limit": self._limit,
             "split": self._split,
             "splits": {split: self._split_report(split) for split in SPLITS},
@@ -223,17 +225,44 @@ class TextDataModule(pl.LightningDataModule):
         )
         return ResumableLoader(dataset, order, num_workers=self._num_workers, pin_memory=torch.cuda.is_available())
 
-    def _read(self) -> tuple[pd.DataFrame, Path | None]:
+    def _prepared(self, file: Path | None, content: str | None) -> Prepared:
+        """The file cleaned and tokenised, from the cache if it was before: known by content, settings and code."""
+        origin = content or f"{self._sample_size} rows, seed {SAMPLE_SEED}"
+        choice = None if self._limit is None else [self._limit, self._split["seed"]]
+        tokenizer = [self._tokenizer, _tokenizer_version(self._tokenizer)]
+        settings = [origin, self._format, self._text_column, self._target, choice, tokenizer]
+        key = hashlib.sha256(json.dumps(settings).encode())
+        for module in ("corpus", "sources", "synthetic", "text"):
+            key.update(Path(__file__).with_name(f"{module}.py").read_bytes())
+        cache = cache_folder(self._cache_dir) / f"corpus-{self._tokenizer}-{key.hexdigest()[:32]}.bin"
+        if cache.is_file():
+            if (data := Prepared.load(cache)) is not None:
+                if data.report["unterminated"] and file is not None:
+                    warn_unterminated(file)
+                return data
+            logger.warning("the cache %s is damaged; it is made anew", cache)
+        corpus, traps = clean(self._read(file), self._text_column, self._target, str(file or self.name))
+        if self._limit is not None and self._limit < len(corpus):
+            corpus = corpus.take(in_proportion(corpus.labels, self._limit, self._split["seed"]))
+        types: dict[str, int] = {}
+        rows = tokenize(corpus.texts, self._tokenizer, cache_dir=self._cache_dir, progress=True)
+        ids = np.fromiter((types.setdefault(token, len(types)) for row in rows for token in row), dtype=np.int32)
+        data = Prepared(corpus, traps, list(types), ids, np.array([len(row) for row in rows], dtype=np.int64))
+        try:
+            data.save(cache)
+        except OSError as error:
+            logger.warning("cannot keep the tokens in %s (%s): the next start tokenises again", cache, error)
+        return data
+
+    def _read(self, file: Path | None) -> pd.DataFrame:
         columns = [self._text_column, self._target]
-        file = self._source.locate()
         if file is not None:
-            return read_table(file, columns=columns, **self._format), file
-        self.name, self.is_sample = SAMPLE, True
+            return read_table(file, columns=columns, **self._format)
         frame = sample_reviews(self._sample_size, seed=SAMPLE_SEED)
         if missing := [column for column in columns if column not in frame]:
             raise DataError(f"the built-in sample has no columns {missing}, only {list(frame)}: give data.path a file")
         frame[LINE] = np.arange(len(frame)) + 2
-        return frame, None
+        return frame
 
     def _split_report(self, split: str) -> dict[str, Any]:
         dataset, lengths = self._datasets[split], self._lengths[self._positions[split]]
@@ -366,26 +395,6 @@ def _cutter(tokenizer: str, cache_dir: str | None) -> Callable[[str], Iterable[s
 
 def _tokenizer_version(tokenizer: str) -> str:
     return version("jieba") if tokenizer == "jieba" else "1"
-
-
-def _tokens_of(texts: list[str], tokenizer: str, cache_dir: str | None) -> Tokens:
-    """The corpus tokenised, from the cache if it was before: the cache is known by content, tokenizer and version."""
-    key = hashlib.sha256(f"1 {tokenizer} {_tokenizer_version(tokenizer)} {len(texts)}\0".encode())
-    key.update("\0".join(texts).encode())
-    file = cache_folder(cache_dir) / f"tokens-{tokenizer}-{key.hexdigest()[:32]}.bin"
-    if file.is_file():
-        if (tokens := Tokens.load(file)) is not None:
-            return tokens
-        logger.warning("the token cache %s is damaged; it is made anew", file)
-    types: dict[str, int] = {}
-    rows = tokenize(texts, tokenizer, cache_dir=cache_dir, progress=True)
-    ids = np.fromiter((types.setdefault(token, len(types)) for row in rows for token in row), dtype=np.int32)
-    tokens = Tokens(list(types), ids, np.array([len(row) for row in rows], dtype=np.int64))
-    try:
-        tokens.save(file)
-    except OSError as error:
-        logger.warning("cannot keep the tokens in %s (%s): the next start tokenises again", file, error)
-    return tokens
 
 
 def _one_of(key: str, value: str, allowed: Sequence[str]) -> None:

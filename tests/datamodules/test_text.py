@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datamodules import DataError, TextDataModule, text
-from datamodules.corpus import TextDataset, Tokens, clean
+from datamodules.corpus import Prepared, TextDataset, clean
 from datamodules.sources import LINE, read_table
 from datamodules.text import SAMPLE, Vocabulary, encode_texts, tokenize
 
@@ -134,6 +134,7 @@ def test_cleaning_matches_a_plain_loop(rows: list[tuple[str, str]]) -> None:
         conflicting_texts=len(conflicts),
         conflicting_rows=sum(bare in conflicts for _, bare, _ in kept),
         rows_kept=len(kept),
+        rows_read=len(rows),
     )
     frame = text.pd.DataFrame(rows, columns=["cat", "review"], dtype=object).assign(**{LINE: range(2, len(rows) + 2)})
     if not kept:
@@ -385,9 +386,32 @@ def test_a_second_start_does_not_tokenise(table: Path, cache: Path, monkeypatch:
     monkeypatch.setattr(text, "tokenize", lambda *_, **__: pytest.fail("tokenised again"))
     again = module(table)
     assert again.facts == first.facts
+    assert again.report == first.report
+    assert again.describe("test", np.arange(9)).equals(first.describe("test", np.arange(9)))
     assert [b["inputs"].tolist() for b in again.train_dataloader()] == [
         b["inputs"].tolist() for b in first.train_dataloader()
     ]
+
+
+def test_a_file_that_may_be_cut_off_is_warned_about_at_every_start(
+    table: Path, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    table.write_bytes(table.read_bytes().rstrip(b"\r\n"))
+    for _ in range(2):
+        caplog.clear()
+        module(table)
+        assert "does not end with a line break" in caplog.text
+    assert len(list(cache.glob("corpus-*"))) == 1
+
+
+def test_another_column_and_another_limit_are_not_taken_from_the_cache(tmp_path: Path, cache: Path) -> None:
+    file = tmp_path / "twice.csv"
+    rows = [f"{label},{words},其他 {number}\n" for number, (label, words) in enumerate(make_rows())]
+    file.write_text("cat,review,other\n" + "".join(rows), encoding="utf-8")
+    whole = module(file)
+    assert module(file, text_column="other").facts["vocabulary"] != whole.facts["vocabulary"]
+    few = module(file, limit=60)
+    assert sum(split["rows"] for split in few.report["splits"].values()) == 60
 
 
 def test_other_texts_and_other_tokenizers_have_other_cache_entries(table: Path, cache: Path, tmp_path: Path) -> None:
@@ -395,7 +419,7 @@ def test_other_texts_and_other_tokenizers_have_other_cache_entries(table: Path, 
     module(table, tokenizer="char")
     module(write(tmp_path / "other.csv", make_rows(seed=1)))
     module(table, val_fraction=0.3, seed=4)  # neither changes the tokens
-    assert len(list(cache.glob("tokens-*"))) == 3
+    assert len(list(cache.glob("corpus-*"))) == 3
 
 
 def test_another_version_of_the_tokenizer_has_another_cache_entry(
@@ -404,7 +428,7 @@ def test_another_version_of_the_tokenizer_has_another_cache_entry(
     module(table)
     monkeypatch.setattr(text, "_tokenizer_version", lambda _: "next")
     module(table)
-    assert len(list(cache.glob("tokens-*"))) == 2
+    assert len(list(cache.glob("corpus-*"))) == 2
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -412,13 +436,13 @@ def test_a_damaged_token_cache_is_noticed_and_made_anew(
     table: Path, cache: Path, seed: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     facts = module(table).facts
-    (file,) = cache.glob("tokens-*")
+    (file,) = cache.glob("corpus-*")
     whole, generator = file.read_bytes(), np.random.default_rng(seed)
     at = int(generator.integers(len(whole)))
     file.write_bytes(whole[:at] if seed % 2 else whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
     assert module(table).facts == facts
     assert "damaged" in caplog.text
-    assert Tokens.load(file) is not None
+    assert Prepared.load(file) is not None
 
 
 def test_a_crash_while_writing_the_cache_leaves_no_file(
