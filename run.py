@@ -12,6 +12,7 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from runs import schema
@@ -20,6 +21,11 @@ from runs import schema
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")
 def job(config: DictConfig) -> float | None:
     """One run of the configuration; a sweep calls this once per combination."""
+    if HydraConfig.get().mode == RunMode.RUN and not OmegaConf.select(config, "debug", default=False):
+        try:  # before anything heavy is imported; in a sweep, each run fails for itself
+            schema.validate(config)
+        except schema.ConfigError as error:
+            sys.exit(f"error: {error}")
     if HydraConfig.get().job.config_name == "benchmark":
         from runs.benchmark import run
     else:
@@ -87,6 +93,7 @@ def main() -> None:
     try:
         job()
     except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
         from runs.errors import explain

@@ -249,7 +249,9 @@ class SeriesDataModule(pl.LightningDataModule):
 
     def _read(self) -> tuple[pd.DataFrame, Path | None]:
         file = self._source.locate()
-        needed = [self._cleaning["time_column"], *self._cleaning["columns"]]
+        wind = dict.fromkeys((self._cleaning["wind"] or {}).values(), "data.wind (null for none)")
+        features = dict.fromkeys(self._cleaning["columns"], "data.features")
+        needed = {**features, **wind, self._target: "data.target", self._cleaning["time_column"]: "data.time_column"}
         if file is not None:
             return read_table(file, columns=needed, **self._reading), file
         self.name, self.is_sample = SAMPLE, True
@@ -313,7 +315,7 @@ class SeriesDataModule(pl.LightningDataModule):
                 + (f" (of column {worst!r}, {lost.max()} are missing). " if lost.any() else ". ")
                 + "The data run from "
                 f"{series.times[0]} to {series.times[-1]}: move the split (data.val_from, data.test_from, "
-                "data.test_until or the fractions) or shorten data.lookback"
+                "data.test_until; or data.split=fraction, and the fractions) or shorten data.lookback"
             )
 
     def _fit_scaler(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 LINE = "file line"  # the column that `read_table` adds: where each row starts in the file, 1-based
 CONNECT_SECONDS, PROBE_SECONDS, READ_SECONDS = 3, 5, 20
+TAB = "\t"
 SHOWN = 5  # lines named in a message about many
 BLOCK = 64  # rows transposed at once: few enough to be gone before the garbage collector looks at them
 
@@ -133,6 +134,10 @@ class Source:
                 failures.append(f"{url}: {error}")
         return None, failures
 
+    def _hash_of(self, url: str) -> str:
+        name = self._file_of(url)
+        return f" (sha256 {self.sha256[name]})" if name in self.sha256 else ""
+
     def _names(self) -> list[str]:
         return list(self.files) or [self._file_of(url) for url in self.urls]
 
@@ -141,11 +146,10 @@ class Source:
         return name if name in self.files or not self.files else self.files[0]
 
     def _missing(self, cache: Path, failures: list[str]) -> None:
-        wanted = [f"{url} as {cache / self._file_of(url)}" for url in self.urls] or [f"{self.files[0]} in {cache}"]
-        hashes = "".join(f"; sha256 of {name}: {self.sha256[name]}" for name in self._names() if name in self.sha256)
+        wanted = [f"{url} as {cache / self._file_of(url)}{self._hash_of(url)}" for url in self.urls]
         remedy = (
-            f"save {' or '.join(wanted)}{hashes}; or set RNN_LAB_DATA to a folder that holds one of "
-            f"{self._names()}, or data.path to the file"
+            f"save {' or '.join(wanted) or f'{self.files[0]} in {cache}'}; or set RNN_LAB_DATA to a folder that holds "
+            f"one of {self._names()}, or data.path to the file"
         )
         tried = f" ({'; '.join(failures)})" if failures else ""
         if self.on_missing == "sample" and self.sample:
@@ -160,15 +164,16 @@ class Source:
 
 
 def read_table(
-    path: str | Path, *, columns: Sequence[str], encoding: str = "utf-8", separator: str = ","
+    path: str | Path, *, columns: Collection[str], encoding: str = "utf-8", separator: str = ","
 ) -> pd.DataFrame:
     """Read a CSV, or the single CSV inside a zip archive, as text.
 
     Args:
         path: the file.
-        columns: names that must be among the header's; the other columns are returned too.
+        columns: names that must be among the header's, or a mapping from these to the options that chose them, for
+            messages; the other columns are returned too.
         encoding: of the text; a byte order mark is accepted.
-        separator: between fields, one character.
+        separator: between fields, one character, or `tab`.
 
     Returns:
         A frame of `str` (nothing is read as missing: "NA" and "" stay text) with a RangeIndex, plus the column `LINE`:
@@ -178,7 +183,7 @@ def read_table(
     Raises:
         DataError: for an unreadable file, with its name, the line and the remedy; no row is ever shifted or padded.
     """
-    path = Path(path)
+    path, separator = Path(path), {"tab": TAB}.get(separator, separator)
     text = _decode(path, _read_bytes(path), encoding)
     nul_removed = text.count("\0")
     if nul_removed:
@@ -302,7 +307,7 @@ def _decode(path: Path, data: bytes, encoding: str) -> str:
 
 
 def _parse(
-    path: Path, text: str, separator: str, columns: Sequence[str]
+    path: Path, text: str, separator: str, columns: Collection[str]
 ) -> tuple[list[str], list[list[str]], list[int]]:
     """Header, values column by column, and the line each row starts on; blank lines are skipped."""
     header: list[str] = []
@@ -331,7 +336,7 @@ def _parse(
             if len(block) == BLOCK:
                 _flush(block, values)
     except TypeError as error:
-        raise DataError(f"data.separator={separator!r} must be one character") from error
+        raise DataError(f"data.separator={separator!r} must be one character, or tab") from error
     except csv.Error as error:
         raise DataError(
             f"{path}: the row that starts on line {end + 1} is broken ({error}): a quote in it is never closed or not "
@@ -357,8 +362,11 @@ def _flush(block: list[list[str]], values: list[list[str]]) -> None:
     block.clear()
 
 
-def _check_header(path: Path, header: list[str], columns: Sequence[str], separator: str) -> None:
+def _check_header(path: Path, header: list[str], columns: Collection[str], separator: str) -> None:
+    options = columns if isinstance(columns, Mapping) else {}
     missing = [name for name in columns if name not in header]
+    chosen = sorted({options[name] for name in missing if name in options})
+    remedy = "Rename them in the file, or name others with " + (", ".join(chosen) or "the data options")
     duplicated = sorted({name for name in header if header.count(name) > 1})
     if not missing and not duplicated:
         return
@@ -368,5 +376,5 @@ def _check_header(path: Path, header: list[str], columns: Sequence[str], separat
         + (f" columns {missing} are missing;" if missing else "")
         + (f" columns {duplicated} occur more than once;" if duplicated else "")
         + f" found {header}."
-        + (f" Try data.separator={other!r}" if other else " Rename them in the file, or name others in the data config")
+        + (f" Try data.separator={'tab' if other == TAB else repr(other)}" if other else f" {remedy}")
     )

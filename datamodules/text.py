@@ -255,7 +255,7 @@ class TextDataModule(pl.LightningDataModule):
         return data
 
     def _read(self, file: Path | None) -> pd.DataFrame:
-        columns = [self._text_column, self._target]
+        columns = {self._text_column: "data.text_column", self._target: "data.target"}
         if file is not None:
             return read_table(file, columns=columns, **self._format)
         frame = sample_reviews(self._sample_size, seed=SAMPLE_SEED)

@@ -39,6 +39,8 @@ class Cell(nn.Module):
         super().__init__()
         if input_size < 1 or hidden_size < 1:
             raise ValueError(f"input_size and hidden_size must be at least 1, got {input_size} and {hidden_size}")
+        if not hasattr(self, "num_gates"):
+            raise TypeError(f"{type(self).__name__} must say its num_gates: how many blocks of weights it has")
         self.input_size, self.hidden_size = input_size, hidden_size
         rows = self.num_gates * hidden_size
         self.weight_ih = nn.Parameter(torch.empty(rows, input_size))

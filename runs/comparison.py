@@ -116,7 +116,8 @@ def _print_table(shown: pd.DataFrame, title: str) -> None:
         table.add_column(str(name), justify="left" if name in ("model", "data") else "right", overflow="fold")
     for row in shown.itertuples(index=False):
         table.add_row(*row)
-    Console().print(table)
+    console = Console()
+    (console if console.is_terminal else Console(width=200)).print(table)  # a log file wraps nothing
 
 
 def _draw(path: Path, rows: pd.DataFrame) -> None:

@@ -62,7 +62,7 @@ def _suggestion(message: str, arguments: list[str]) -> str:
     if match is None:
         return ""
     wrong = match[1]
-    known = _known_keys()
+    known = [*SCHEMAS, *_known_keys()]
     if wrong in known:
         return f"{wrong} belongs to another choice of {wrong.partition('.')[0]}."
     # A key is misspelt in its last part (optimizer.lrr), or given without its group (lr).
@@ -71,6 +71,8 @@ def _suggestion(message: str, arguments: list[str]) -> str:
     for key in known:
         part = difflib.SequenceMatcher(None, key.rpartition(".")[2], last).ratio()
         closeness[key] = max(closeness[key], part - (0.1 if "." in wrong else 0))
+    for group in SCHEMAS:  # modle is rather model than task.mode
+        closeness[group] += 0.1
     best = max(closeness, key=lambda key: (closeness[key], -len(key)))
     return f"Did you mean {best}?" if closeness[best] > 0.7 else "python run.py --cfg job shows all keys."
 

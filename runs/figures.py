@@ -15,6 +15,8 @@ from matplotlib import font_manager
 from matplotlib.figure import Figure
 from matplotlib.ticker import MultipleLocator
 
+log = logging.getLogger(__name__)
+
 # Fonts with Chinese glyphs, as Linux distributions, Windows and macOS ship them.
 CHINESE_FONTS = (
     "Noto Sans CJK SC",
@@ -57,6 +59,11 @@ def readable(labels: Sequence[str], english: Mapping[str, str]) -> list[str]:
     """The labels as they are where their characters can be shown, else in English, else numbered."""
     if chinese_font() is not None or all(label.isascii() for label in labels):
         return list(labels)
+    if any(not label.isascii() and label not in english for label in labels):
+        log.warning(
+            "no font here shows Chinese, so that figures number the classes, in the order of metrics.json: install "
+            "one (Debian: fonts-noto-cjk), or name the classes with data.english={...}"
+        )
     return [
         label if label.isascii() else english.get(label, f"class {number}") for number, label in enumerate(labels, 1)
     ]
@@ -151,7 +158,7 @@ def forecasts(windows: Sequence[Mapping[str, np.ndarray]], model: str, target: s
             axes.xaxis.set_major_locator(MultipleLocator(24))
     for axes in grid.flat[len(windows) :]:
         axes.set_visible(False)
-    grid.flat[0].legend(fontsize=8)
+    figure.legend(*grid.flat[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=8)
     return figure
 
 

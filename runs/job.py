@@ -46,8 +46,9 @@ def run(config: DictConfig) -> float | None:
         metrics = _run(config, folder, overrides, sweeping)
     except (Exception, SystemExit, KeyboardInterrupt) as error:
         if (code := _interruption(error)) is not None:  # ends a sweep, too
-            _write_status(folder, "interrupted", error=f"continue with: python run.py resume={folder}")
-            log.warning(f"interrupted; continue with: python run.py resume={folder}")
+            advice = _how_to_continue(folder, sweeping)
+            _write_status(folder, "interrupted", overrides, advice)
+            log.warning(f"interrupted; {advice}")
             raise SystemExit(code) from error
         message = explain(error, overrides)
         if _read_status(folder).get("state") != "finished":  # a refusal to touch a finished run leaves it as it is
@@ -119,6 +120,14 @@ def _resume(config: DictConfig, folder: Path, overrides: list[str]) -> dict[str,
     metrics = train(settings, folder, resume=True)
     _write_status(folder, "finished")
     return metrics
+
+
+def _how_to_continue(folder: Path, sweeping: bool) -> str:
+    if sweeping:  # finished runs are kept, this one continues, the others follow
+        return f"to go on with the sweep, give its command again with hydra.sweep.dir={folder.parent}"
+    if (folder / "checkpoints" / LAST).exists():
+        return f"continue with: python run.py resume={folder}"
+    return "its training had not begun: start it again"
 
 
 def _interruption(error: BaseException) -> int | None:

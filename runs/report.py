@@ -48,7 +48,7 @@ def write_results(
     write_json(folder / "metrics.json", metrics)
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: Any) -> None:
     """Write a JSON file that people can read, whole or not at all; what is not a finite number becomes null."""
     write_atomically(path, json.dumps(_finite(content), ensure_ascii=False, indent=2, allow_nan=False).encode())
 

@@ -330,7 +330,9 @@ class Config:
 class BenchmarkConfig:
     """A comparison of our layers with torch.nn's."""
 
-    layers: list[str] = option([], "lstm, bilstm, gru, gru_after, rnn, lstm_ragged")
+    cells: list[str] = option(
+        [], "layers that are timed", choices=("lstm", "bilstm", "gru", "gru_after", "rnn", "lstm_ragged")
+    )
     shapes: list[list[int]] = option([], "each: steps, batch, input_size, hidden_size")
     modes: list[str] = option([], "what is timed", choices=("train", "infer"))
     backend: str = option("auto", "implementation of the scan")
@@ -338,6 +340,8 @@ class BenchmarkConfig:
     dtype: str = option("float32", "of the arithmetic", choices=("float32", "float64"))
     threads: int = option(2, "CPU threads", least=1)
     repeats: int = option(9, "alternating measurements, whose median counts", least=1)
+    trainings: list[str] = option([], "tasks whose training epoch is timed", choices=("cls", "forecast"))
+    batches: int = option(60, "batches of a training that are timed", least=1)
 
 
 SCHEMAS: dict[str, list[type]] = {

@@ -14,6 +14,7 @@ import torch
 from pytorch_lightning.callbacks import Callback, EarlyStopping, RichProgressBar
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.utilities.exceptions import MisconfigurationException  # pyright: ignore
 
 from runs.build import build_datamodule, build_task, instantiate
 from runs.checkpoints import BEST, LAST, AtomicCheckpointIO, Recorder, read_checkpoint
@@ -99,6 +100,8 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", message=".*number of training batches.*smaller than the logging interval.*")
     # Checkpoints of a resumed run lie in its own folder, on purpose.
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty.*")
+    # A resumed run knows the sum of its losses so far, though this process has added none to it.
+    warnings.filterwarnings("ignore", message=".*``compute`` method of metric MeanMetric.*before the ``update``.*")
     # The graph of a model isn't logged; nothing is missing from the events.
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*", category=FutureWarning)
 
@@ -140,6 +143,9 @@ def _build_trainer(config: dict[str, Any], recorder: Recorder, logger: Logger | 
         return pl.Trainer(**options, **config["trainer"]["extra"])
     except (ValueError, TypeError) as error:
         raise ConfigError(f"trainer: {error}") from error
+    except MisconfigurationException as error:  # a device that isn't there
+        asked = ", ".join(f"trainer.{name}={options[name]}" for name in ("accelerator", "devices", "strategy"))
+        raise ConfigError(f"{asked}: {error}; trainer=cpu runs everywhere") from error
 
 
 def _build_logger(config: dict[str, Any], folder: Path, checkpoint: dict[str, Any] | None) -> Logger | None:

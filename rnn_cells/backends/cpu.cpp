@@ -12,7 +12,9 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <iterator>
 #include <numeric>
+#include <type_traits>
 #include <vector>
 
 #include <omp.h>
@@ -32,6 +34,7 @@ constexpr int kBytes = 32, kRows = 3;  // 12 accumulators of 16 registers
 constexpr int kBytes = 16, kRows = 3;
 #endif
 constexpr int kSlots = 4;  // vectors per row of a tile
+constexpr int kChunkBytes = kBytes == 64 ? 24 << 10 : 16 << 10;  // of weights, to stay in the first-level cache
 
 template <typename F> struct VectorOf { typedef F type __attribute__((vector_size(kBytes))); };
 template <typename F> using Vec = typename VectorOf<F>::type;
@@ -58,41 +61,28 @@ template <typename F> inline void store(F* to, Vec<F> v, Index n) {
 
 // ---- sigmoid and tanh ------------------------------------------------------------------------------------------------
 
-typedef std::int32_t Ints __attribute__((vector_size(kBytes)));
-
-inline Vec<float> reciprocal(Vec<float> x) {
+inline Vec<float> quotient(Vec<float> a, Vec<float> b) {
 #if defined(__AVX512F__)
-  Vec<float> guess = _mm512_rcp14_ps(x);  // 14 bits, and one Newton step makes them 28
-  return guess * (2.0f - x * guess);
+  Vec<float> guess = _mm512_rcp14_ps(b);  // 14 bits, and one Newton step makes them 28
+  return a * (guess * (2.0f - b * guess));
 #else
-  return 1.0f / x;
+  return a / b;
 #endif
 }
 
-// e^x = 2^n e^r with n = round(x / ln 2); e^r from the Cephes library's polynomial. Relative error below 2e-7.
-inline Vec<float> exponential(Vec<float> x) {
-  x = x < -87.0f ? Vec<float>{} - 87.0f : x;
-  x = x > 88.0f ? Vec<float>{} + 88.0f : x;
-  const float shift = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, found in the lowest bits
-  Vec<float> shifted = x * 1.44269504f + shift;
-  Vec<float> n = shifted - shift;
-  Vec<float> r = x - n * 0.693359375f + n * 2.12194440e-4f;
-  Vec<float> p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * (r * r) + r + 1.0f;
-  Ints bits;
-  std::memcpy(&bits, &shifted, sizeof bits);
-  bits = (bits + 127) << 23;  // the exponent of 2^n; the shift drops the constant's own bits
-  Vec<float> power;
-  std::memcpy(&power, &bits, sizeof power);
-  return p * power;
+// tanh x = x P(x^2) / Q(x^2) on [-9, 9], beyond which it is 1 in single precision. The coefficients are the minimax fit of
+// the relative error, 2e-8 (Lawson's iteration); rounding makes it 4e-7.
+inline Vec<float> hyperbolic(Vec<float> x) {
+  x = x < -9.0f ? Vec<float>{} - 9.0f : x;
+  x = x > 9.0f ? Vec<float>{} + 9.0f : x;
+  const Vec<float> u = x * x;
+  Vec<float> p = u * 1.33544791e-8f + 2.06089472e-5f, q = u * 7.77648247e-7f + 3.28562133e-4f;
+  p = p * u + 3.49557987e-3f, q = q * u + 2.58769508e-2f;
+  p = p * u + 1.33810187e-1f, q = q * u + 4.67143343e-1f;
+  p = p * u + 9.99999979e-1f, q = q * u + 1.0f;
+  return quotient(x * p, q);
 }
-
-inline Vec<float> sigmoid(Vec<float> x) { return reciprocal(1.0f + exponential(-x)); }
-inline Vec<float> hyperbolic(Vec<float> x) { return 1.0f - 2.0f * reciprocal(1.0f + exponential(2.0f * x)); }
+inline Vec<float> sigmoid(Vec<float> x) { return 0.5f + 0.5f * hyperbolic(0.5f * x); }
 
 inline Vec<double> sigmoid(Vec<double> x) {
   for (int lane = 0; lane < kLanes<double>; ++lane) x[lane] = 1.0 / (1.0 + std::exp(-x[lane]));
@@ -105,39 +95,87 @@ inline Vec<double> hyperbolic(Vec<double> x) {
 
 // ---- the tile --------------------------------------------------------------------------------------------------------
 
-template <typename F, int R> using Tile = Vec<F>[R][kSlots];
+// R rows of N vectors, kept in registers.
+template <typename F, int R, int N> using Tile = Vec<F>[R][N];
 
-// tile[r][s] += a[r][k] * panel[k][s] for the slots S and all k. A panel holds one vector for every k and slot.
-template <int... S, typename F, int R>
-inline void accumulate(Tile<F, R>& tile, const F* const (&a)[R], Index count, const F* panel) {
-  constexpr int width = sizeof...(S);
-  for (Index k = 0; k < count; ++k, panel += width * kLanes<F>) {
-    Vec<F> weights[width];
-    for (int s = 0; s < width; ++s) weights[s] = load(panel + s * kLanes<F>);
-    for (int r = 0; r < R; ++r) {
-      Vec<F> value = Vec<F>{} + a[r][k];
+// Which vectors of a tile a panel's weights belong to.
+template <int... S> struct Slots {};
+
+// One side of a product: the values of each row, and the panel of weights that they meet. A panel holds, for every k, one
+// vector for each of its slots.
+template <typename F, typename S> struct Factor {
+  const F* const* rows;
+  Index count;
+  const F* panel;
+};
+
+template <typename F> inline Vec<F> broadcast(F value) {
+  Vec<F> v = Vec<F>{} + value;
 #if defined(__AVX__)
-      asm("" : "+v"(value));  // one broadcast for all slots, not one load each
+  asm("" : "+v"(v));  // in a register, once: compilers like to load it again for every product
 #endif
-      int s = 0;
-      ((tile[r][S] += value * weights[s++]), ...);
+  return v;
+}
+
+// gate[s] += rows[r][k] * panel[k][s] for the panel's slots and from <= k < to.
+template <typename F, int R, int N, int... S>
+inline void accumulate(Tile<F, R, N>& tile, const Factor<F, Slots<S...>>& factor, Index begin, Index from, Index to) {
+  constexpr int width = sizeof...(S), slots[] = {S...};
+  const F* rows[R];
+  for (int r = 0; r < R; ++r) rows[r] = factor.rows[begin + r];
+  const F* weights = factor.panel + from * width * kLanes<F>;
+  for (Index k = from; k < to; ++k, weights += width * kLanes<F>) {
+    if constexpr (R < width) {  // the fewer ones wait in registers
+      Vec<F> values[R];
+      for (int r = 0; r < R; ++r) values[r] = broadcast(rows[r][k]);
+      for (int s = 0; s < width; ++s) {
+        const Vec<F> weight = load(weights + s * kLanes<F>);
+        for (int r = 0; r < R; ++r) tile[r][slots[s]] += values[r] * weight;
+      }
+    } else {
+      Vec<F> weight[width];
+      for (int s = 0; s < width; ++s) weight[s] = load(weights + s * kLanes<F>);
+      for (int r = 0; r < R; ++r) {
+        const Vec<F> value = broadcast(rows[r][k]);
+        for (int s = 0; s < width; ++s) tile[r][slots[s]] += value * weight[s];
+      }
     }
   }
 }
 
-// Calls body(first row, number of rows as a compile-time constant) for tiles that cover `count` rows evenly.
-template <typename Body> inline void for_tiles(Index count, Body&& body) {
-  const Index tiles = (count + kRows - 1) / kRows;
+template <int R, typename Body> inline void with_rows(Index rows, Index begin, Body& body) {
+  if (rows == R) return body(begin, std::integral_constant<int, R>{});
+  if constexpr (R > 1) with_rows<R - 1>(rows, begin, body);
+}
+
+// Calls body(first row, number of rows as a compile-time constant) for tiles of at most Most rows that cover `count` evenly.
+template <int Most, typename Body> inline void for_tiles(Index count, Body&& body) {
+  const Index tiles = (count + Most - 1) / Most;
   for (Index i = 0; i < tiles; ++i) {
-    const Index begin = count * i / tiles, rows = count * (i + 1) / tiles - begin;
-    switch (rows) {
-      case 1: body(begin, std::integral_constant<int, 1>{}); break;
-      case 2: body(begin, std::integral_constant<int, 2>{}); break;
-      case 3: body(begin, std::integral_constant<int, 3>{}); break;
-      case 4: body(begin, std::integral_constant<int, std::min(4, kRows)>{}); break;
-      case 5: body(begin, std::integral_constant<int, std::min(5, kRows)>{}); break;
-      case 6: body(begin, std::integral_constant<int, std::min(6, kRows)>{}); break;
-    }
+    const Index begin = count * i / tiles;
+    with_rows<Most>(count * (i + 1) / tiles - begin, begin, body);
+  }
+}
+
+// sums (rows, N vectors) = start + the first product + the second. All rows pass a chunk of the weights that fits the
+// first-level cache before the next chunk is touched.
+template <int N, typename F, typename A, typename B>
+void multiply(Index rows, const F* start, Factor<F, A> first, Factor<F, B> second, F* sums) {
+  constexpr Index W = kLanes<F>, most = kChunkBytes / (N * kBytes);
+  const Index total = first.count + second.count, chunks = (total + most - 1) / most;
+  for (Index chunk = 0; chunk < chunks; ++chunk) {
+    const Index from = total * chunk / chunks, to = total * (chunk + 1) / chunks;
+    for_tiles<(N > 2 ? kRows : 2 * kRows)>(rows, [&](Index begin, auto size) {
+      constexpr int R = decltype(size)::value;
+      Tile<F, R, N> tile;
+      F* own = sums + begin * N * W;
+      for (int r = 0; r < R; ++r)
+        for (int s = 0; s < N; ++s) tile[r][s] = load(chunk == 0 ? start + s * W : own + (r * N + s) * W);
+      if (from < first.count) accumulate(tile, first, begin, from, std::min(to, first.count));
+      if (to > first.count) accumulate(tile, second, begin, std::max<Index>(from - first.count, 0), to - first.count);
+      for (int r = 0; r < R; ++r)
+        for (int s = 0; s < N; ++s) store(own + (r * N + s) * W, tile[r][s]);
+    });
   }
 }
 
@@ -186,33 +224,29 @@ template <typename F> struct Columns {
   Index vectors() const { return (columns + kLanes<F> - 1) / kLanes<F>; }
 };
 
-// finish(row, column, vector) for all of a (rows, count) times the columns. a(row) points to a row's values, of which the
-// first `head` are followed, `skip` further on, by the rest.
-template <typename F, typename Rows, typename Finish>
-void product(Index rows, Rows&& a, Columns<F>& right, Index head, Index skip, Finish&& finish) {
+// finish(row, column, vector) for rows times the columns. A row's values are `head` of those at rows[i], then those at rest[i].
+template <typename F, typename Finish>
+void product(Index count, const F* const* rows, const F* const* rest, Columns<F>& right, Index head, F* sums,
+             Finish&& finish) {
+  alignas(kBytes) static const F zeros[kSlots * kLanes<F>] = {};
   for (Index first = 0; first < right.vectors(); first += kSlots) {
     const Index slots = std::min<Index>(kSlots, right.vectors() - first);
     const F* panel = right.panels + first * kLanes<F> * right.count;
-    const F* rest = panel + head * slots * kLanes<F>;
-    for_tiles(rows, [&](Index begin, auto size) {
-      constexpr int R = decltype(size)::value;
-      Tile<F, R> tile = {};
-      const F *start[R], *further[R];
-      for (int r = 0; r < R; ++r) start[r] = a(begin + r), further[r] = start[r] + head + skip;
-      auto run = [&](auto... slot) {
-        accumulate<decltype(slot)::value...>(tile, start, head, panel);
-        if (right.count > head) accumulate<decltype(slot)::value...>(tile, further, right.count - head, rest);
-      };
-      using std::integral_constant;
-      const integral_constant<int, 0> s0; const integral_constant<int, 1> s1;
-      const integral_constant<int, 2> s2; const integral_constant<int, 3> s3;
-      if (slots == 1) run(s0);
-      else if (slots == 2) run(s0, s1);
-      else if (slots == 3) run(s0, s1, s2);
-      else run(s0, s1, s2, s3);
-      for (int r = 0; r < R; ++r)
-        for (Index s = 0; s < slots; ++s) finish(begin + r, (first + s) * kLanes<F>, tile[r][s]);
-    });
+    auto run = [&](auto pattern, auto number) {
+      constexpr int N = decltype(number)::value;
+      using S = decltype(pattern);
+      const Factor<F, S> a{rows, head, panel}, b{rest, right.count - head, panel + head * N * kLanes<F>};
+      multiply<N>(count, zeros, a, b, sums);
+    };
+    switch (slots) {
+      case 1: run(Slots<0>{}, std::integral_constant<int, 1>{}); break;
+      case 2: run(Slots<0, 1>{}, std::integral_constant<int, 2>{}); break;
+      case 3: run(Slots<0, 1, 2>{}, std::integral_constant<int, 3>{}); break;
+      default: run(Slots<0, 1, 2, 3>{}, std::integral_constant<int, 4>{});
+    }
+    for (Index i = 0; i < count; ++i)
+      for (Index s = 0; s < slots; ++s)
+        finish(i, (first + s) * kLanes<F>, load(sums + (i * slots + s) * kLanes<F>));
   }
 }
 
@@ -230,6 +264,7 @@ struct Problem {
   void *saved, *cells;                                         // (T, B, S*H), (T, B, H), for backward
   const void *dout, *dhn, *dcn;                                // as out, hn, cn
   void *dx, *dh0, *dc0;                                        // as x, h0, c0; the gates' gradients replace `saved`
+  void* dbias;                                                 // (threads, S*H), their sums over the rows of each thread
 };
 
 template <Kind K> constexpr int kSaved = K == kRNN ? 1 : 4;  // blocks of H per step in `saved`
@@ -243,7 +278,10 @@ struct Slice {
     std::vector<Index> order(p.batch);
     std::iota(order.begin(), order.end(), 0);
     std::stable_sort(order.begin(), order.end(), [&](Index a, Index b) { return lengths[a] > lengths[b]; });
-    for (Index i = thread; i < p.batch; i += threads) rows.push_back(order[i]);
+    if (p.batch > 0 && lengths[order.front()] == lengths[order.back()])  // neighbours in memory
+      rows.assign(order.begin() + p.batch * thread / threads, order.begin() + p.batch * (thread + 1) / threads);
+    else  // of every length a share
+      for (Index i = thread; i < p.batch; i += threads) rows.push_back(order[i]);
   }
   Index size() const { return static_cast<Index>(rows.size()); }
   Index running(Index t) const {
@@ -257,6 +295,8 @@ template <typename F, Kind K> struct Forward {
   // Which panels: their slots are gates of one block of W units, or blocks of one gate.
   static constexpr int kBlocksPerPanel = K == kRNN ? 4 : K == kGRU ? 2 : 1;
   static constexpr int kInner = K == kGRUAfter ? 3 : 4;  // slots that a panel's weights have; the tile always has four
+  using XSlots = std::conditional_t<K == kGRUAfter, Slots<0, 1, 2>, Slots<0, 1, 2, 3>>;
+  using HSlots = std::conditional_t<K == kGRUAfter, Slots<0, 1, 3>, Slots<0, 1, 2, 3>>;
   const Index panels = (blocks + kBlocksPerPanel - 1) / kBlocksPerPanel;
   const Index candidates = K == kGRU ? (blocks + 3) / 4 : 0;  // the GRU's second round of panels, of four blocks
   Buffer<F> packed_x{panels * I * kInner * W}, packed_h{panels * H * kInner * W}, bias{panels * kSlots * W};
@@ -293,12 +333,14 @@ template <typename F, Kind K> struct Forward {
     }
   }
 
-  void run(const Slice& slice) {
+  void run(const Slice& slice, int) {
     const Index B = p.batch, n = slice.size();
     const F* x = static_cast<const F*>(p.x);
     F *out = static_cast<F*>(p.out), *saved = static_cast<F*>(p.saved), *cells = static_cast<F*>(p.cells);
     Buffer<F> before(n * padded), after(n * padded), c((K == kLSTM) * n * padded);
-    Buffer<F> gated((K == kGRU) * n * padded), update((K == kGRU) * n * padded);
+    Buffer<F> gated((K == kGRU) * n * padded), update((K == kGRU) * n * padded), sums(n * kSlots * W);
+    std::vector<const F*> inputs(n), past(n), visible_rows((K == kGRU) * n);
+    for (std::size_t i = 0; i < visible_rows.size(); ++i) visible_rows[i] = gated + i * padded;
     for (Index i = 0; i < n; ++i) {
       const Index from = slice.rows[i] * H;
       std::memcpy(before + i * padded, static_cast<const F*>(p.h0) + from, H * sizeof(F));
@@ -309,24 +351,18 @@ template <typename F, Kind K> struct Forward {
     for (Index step = 0; step < p.steps; ++step) {
       const Index t = p.reverse ? p.steps - 1 - step : step, running = slice.running(t);
       for (Index i = running; i < n; ++i) std::memset(out + (t * B + slice.rows[i]) * H, 0, H * sizeof(F));
-      for (Index panel = 0; panel < panels; ++panel)
-        for_tiles(running, [&](Index begin, auto size) {
-          constexpr int R = decltype(size)::value;
-          Tile<F, R> tile;
-          const F *inputs[R], *past[R];
-          for (int r = 0; r < R; ++r) {
-            inputs[r] = x + (t * B + slice.rows[begin + r]) * I, past[r] = h + (begin + r) * padded;
-            for (int s = 0; s < kSlots; ++s) tile[r][s] = load(bias + (panel * kSlots + s) * W);
-          }
-          if constexpr (K == kGRUAfter) {
-            accumulate<0, 1, 2>(tile, inputs, I, packed_x + panel * I * kInner * W);
-            accumulate<0, 1, 3>(tile, past, H, packed_h + panel * H * kInner * W);
-          } else {
-            accumulate<0, 1, 2, 3>(tile, inputs, I, packed_x + panel * I * kInner * W);
-            accumulate<0, 1, 2, 3>(tile, past, H, packed_h + panel * H * kInner * W);
-          }
-          for (int r = 0; r < R; ++r) {
-            const Index row = t * B + slice.rows[begin + r], own = (begin + r) * padded;
+      for (Index i = 0; i < running; ++i) {
+        inputs[i] = x + (t * B + slice.rows[i]) * I;
+        past[i] = h + i * padded;
+      }
+      for (Index panel = 0; panel < panels; ++panel) {
+        const Factor<F, XSlots> from_x{inputs.data(), I, packed_x + panel * I * kInner * W};
+        const Factor<F, HSlots> from_h{past.data(), H, packed_h + panel * H * kInner * W};
+        multiply<kSlots>(running, bias + panel * kSlots * W, from_x, from_h, sums + 0);
+        for (Index i = 0; i < running; ++i) {
+          const Index row = t * B + slice.rows[i], own = i * padded;
+          Vec<F> gate[kSlots];
+          for (int s = 0; s < kSlots; ++s) gate[s] = load(sums + (i * kSlots + s) * W);
             for (int sub = 0; sub < kBlocksPerPanel; ++sub) {
               const Index unit = (panel * kBlocksPerPanel + sub) * W, width = std::min(W, H - unit);
               if (width <= 0) break;
@@ -338,52 +374,45 @@ template <typename F, Kind K> struct Forward {
                 store(out + row * H + unit, v, width);
               };
               if constexpr (K == kRNN) {
-                finish(hyperbolic(tile[r][sub]));
+                finish(hyperbolic(gate[sub]));
               } else if constexpr (K == kLSTM) {
-                const Vec<F> i = sigmoid(tile[r][0]), f = sigmoid(tile[r][1]), o = sigmoid(tile[r][3]);
-                const Vec<F> g = hyperbolic(tile[r][2]), memory = f * load(c + own + unit) + i * g;
+                const Vec<F> in = sigmoid(gate[0]), f = sigmoid(gate[1]), o = sigmoid(gate[3]);
+                const Vec<F> g = hyperbolic(gate[2]), memory = f * load(c + own + unit) + in * g;
                 store(c + own + unit, memory);
                 if (saved != nullptr) store(cells + row * H + unit, memory, width);
-                keep(0, i), keep(1, f), keep(2, g), keep(3, o);
+                keep(0, in), keep(1, f), keep(2, g), keep(3, o);
                 finish(o * hyperbolic(memory));
               } else if constexpr (K == kGRUAfter) {
-                const Vec<F> reset = sigmoid(tile[r][0]), z = sigmoid(tile[r][1]);
-                const Vec<F> candidate = hyperbolic(tile[r][2] + reset * tile[r][3]);
-                keep(0, reset), keep(1, z), keep(2, candidate), keep(3, tile[r][3]);
+                const Vec<F> reset = sigmoid(gate[0]), z = sigmoid(gate[1]);
+                const Vec<F> candidate = hyperbolic(gate[2] + reset * gate[3]);
+                keep(0, reset), keep(1, z), keep(2, candidate), keep(3, gate[3]);
                 finish(z * (load(h + own + unit) - candidate) + candidate);
               } else {
-                const Vec<F> reset = sigmoid(tile[r][2 * sub]), z = sigmoid(tile[r][2 * sub + 1]);
+                const Vec<F> reset = sigmoid(gate[2 * sub]), z = sigmoid(gate[2 * sub + 1]);
                 const Vec<F> visible = reset * load(h + own + unit);
                 store(gated + own + unit, visible);
                 store(update + own + unit, z);
                 keep(0, reset), keep(1, z), keep(3, visible);
               }
             }
-          }
-        });
-      for (Index panel = 0; panel < candidates; ++panel)
-        for_tiles(running, [&](Index begin, auto size) {
-          constexpr int R = decltype(size)::value;
-          Tile<F, R> tile;
-          const F *inputs[R], *past[R];
-          for (int r = 0; r < R; ++r) {
-            inputs[r] = x + (t * B + slice.rows[begin + r]) * I, past[r] = gated + (begin + r) * padded;
-            for (int s = 0; s < kSlots; ++s) tile[r][s] = load(candidate_bias + (panel * 4 + s) * W);
-          }
-          accumulate<0, 1, 2, 3>(tile, inputs, I, candidate_x + panel * I * 4 * W);
-          accumulate<0, 1, 2, 3>(tile, past, H, candidate_h + panel * H * 4 * W);
-          for (int r = 0; r < R; ++r)
+        }
+      }
+      for (Index panel = 0; panel < candidates; ++panel) {
+        const Factor<F, Slots<0, 1, 2, 3>> from_x{inputs.data(), I, candidate_x + panel * I * 4 * W};
+        const Factor<F, Slots<0, 1, 2, 3>> from_h{visible_rows.data(), H, candidate_h + panel * H * 4 * W};
+        multiply<kSlots>(running, candidate_bias + panel * 4 * W, from_x, from_h, sums + 0);
+          for (Index i = 0; i < running; ++i)
             for (int s = 0; s < kSlots; ++s) {
               const Index unit = (panel * 4 + s) * W, width = std::min(W, H - unit);
               if (width <= 0) break;
-              const Index row = t * B + slice.rows[begin + r], own = (begin + r) * padded + unit;
-              const Vec<F> candidate = hyperbolic(tile[r][s]);
+              const Index row = t * B + slice.rows[i], own = i * padded + unit;
+              const Vec<F> candidate = hyperbolic(load(sums + (i * kSlots + s) * W));
               const Vec<F> v = load(update + own) * (load(h + own) - candidate) + candidate;
               if (saved != nullptr) store(saved + (row * 4 + 2) * H + unit, candidate, width);
               store(next + own, v);
               store(out + row * H + unit, v, width);
             }
-        });
+      }
       for (Index i = 0; i < running; ++i)  // rows that end here leave their state before it is overwritten
         if (p.reverse ? t == 0 : t == slice.lengths[slice.rows[i]] - 1) finish_row(slice.rows[i], next + i * padded, c, i);
       std::swap(h, next);
@@ -409,12 +438,16 @@ template <typename F, Kind K> struct Backward {
 
   explicit Backward(const Problem& problem) : p(problem) {}
 
-  void run(const Slice& slice) {
+  void run(const Slice& slice, int thread) {
     const Index B = p.batch, n = slice.size();
     F *saved = static_cast<F*>(p.saved), *dx = static_cast<F*>(p.dx);
     const F *out = static_cast<const F*>(p.out), *cells = static_cast<const F*>(p.cells);
     const F *dout = static_cast<const F*>(p.dout);
-    Buffer<F> dh(n * padded), dc((K == kLSTM) * n * padded), direct(n * padded);
+    Buffer<F> dh(n * padded), dc((K == kLSTM) * n * padded), direct(n * padded), sums(n * kSlots * W);
+    Buffer<F> of_step(S * padded);  // a step's sum of the gates' gradients; adding step by step keeps small terms from being lost
+    F* of_bias = static_cast<F*>(p.dbias) + thread * S * H;
+    std::fill(of_bias, of_bias + S * H, F(0));
+    std::vector<const F*> gate_rows(n), further(n);
     for (Index i = 0; i < n; ++i) {
       const Index from = slice.rows[i] * H;
       std::memcpy(dh + i * padded, static_cast<const F*>(p.dhn) + from, H * sizeof(F));
@@ -428,6 +461,7 @@ template <typename F, Kind K> struct Backward {
         if (dx != nullptr) std::memset(dx + row * I, 0, I * sizeof(F));
       }
       auto gates_of = [&](Index i) { return saved + (t * B + slice.rows[i]) * S * H; };
+      std::fill(of_step + 0, of_step + S * padded, F(0));
       for (Index i = 0; i < running; ++i) {
         const Index row = t * B + slice.rows[i];
         const bool first = p.reverse ? t == slice.lengths[slice.rows[i]] - 1 : t == 0;
@@ -438,7 +472,10 @@ template <typename F, Kind K> struct Backward {
         for (Index unit = 0; unit < H; unit += W) {
           const Index own = i * padded + unit, width = std::min(W, H - unit);
           auto block = [&](int b) { return load(gates + b * H + unit, width); };
-          auto replace = [&](int b, Vec<F> v) { store(gates + b * H + unit, v, width); };
+          auto replace = [&](int b, Vec<F> v) {
+            store(gates + b * H + unit, v, width);
+            store(of_step + b * padded + unit, load(of_step + b * padded + unit) + v);
+          };
           const Vec<F> d = load(dh + own) + load(dout + row * H + unit, width);
           if constexpr (K == kRNN) {
             const Vec<F> y = load(out + row * H + unit, width);
@@ -465,22 +502,27 @@ template <typename F, Kind K> struct Backward {
           }
         }
       }
+      for (Index i = 0; i < running; ++i) gate_rows[i] = gates_of(i), further[i] = gates_of(i) + (K == kGRUAfter ? 3 : 2) * H;
       if constexpr (K == kGRU)  // through (r * h) U: to the reset gate and to h; `saved` keeps r * h for the weights
-        product<F>(running, [&](Index i) { return gates_of(i) + 2 * H; }, to_gated, H, 0, [&](Index i, Index unit, Vec<F> v) {
+        product<F>(running, further.data(), nullptr, to_gated, H, sums + 0, [&](Index i, Index unit, Vec<F> v) {
           const Index own = i * padded + unit, width = std::min(W, H - unit), batch_row = slice.rows[i];
           const bool first = p.reverse ? t == slice.lengths[batch_row] - 1 : t == 0;
           const Index row = t * B + batch_row;
           const F* past = first ? static_cast<const F*>(p.h0) + batch_row * H : out + (p.reverse ? row + B : row - B) * H;
           const Vec<F> reset = load(gates_of(i) + unit, width);
           store(direct + own, load(direct + own) + v * reset);
-          store(gates_of(i) + unit, v * load(past + unit, width) * reset * (F(1) - reset), width);
+          const Vec<F> dreset = v * load(past + unit, width) * reset * (F(1) - reset);
+          store(gates_of(i) + unit, dreset, width);
+          store(of_step + unit, load(of_step + unit) + dreset);
         });
+      for (Index block = 0; block < S; ++block)
+        for (Index unit = 0; unit < H; ++unit) of_bias[block * H + unit] += *(of_step + (block * padded + unit));
       if (dx != nullptr)
-        product<F>(running, gates_of, to_x, input_gates, 0, [&](Index i, Index column, Vec<F> v) {
+        product<F>(running, gate_rows.data(), nullptr, to_x, input_gates, sums + 0, [&](Index i, Index column, Vec<F> v) {
           store(dx + (t * B + slice.rows[i]) * I + column, v, std::min(W, I - column));
         });
-      const Index head = K == kGRUAfter ? 2 * H : recurrent_gates, skip = K == kGRUAfter ? H : 0;
-      product<F>(running, gates_of, to_h, head, skip, [&](Index i, Index unit, Vec<F> v) {
+      const Index head = K == kGRUAfter ? 2 * H : recurrent_gates;  // then, past the candidate's, the last block
+      product<F>(running, gate_rows.data(), further.data(), to_h, head, sums + 0, [&](Index i, Index unit, Vec<F> v) {
         const Index own = i * padded + unit;
         store(dh + own, K == kGRU || K == kGRUAfter ? v + load(direct + own) : v);
       });
@@ -495,7 +537,7 @@ template <typename F, Kind K> struct Backward {
 template <typename Pass> void run(const Problem& p) {
   Pass pass(p);
 #pragma omp parallel num_threads(static_cast<int>(p.threads))
-  pass.run(Slice(p, omp_get_thread_num(), omp_get_num_threads()));
+  pass.run(Slice(p, omp_get_thread_num(), omp_get_num_threads()), omp_get_thread_num());
 }
 
 template <template <typename, Kind> class Pass> void dispatch(int kind, int doubles, const Problem& p) {

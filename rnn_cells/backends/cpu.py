@@ -10,11 +10,13 @@ import ctypes
 import functools
 import hashlib
 import logging
+import math
 import os
 import platform
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +74,7 @@ class _Problem(ctypes.Structure):
             (name, ctypes.c_void_p)
             for name in (
                 *("lengths", "x", "weight_ih", "weight_hh", "bias_ih", "bias_hh", "h0", "c0"),
-                *("out", "hn", "cn", "saved", "cells", "dout", "dhn", "dcn", "dx", "dh0", "dc0"),
+                *("out", "hn", "cn", "saved", "cells", "dout", "dhn", "dcn", "dx", "dh0", "dc0", "dbias"),
             )
         ),
     )
@@ -82,14 +84,47 @@ def _call(function: str, kind: int, reverse: bool, lengths: Tensor, tensors: dic
     x, h0 = tensors["x"], tensors["h0"]
     assert x is not None
     assert h0 is not None
-    threads = min(torch.get_num_threads(), x.shape[1]) or 1
-    problem = _Problem(*x.shape[:2], x.shape[2], h0.shape[1], reverse, threads, lengths.data_ptr())
+    problem = _Problem(*x.shape[:2], x.shape[2], h0.shape[1], reverse, _threads(x), lengths.data_ptr())
     for name, tensor in tensors.items():
         if tensor is not None:
             assert tensor.is_contiguous()
             setattr(problem, name, tensor.data_ptr())
     library, _ = _library()
     getattr(library, function)(kind, int(x.dtype == torch.float64), ctypes.byref(problem))
+
+
+def _threads(x: Tensor) -> int:
+    """Threads share the rows of a batch."""
+    return min(torch.get_num_threads(), x.shape[1]) or 1
+
+
+class _Pool:
+    """Memory that backward is done with, kept for the next forward: new memory costs a page fault every 4 KiB."""
+
+    LIMIT = 8  # buffers kept; more than the layers and directions of most networks
+
+    def __init__(self) -> None:
+        self._free: list[Tensor] = []
+        self._lock = threading.Lock()
+
+    def take(self, like: Tensor, *shape: int) -> Tensor:
+        """A tensor of this shape in the dtype of `like`, filled with anything."""
+        size = math.prod(shape)
+        with self._lock:
+            fitting = [flat for flat in self._free if flat.dtype == like.dtype and size <= len(flat) <= 2 * size]
+            flat = min(fitting, key=len) if fitting else like.new_empty(size)
+            self._free = [other for other in self._free if other is not flat]
+        return flat[:size].view(shape)
+
+    def give(self, tensor: Tensor | None) -> None:
+        """Take a tensor of `take` back."""
+        if tensor is not None:
+            assert tensor._base is not None
+            with self._lock:
+                self._free = [*self._free, tensor._base][-self.LIMIT :]
+
+
+_pool = _Pool()
 
 
 class _Scan(torch.autograd.Function):
@@ -104,8 +139,8 @@ class _Scan(torch.autograd.Function):
         final = [torch.empty_like(tensor) for tensor in state]
         lstm = kind == LSTM_KIND
         # What backward needs of each step; for the RNN that is the output itself.
-        saved = x.new_empty(steps, batch, 4 * hidden) if learning and kind != RNN_KIND else None
-        cells = x.new_empty(steps, batch, hidden) if learning and lstm else None
+        saved = _pool.take(x, steps, batch, 4 * hidden) if learning and kind != RNN_KIND else None
+        cells = _pool.take(x, steps, batch, hidden) if learning and lstm else None
         tensors = {
             **{"x": x, "weight_ih": weight_ih, "weight_hh": weight_hh, "bias_ih": bias_ih, "bias_hh": bias_hh},
             **{"h0": state[0], "c0": state[1] if lstm else None},
@@ -128,22 +163,33 @@ class _Scan(torch.autograd.Function):
             **{"h0": state[0], "c0": state[1] if lstm else None, "out": output},
         }
         if ctx.kind == RNN_KIND:
-            ctx.saved = torch.empty_like(output)
+            ctx.saved = _pool.take(x, *output.shape)
         elif ctx.saved is None:  # a second backward through the same graph: the first one used them up
-            ctx.saved, ctx.cells = x.new_empty(*output.shape[:2], 4 * output.shape[2]), torch.empty_like(output)
+            ctx.saved, ctx.cells = _pool.take(x, *output.shape[:2], 4 * output.shape[2]), _pool.take(x, *output.shape)
             scratch = {"out": torch.empty_like(output), "hn": torch.empty_like(state[0])}
             again = {**tensors, **scratch, "cn": torch.empty_like(state[0]), "saved": ctx.saved, "cells": ctx.cells}
             _call("scan_forward", ctx.kind, ctx.reverse, ctx.whole, again)
-        gates, ctx.saved = ctx.saved, None  # overwritten by their gradients
+        gates, cells, ctx.saved, ctx.cells = ctx.saved, ctx.cells, None, None  # gates: overwritten by their gradients
+        dbias = x.new_zeros(_threads(x), gates.shape[2])
         dx = torch.empty_like(x) if ctx.needs_input_grad[4] else None
         dstate = [torch.empty_like(tensor) for tensor in state]
         dfinal = tuple(tensor.contiguous() for tensor in dfinal)
         tensors |= {
-            **{"saved": gates, "cells": ctx.cells, "dout": doutput.contiguous(), "dhn": dfinal[0], "dh0": dstate[0]},
+            **{
+                "saved": gates,
+                "cells": cells,
+                "dbias": dbias,
+                "dout": doutput.contiguous(),
+                "dhn": dfinal[0],
+                "dh0": dstate[0],
+            },
             **{"dcn": dfinal[1] if lstm else None, "dx": dx, "dc0": dstate[1] if lstm else None},
         }
         _call("scan_backward", ctx.kind, ctx.reverse, ctx.whole, tensors)
         weights = _weight_gradients(ctx.kind, x, output, state[0], gates, ctx.lengths, ctx.reverse)
+        weights += _bias_gradients(ctx.kind, dbias.sum(0))
+        _pool.give(gates)
+        _pool.give(cells)
         if bias_ih is None:
             weights[2:] = [None, None]
         return None, None, None, None, dx, *weights, *dstate
@@ -152,7 +198,7 @@ class _Scan(torch.autograd.Function):
 def _weight_gradients(
     kind: int, x: Tensor, output: Tensor, h0: Tensor, gates: Tensor, lengths: Tensor | None, reverse: bool
 ) -> list[Any]:
-    """Gradients of `weight_ih, weight_hh, bias_ih, bias_hh` from those of all gates (T, B, S*H).
+    """Gradients of `weight_ih, weight_hh` from those of all gates (T, B, S*H).
 
     A step's recurrent input is the output of the step before it, or `h0` for a sequence's first one; rows of padding
     are left out, whatever they hold.
@@ -176,16 +222,22 @@ def _weight_gradients(
         pairs = [(gates[: len(others)], output[before]), (gates[len(others) :], h0[sequence])]
     inputs = gates if kind in (RNN_KIND, LSTM_KIND) else gates[:, : 3 * hidden]
     weight_ih = inputs.t() @ x
-    bias_ih = inputs.sum(0)
     if kind in (RNN_KIND, LSTM_KIND):
-        return [weight_ih, sum_of_products(pairs), bias_ih, bias_ih]
+        return [weight_ih, sum_of_products(pairs)]
     pairs_rz = [(part[:, : 2 * hidden], past) for part, past in pairs]
     if kind == GRU_KIND:  # its candidate reads r * h, which stands beside the gates
         candidate = gates[:, 2 * hidden : 3 * hidden].t() @ gates[:, 3 * hidden :]
-        return [weight_ih, torch.cat([sum_of_products(pairs_rz), candidate]), bias_ih, bias_ih]
+        return [weight_ih, torch.cat([sum_of_products(pairs_rz), candidate])]
     candidate = sum_of_products([(part[:, 3 * hidden :], past) for part, past in pairs])
-    bias_hh = torch.cat([bias_ih[: 2 * hidden], gates[:, 3 * hidden :].sum(0)])
-    return [weight_ih, torch.cat([sum_of_products(pairs_rz), candidate]), bias_ih, bias_hh]
+    return [weight_ih, torch.cat([sum_of_products(pairs_rz), candidate])]
+
+
+def _bias_gradients(kind: int, of_blocks: Tensor) -> list[Any]:
+    """Gradients of `bias_ih, bias_hh` from the sums over the gradients of all blocks that are saved."""
+    if kind in (RNN_KIND, LSTM_KIND):
+        return [of_blocks, of_blocks]
+    r, z, candidate, last = of_blocks.chunk(4)
+    return [torch.cat([r, z, candidate]), torch.cat([r, z, candidate if kind == GRU_KIND else last])]
 
 
 def sum_of_products(pairs: list[tuple[Tensor, Tensor]]) -> Tensor:

@@ -29,6 +29,8 @@ def scan(
     outputs: list[Tensor] = [x] * len(gates)
     for t in reversed(range(len(gates))) if reverse else range(len(gates)):
         new = cell.recur(gates[t], state)
+        if not isinstance(new, tuple):
+            raise TypeError(f"{type(cell).__name__}.recur must return the new state as a tuple, such as (h,)")
         if valid is None:
             state = new
             outputs[t] = new[0]
