@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -41,6 +42,9 @@ def why_not(cell: Cell, x: Tensor) -> str | None:
         return f"the tensors are on {x.device.type}"
     if x.dtype not in (torch.float32, torch.float64):
         return f"it computes in float32 and float64, not {str(x.dtype).removeprefix('torch.')}"
+    weight = cell.weight_hh
+    if (weight.dtype, weight.device) != (x.dtype, x.device):
+        return f"the input is {x.dtype} on {x.device}, the weights are {weight.dtype} on {weight.device}"
     if torch.is_autocast_enabled("cpu"):
         return "it has no reduced precision for autocast"
     return _library()[1]
@@ -49,13 +53,35 @@ def why_not(cell: Cell, x: Tensor) -> str | None:
 def scan(
     cell: Cell, x: Tensor, state: State, lengths: Tensor | None = None, reverse: bool = False
 ) -> tuple[Tensor, State]:
-    """Run `cell` over the steps of `x`; see `rnn_cells.scan`."""
+    """Run `cell` over the steps of `x`; see `rnn_cells.scan`.
+
+    Raises:
+        ValueError: sizes, types or lengths don't fit together.
+    """
+    _check(cell, x, state, lengths)
     if lengths is not None and bool((lengths == len(x)).all()):
         lengths = None
     inputs = (x, cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh, *state)
     learning = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs)
     output, *final = _Scan.apply(_kind(cell), lengths, reverse, learning, *inputs)
     return output, tuple(final)
+
+
+def _check(cell: Cell, x: Tensor, state: State, lengths: Tensor | None) -> None:
+    """Native code trusts its pointers: nothing may get there that doesn't fit."""
+    steps, batch, inputs = x.shape
+    if inputs != cell.input_size or steps == 0:
+        raise ValueError(f"input must be (T, B, {cell.input_size}) with at least one step, got {tuple(x.shape)}")
+    for name, tensor in zip(cell.state_names, state, strict=True):
+        if tensor.shape != (batch, cell.hidden_size) or (tensor.dtype, tensor.device) != (x.dtype, x.device):
+            expected = f"({batch}, {cell.hidden_size}) of {x.dtype} on {x.device}"
+            raise ValueError(
+                f"{name} must be {expected}, got {tuple(tensor.shape)} of {tensor.dtype} on {tensor.device}"
+            )
+    if lengths is None:
+        return
+    if lengths.shape != (batch,) or (batch and not 0 <= int(lengths.min()) <= int(lengths.max()) <= steps):
+        raise ValueError(f"lengths must be {batch} integers between 0 and {steps}, got {lengths.tolist()}")
 
 
 def _kind(cell: Cell) -> int | None:
@@ -257,38 +283,50 @@ def _library() -> tuple[Any, str | None]:
     """The compiled library, or None and what is missing."""
     if sys.platform != "linux":
         return None, f"it is compiled on Linux only, this is {platform.system()}"
-    names = [os.environ["CXX"]] if "CXX" in os.environ else ["c++", "g++", "clang++"]
-    compiler = next(filter(None, map(shutil.which, names)), None)
+    commands = [shlex.split(os.environ["CXX"])] if os.environ.get("CXX") else [["c++"], ["g++"], ["clang++"]]
+    compiler = next((command for command in commands if shutil.which(command[0])), None)
     if compiler is None:
-        return None, f"no C++ compiler ({', '.join(names)}); install one, such as Debian's package g++"
-    built = _build(compiler)
-    if isinstance(built, str):
-        return None, built
-    library = ctypes.CDLL(str(built))
+        names = ", ".join(command[0] for command in commands)
+        return None, f"no C++ compiler ({names}); install one, such as Debian's package g++"
+    try:
+        library = ctypes.CDLL(str(_build(compiler)))
+    except (OSError, _CompilerError) as error:  # a cache that can't be written or executed, a compiler too old
+        return None, f"it can't be compiled: {error}"
     for function in (library.scan_forward, library.scan_backward):
         function.argtypes, function.restype = (ctypes.c_int, ctypes.c_int, ctypes.POINTER(_Problem)), None
     return library, None
 
 
-def _build(compiler: str) -> Path | str:
-    """The library's file, compiled once per source, compiler, CPU and torch version; or why that failed."""
+class _CompilerError(RuntimeError):
+    pass
+
+
+def _build(compiler: list[str]) -> Path:
+    """The library's file, compiled once per source, compiler, flags, CPU and torch version.
+
+    `RNN_CELLS_CXXFLAGS` adds flags of your own, such as a sanitizer's.
+    """
     import fcntl  # exists on the only system that gets here
 
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
+    flags = [*FLAGS, *shlex.split(os.environ.get("RNN_CELLS_CXXFLAGS", ""))]
+    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=False).stdout
     cpu = next((line for line in _cpu_description() if line.startswith("flags")), platform.machine())
-    key = "\n".join([SOURCE.read_text(encoding="utf-8"), version, cpu, torch.__version__, *FLAGS])
+    key = "\n".join([SOURCE.read_text(encoding="utf-8"), version, cpu, torch.__version__, *flags])
     folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "rnn_cells"
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"cpu-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
     with open(folder / "build.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # of several processes starting together, one compiles and the others wait
         if not target.exists():
-            log.warning("compiling the cpu backend with %s, once; about 10 s", compiler)
+            log.warning("compiling the cpu backend with %s, once; up to half a minute", compiler[0])
             beside = target.with_suffix(f".{os.getpid()}")
-            command = [compiler, *FLAGS, str(SOURCE), "-o", str(beside)]
+            command = [*compiler, *flags, str(SOURCE), "-o", str(beside)]
             result = subprocess.run(command, capture_output=True, text=True, check=False)
             if result.returncode != 0:
-                return f"{' '.join(command)} failed: {(result.stderr.strip().splitlines() or ['no message'])[0]}"
+                beside.unlink(missing_ok=True)
+                raise _CompilerError(
+                    f"{' '.join(command)}: {(result.stderr.strip().splitlines() or ['no message'])[0]}"
+                )
             os.replace(beside, target)
     return target
 

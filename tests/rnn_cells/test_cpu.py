@@ -1,0 +1,196 @@
+"""The cpu backend: against the reference over random cases, its memory, its compiler."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from rnn_cells import LSTM, LSTMCell, scan
+from rnn_cells.backends import choose, cpu, reference
+from tests.rnn_cells.conftest import LAYERS
+
+ROOT = Path(__file__).parents[2]
+compiled = pytest.mark.skipif(cpu._library()[1] is not None, reason=f"cpu backend: {cpu._library()[1]}")
+
+
+@pytest.fixture
+def threads():
+    """Sets torch's threads, for this test alone."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def fresh_library(monkeypatch):
+    """Forgets the library that this process has loaded, and what the test makes of it afterwards."""
+    cpu._library.cache_clear()
+    yield monkeypatch
+    cpu._library.cache_clear()
+
+
+def results(layer, x, state, lengths):
+    """Outputs, final states and all gradients."""
+    x, *state = (tensor.detach().clone().requires_grad_() for tensor in (x, *state))
+    output, final = layer(x, tuple(state) if len(state) > 1 else state[0], lengths)
+    final = final if isinstance(final, tuple) else (final,)
+    dice = torch.Generator().manual_seed(2)
+    loss = sum((r * torch.randn(r.shape, generator=dice, dtype=r.dtype)).sum() for r in (output, *final))
+    return [output, *final, *torch.autograd.grad(loss, [x, *state, *layer.parameters()])]
+
+
+@compiled
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+@pytest.mark.parametrize("seed", range(40))
+def test_random_cases_match_the_reference(seed, dtype, threads):
+    dice = random.Random(seed)
+    threads(dice.choice([1, 2, 4]))
+    steps, batch = dice.choice([1, 2, 7, 33]), dice.choice([1, 2, 3, 7, 29])
+    inputs, hidden = dice.choice([1, 2, 5, 17, 40, 131]), dice.choice([1, 3, 8, 19, 64, 130])
+    options = {"bidirectional": dice.random() < 0.5, "bias": dice.random() < 0.7, "num_layers": dice.choice([1, 2])}
+    torch.manual_seed(seed)
+    layer = LAYERS[dice.choice(list(LAYERS))](inputs, hidden, **options, backend="cpu").to(dtype)
+    lengths = dice.choice([None, torch.randint(0, steps + 1, (batch,))])
+    wide = torch.randn(batch, steps, 2 * inputs, dtype=dtype)
+    x = wide[..., ::2] if dice.random() < 0.3 else wide[..., :inputs]
+    state = [torch.randn(len(layer.cells), batch, hidden, dtype=dtype) for _ in layer.cells[0].state_names]
+    ours = results(layer, x, state, lengths)
+    layer.backend = "reference"
+    expected = results(layer, x, state, lengths)
+    tolerance = 1e-10 if dtype == torch.float64 else 1e-5
+    for mine, other in zip(ours, expected, strict=True):
+        scale = max(1.0, other.abs().max().item() if other.numel() else 1.0)
+        assert (mine - other).abs().max() <= tolerance * scale
+
+
+@compiled
+def test_the_same_call_gives_the_same_bits(layer_type, threads):
+    threads(2)
+    layer = layer_type(19, 33, bidirectional=True, backend="cpu")
+    x, state = torch.randn(9, 21, 19), [torch.randn(2, 9, 33) for _ in layer.cells[0].state_names]
+    first = results(layer, x, state, [21, 3, 0, 8, 8, 1, 20, 21, 5])
+    for _ in range(5):
+        again = results(layer, x, state, [21, 3, 0, 8, 8, 1, 20, 21, 5])
+        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+@compiled
+def test_graphs_that_wait_for_their_backward_do_not_share_memory():
+    layer = LSTM(4, 8, backend="cpu").double()
+    batches = [torch.randn(3, 5, 4, dtype=torch.float64) for _ in range(3)]
+
+    def gradients(output, **options):
+        return torch.autograd.grad(output.square().sum(), layer.parameters(), **options)
+
+    expected = [gradients(layer(x)[0]) for x in batches]
+    outputs = [layer(x)[0] for x in batches]
+    twice = gradients(outputs[1], retain_graph=True)
+    found = [gradients(output) for output in outputs]
+    assert all(torch.equal(a, b) for a, b in zip(twice, expected[1], strict=True))
+    for of_batch, of_other in zip(found, expected, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(of_batch, of_other, strict=True))
+
+
+@compiled
+@pytest.mark.parametrize(
+    ("x", "state", "lengths", "message"),
+    [
+        (torch.zeros(5, 2, 4), torch.zeros(1, 8), None, "h must be"),
+        (torch.zeros(5, 2, 4), torch.zeros(2, 8, dtype=torch.float64), None, "h must be"),
+        (torch.zeros(5, 2, 3), torch.zeros(2, 8), None, "input must be"),
+        (torch.zeros(5, 2, 4), torch.zeros(2, 8), torch.tensor([6, 1]), "lengths must be"),
+        (torch.zeros(5, 2, 4), torch.zeros(2, 8), torch.tensor([5]), "lengths must be"),
+        (torch.zeros(5, 2, 4, dtype=torch.float64), torch.zeros(2, 8, dtype=torch.float64), None, "the weights are"),
+    ],
+    ids=["state's batch", "state's type", "inputs", "too long", "too few lengths", "weights' type"],
+)
+def test_tensors_that_do_not_fit_never_reach_native_code(x, state, lengths, message):
+    with pytest.raises(ValueError, match=message):
+        scan(LSTMCell(4, 8), x, (state, torch.zeros_like(state)), lengths, backend="cpu")
+
+
+def test_without_a_compiler_auto_runs_the_reference_and_says_what_is_missing(fresh_library, tmp_path, caplog):
+    fresh_library.setenv("PATH", str(tmp_path))
+    fresh_library.delenv("CXX", raising=False)
+    caplog.set_level("INFO", logger="rnn_cells")
+    x = torch.zeros(3, 2, 4)
+    assert choose("auto", LSTMCell(4, 8), x) is reference
+    if sys.platform == "linux":
+        assert "no C++ compiler (c++, g++, clang++); install one, such as Debian's package g++" in caplog.text
+    with pytest.raises(ValueError, match="can't run LSTMCell here"):
+        choose("cpu", LSTMCell(4, 8), x)
+
+
+@compiled
+@pytest.mark.parametrize("cache", ["/dev/null", "/proc"])
+def test_a_cache_that_cannot_be_written_is_a_reason_and_no_crash(fresh_library, cache):
+    fresh_library.setenv("XDG_CACHE_HOME", cache)
+    assert "can't be compiled" in (cpu.why_not(LSTMCell(4, 8), torch.zeros(3, 2, 4)) or "")
+
+
+@compiled
+def test_a_compiler_that_fails_is_a_reason_with_its_message(fresh_library, tmp_path):
+    fresh_library.setenv("XDG_CACHE_HOME", str(tmp_path))
+    fresh_library.setenv("RNN_CELLS_CXXFLAGS", "-std=c++98")
+    assert "cpu.cpp" in (cpu.why_not(LSTMCell(4, 8), torch.zeros(3, 2, 4)) or "")
+    assert [path.name for path in (tmp_path / "rnn_cells").iterdir()] == ["build.lock"]
+
+
+PROGRAM = """
+import logging, time, torch
+logging.basicConfig(format="%(message)s")
+from rnn_cells import GRU, LSTM, RNN
+for kind, options in ((RNN, {}), (GRU, {}), (GRU, {"reset_after": True}), (LSTM, {"bidirectional": True})):
+    for shape in SHAPES:
+        steps, batch, inputs, hidden = shape
+        layer = kind(inputs, hidden, **options, backend="cpu")
+        x = torch.randn(batch, steps, inputs, requires_grad=True)
+        for lengths in (None, torch.randint(0, steps + 1, (batch,))):
+            layer(x, lengths=lengths)[0].sum().backward()
+print("passed")
+"""
+
+
+def start(shapes: list[tuple[int, ...]], **environment: str) -> subprocess.Popen[str]:
+    program = PROGRAM.replace("SHAPES", str(shapes))
+    env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    return subprocess.Popen(
+        [sys.executable, "-c", program], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+@compiled
+@pytest.mark.slow
+def test_four_processes_that_start_together_compile_once(tmp_path):
+    started = [start([(3, 2, 4, 5)], XDG_CACHE_HOME=str(tmp_path)) for _ in range(4)]
+    outputs = [process.communicate(timeout=300)[0] for process in started]
+    assert all(output.endswith("passed\n") for output in outputs), outputs
+    assert sum("compiling the cpu backend" in output for output in outputs) == 1
+    assert len(list((tmp_path / "rnn_cells").glob("cpu-*.so"))) == 1
+
+
+@compiled
+@pytest.mark.slow
+def test_no_byte_outside_the_tensors_is_touched(tmp_path):
+    runtime = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True).stdout.strip()
+    if not Path(runtime).is_absolute():
+        pytest.skip("g++ has no AddressSanitizer")
+    shapes = [(1, 1, 1, 1), (3, 2, 4, 5), (7, 5, 19, 33), (4, 29, 130, 66), (9, 13, 40, 130), (5, 64, 8, 128)]
+    flags = "-O1 -g -fsanitize=address -fno-omit-frame-pointer"
+    process = start(
+        shapes,
+        XDG_CACHE_HOME=str(tmp_path),
+        RNN_CELLS_CXXFLAGS=flags,
+        LD_PRELOAD=runtime,
+        ASAN_OPTIONS="detect_leaks=0",
+    )
+    output = process.communicate(timeout=500)[0]
+    assert process.returncode == 0, output
+    assert output.endswith("passed\n")
+    assert "AddressSanitizer" not in output
