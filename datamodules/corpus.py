@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import logging
 import os
-import tempfile
+import uuid
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,9 +20,10 @@ import pandas as pd
 import torch
 from torch.utils.data import Dataset
 
-from .sources import LINE, DataError
+from .sources import LINE, SPLITS, DataError
 
-SPLITS = ("train", "val", "test")
+logger = logging.getLogger(__name__)
+
 PADDING, UNKNOWN = 0, 1
 SHOWN = 10  # lines named in a message about many
 
@@ -44,7 +46,7 @@ class Corpus:
         return Corpus(texts, labels, self.rows[positions], self.classes)
 
 
-def clean(frame: pd.DataFrame, text_column: str, target: str, where: str) -> tuple[Corpus, dict[str, int]]:
+def clean(frame: pd.DataFrame, text_column: str, target: str, where: str) -> tuple[Corpus, dict[str, Any]]:
     """The rows worth learning from, and how many of each trap there were.
 
     Empty texts are dropped, and so are exact duplicates (same label, same text) but for the first; a text under two
@@ -73,7 +75,7 @@ def clean(frame: pd.DataFrame, text_column: str, target: str, where: str) -> tup
     conflicting = kept.loc[kept.duplicated("text", keep=False), "text"]
     report = {
         "rows_read": len(rows),
-        "unterminated": int(frame.attrs.get("unterminated", False)),
+        "unterminated": bool(frame.attrs.get("unterminated", False)),
         "nul_removed": int(frame.attrs.get("nul_removed", 0)) + sum(text.count("\0") for text in raw),
         "bom_removed": sum(text.count("\ufeff") for text in raw),
         "empty_dropped": len(rows) - len(filled),
@@ -166,7 +168,7 @@ class Prepared:
     """
 
     corpus: Corpus
-    report: dict[str, int]
+    report: dict[str, Any]
     types: list[str]
     ids: np.ndarray
     lengths: np.ndarray
@@ -183,22 +185,27 @@ class Prepared:
         arrays["report"] = np.frombuffer(json.dumps(self.report).encode(), dtype=np.uint8)
         np.savez(buffer, rows=corpus.rows, ids=self.ids, lengths=self.lengths, **arrays)  # pyright: ignore[reportArgumentType]
         file.parent.mkdir(parents=True, exist_ok=True)
-        handle, part = tempfile.mkstemp(dir=file.parent, prefix=file.name, suffix=".part")
+        # Not `tempfile`, whose files are their maker's alone: the folder may be shared.
+        part = file.with_name(f"{file.name}.{uuid.uuid4().hex}.part")
         try:
-            with os.fdopen(handle, "wb") as target:
+            with part.open("xb") as target:
                 target.write(hashlib.sha256(buffer.getbuffer()).digest() + buffer.getvalue())
                 target.flush()
                 os.fsync(target.fileno())
             os.replace(part, file)
         except BaseException:
-            os.unlink(part)
+            part.unlink(missing_ok=True)
             raise
 
     @classmethod
     def load(cls, file: Path) -> Prepared | None:
-        """None if the file is not as `save` left it, whatever happened to it."""
-        data = file.read_bytes()
+        """None if there is no file that can be read, or if it is not as `save` left it, which is logged."""
+        try:
+            data = file.read_bytes()
+        except OSError:
+            return None
         if hashlib.sha256(data[32:]).digest() != data[:32]:
+            logger.warning("the cache %s is damaged; it is made anew", file)
             return None
         with np.load(io.BytesIO(data[32:]), allow_pickle=False) as arrays:
 

@@ -11,7 +11,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
+
+from .sources import DataError
 
 POOL = 50  # batches per pool: long enough that a sorted pool wastes little padding, short enough to stay random
 
@@ -21,7 +24,8 @@ class BatchOrder(Sampler[list[int]]):
 
     Args:
         size: number of examples.
-        batch_size: examples per batch (the last batch may be smaller).
+        batch_size: examples per batch (the last batch may be smaller; in evaluation all are, where that gives every
+            process a batch).
         lengths: one length per example; batches then hold examples of similar length, so that padding to the
             longest of a batch wastes little.
         shuffle: a new order every epoch; otherwise examples keep their order (with `lengths`, sorted by length).
@@ -40,7 +44,8 @@ class BatchOrder(Sampler[list[int]]):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self.size, self.batch_size, self.shuffle, self.seed = size, batch_size, shuffle, seed
+        self.size, self.shuffle, self.seed = size, shuffle, seed
+        self.batch_size = batch_size if shuffle else max(1, min(batch_size, size // world_size))
         self.lengths = None if lengths is None else np.asarray(lengths)
         self.rank, self.world_size = rank, world_size
         self.epoch = 0
@@ -108,3 +113,28 @@ class ResumableLoader(DataLoader[Any]):
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Continue behind the batches that `state` has already handed out."""
         self._resume_epoch, self._resume_at = state["epoch"], state["consumed"]
+
+
+def split_loader(
+    dataset: Any,
+    split: str,
+    trainer: Any,
+    *,
+    batch_size: int,
+    num_workers: int,
+    seed: int,
+    lengths: np.ndarray | None = None,
+) -> ResumableLoader:
+    """Batches of one split for this process of `trainer`, which may be None; only `train` is shuffled.
+
+    Raises:
+        DataError: if some process would have no batch.
+    """
+    rank, world_size = getattr(trainer, "global_rank", 0), getattr(trainer, "world_size", 1)
+    order = BatchOrder(len(dataset), batch_size, lengths, split == "train", seed, rank, world_size)
+    if -(-len(dataset) // order.batch_size) < world_size:  # the same answer on every process
+        raise DataError(
+            f"the {split} split has {len(dataset)} examples in batches of {order.batch_size}, fewer batches than the "
+            f"{world_size} processes: lower trainer.devices{' or data.batch_size' if order.batch_size > 1 else ''}"
+        )
+    return ResumableLoader(dataset, order, num_workers=num_workers, pin_memory=torch.cuda.is_available())

@@ -11,18 +11,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
-import torch
 
 from .cleaning import WIND, CleanSeries, clean, duration, instant, spell
-from .sampling import BatchOrder, ResumableLoader
-from .sources import DataError, Source, file_sha256, path_text, read_table
+from .sampling import ResumableLoader, split_loader
+from .sources import SPLITS, DataError, Source, at_least, file_sha256, one_of, path_text, read_table
 from .synthetic import sample_climate
 from .windows import CALENDAR, Climatology, WindowDataset, features_of, forward_fill, window_starts
 
 logger = logging.getLogger(__name__)
 
 SAMPLE = "sample_climate"
-SPLITS = ("train", "val", "test")
+TORN = 0.1  # share of the rows within a window of a gap that is worth a warning
 
 
 class SeriesDataModule(pl.LightningDataModule):
@@ -84,8 +83,8 @@ class SeriesDataModule(pl.LightningDataModule):
         horizon: str = "2d",
         stride: int = 1,
         split: str = "date",
-        val_from: str = "2015-01-01",
-        test_from: str = "2016-01-01",
+        val_from: str | None = "2015-01-01",
+        test_from: str | None = "2016-01-01",
         test_until: str | None = None,
         reach_back: bool = True,
         val_fraction: float = 0.2,
@@ -98,10 +97,8 @@ class SeriesDataModule(pl.LightningDataModule):
         season: str = "1d",
     ) -> None:
         super().__init__()
-        # A file of the user's own is no run of the data set whose configuration it borrows.
-        own = path is not None and not Path(path).is_dir() and Path(path).name not in files
-        self.name, self.is_sample = Path(path_text(Path(path))).stem if own and path else name, False
         self._source = Source(name, path, tuple(files), tuple(urls), dict(sha256 or {}), on_missing, SAMPLE)
+        self.name, self.is_sample = self._source.title, False
         self._expected = expected or {}
         self._reading = {"encoding": encoding, "separator": separator}
         self._sample_years, self._sample_seed = sample_years, sample_seed
@@ -110,24 +107,14 @@ class SeriesDataModule(pl.LightningDataModule):
         self._names = [*self._features, *(CALENDAR if calendar else ())]
         self._missing, self._fill_limit, self._stride = missing, fill_limit, stride
         self._split, self._reach_back, self._fractions = split, reach_back, (val_fraction, test_fraction)
-        self._batch_size, self._num_workers, self._seed = batch_size, num_workers, seed
-        for key, value, allowed in (
-            ("missing", missing, ("drop", "ffill")),
-            ("duplicates", duplicates, ("first", "last", "mean", "error")),
-            ("resample", resample, ("sample", "mean")),
-            ("split", split, ("date", "fraction")),
-        ):
-            if value not in allowed:
-                raise DataError(f"data.{key}={value!r} must be one of {', '.join(allowed)}")
-        at_least_one = {
-            "stride": stride,
-            "batch_size": batch_size,
-            "fill_limit": fill_limit,
-            "sample_years": sample_years,
-        }
-        for key, value in at_least_one.items():
-            if value < 1:
-                raise DataError(f"data.{key}={value} must be at least 1")
+        self._batching: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "seed": seed}
+        one_of(
+            missing=(missing, ("drop", "ffill")),
+            duplicates=(duplicates, ("first", "last", "mean", "error")),
+            resample=(resample, ("sample", "mean")),
+            split=(split, ("date", "fraction")),
+        )
+        at_least(1, stride=stride, batch_size=batch_size, fill_limit=fill_limit, sample_years=sample_years)
         if split == "fraction" and not (min(self._fractions) > 0 and sum(self._fractions) < 1):
             raise DataError("data.val_fraction and data.test_fraction must be above 0 and leave something to train on")
         self._check_features(wind, resample)
@@ -146,7 +133,8 @@ class SeriesDataModule(pl.LightningDataModule):
         self._lookback, self._horizon, self._season = (
             self._steps(key, value) for key, value in (("lookback", lookback), ("horizon", horizon), ("season", season))
         )
-        self._bounds = self._parse_dates({"val_from": val_from, "test_from": test_from, "test_until": test_until})
+        dates = {"val_from": val_from, "test_from": test_from, "test_until": test_until}
+        self._bounds = self._parse_dates(dates) if split == "date" else []
         self._sets: dict[str, WindowDataset] = {}
         self.facts: dict[str, Any] = {}
         self.report: dict[str, Any] = {}
@@ -216,14 +204,7 @@ class SeriesDataModule(pl.LightningDataModule):
         return pd.DataFrame({name: windows.times[row] for name, row in rows.items()})
 
     def _loader(self, split: str) -> ResumableLoader:
-        windows = self.dataset(split)
-        rank, world_size = (
-            getattr(self.trainer, key, default) for key, default in (("global_rank", 0), ("world_size", 1))
-        )
-        order = BatchOrder(
-            len(windows), self._batch_size, shuffle=split == "train", seed=self._seed, rank=rank, world_size=world_size
-        )
-        return ResumableLoader(windows, order, num_workers=self._num_workers, pin_memory=torch.cuda.is_available())
+        return split_loader(self.dataset(split), split, self.trainer, **self._batching)
 
     def _steps(self, key: str, value: str) -> int:
         length = duration(key, value)
@@ -316,7 +297,18 @@ class SeriesDataModule(pl.LightningDataModule):
                 + "The data run from "
                 f"{series.times[0]} to {series.times[-1]}: move the split (data.val_from, data.test_from, "
                 "data.test_until; or data.split=fraction, and the fractions) or shorten data.lookback"
+                + self._remedy(series)
             )
+
+    def _remedy(self, series: CleanSeries) -> str:
+        """What to do about gaps that taking every k-th row makes of single missing rows."""
+        sampled = self._cleaning["resample"] == "sample" and series.report["native_step"] != spell(self._step)
+        if not sampled or not series.report["gaps"]:
+            return ""
+        return (
+            f"; each row missing at the recorded step of {series.report['native_step']} leaves a gap of more than "
+            f"{spell(self._step)} between every k-th row: data.resample=mean averages over it instead"
+        )
 
     def _fit_scaler(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation of the features and, last, of the target; the calendar keeps its scale."""
@@ -341,6 +333,7 @@ class SeriesDataModule(pl.LightningDataModule):
             "lookback": self._lookback,
             "horizon": self._horizon,
             "season_length": self._season,
+            "step_hours": self._step / duration("step", "1h"),
             "steps_per_day": max(1, round(duration("step", "1d") / self._step)),
             "step": spell(self._step),
             "feature_mean": mean[:-1].tolist(),
@@ -383,6 +376,9 @@ class SeriesDataModule(pl.LightningDataModule):
             "learned_from": {"scaler and climatology": "train", **ends.get("train", {})},
         }
         logger.info("%s: %s", self.name, series.summary())
+        torn = len(series.report["gaps"]) * (self._lookback + self._horizon)
+        if (remedy := self._remedy(series)) and torn > TORN * len(series.times):
+            logger.warning("%s: many windows are lost to gaps%s", self.name, remedy)
         logger.info(
             "%s: %s",
             self.name,

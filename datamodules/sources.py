@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import hashlib
 import io
@@ -22,15 +23,34 @@ import pandas as pd
 
 logger = logging.getLogger(__name__)
 
-LINE = "file line"  # the column that `read_table` adds: where each row starts in the file, 1-based
+SPLITS = ("train", "val", "test")
+# The column that `read_table` adds: where each row starts in the file, 1-based. Names in a header are stripped, so no
+# column of a file can have this one.
+LINE = " file line"
 CONNECT_SECONDS, PROBE_SECONDS, READ_SECONDS = 3, 5, 20
 TAB = "\t"
 SHOWN = 5  # lines named in a message about many
+NAMES, NAME = 20, 40  # column names shown in a message, and characters of each
+LONGEST_FIELD = 2**31 - 1  # the reader's own limit would take a text of 131,073 characters for a broken quote
 BLOCK = 64  # rows transposed at once: few enough to be gone before the garbage collector looks at them
 
 
 class DataError(ValueError):
     """The data cannot be used as it is; the message names the file, row or key and what to do about it."""
+
+
+def one_of(**settings: tuple[str, Sequence[str]]) -> None:
+    """Refuse a setting, given as `key=(value, allowed)`, that is not allowed."""
+    for key, (value, allowed) in settings.items():
+        if value not in allowed:
+            raise DataError(f"data.{key}={value!r} must be one of {', '.join(allowed)}")
+
+
+def at_least(least: float, **settings: float) -> None:
+    """Refuse a setting below `least`, or NaN."""
+    for key, value in settings.items():
+        if not value >= least:
+            raise DataError(f"data.{key}={value} must be at least {least}")
 
 
 @dataclass(frozen=True)
@@ -57,6 +77,12 @@ class Source:
     sample: str = ""
     cache_dir: str | None = None
 
+    @property
+    def title(self) -> str:
+        """`name`, or that of a file of the user's own: it is no run of the data set whose configuration it borrows."""
+        path = Path(os.path.expanduser(self.path or ""))
+        return self.name if path.is_dir() or path.name in self.files else Path(path_text(path)).stem
+
     def locate(self) -> Path | None:
         """The data file: at `path`, in `$RNN_LAB_DATA`, in the cache, or downloaded; None for the built-in sample.
 
@@ -64,10 +90,9 @@ class Source:
             DataError: if `path` does not exist, if a known file has another hash than it should, or if the file is
                 nowhere to be had and `on_missing` is `"error"`.
         """
-        if self.on_missing not in ("sample", "error"):
-            raise DataError(f"data.on_missing={self.on_missing!r} is neither 'sample' nor 'error'")
+        one_of(on_missing=(self.on_missing, ("sample", "error")))
         if self.path is not None:
-            return self._verified(self._explicit(Path(self.path).expanduser().absolute()))
+            return self._verified(self._explicit(Path(os.path.expanduser(self.path)).absolute()))
         if not self.files and not self.urls:
             return None
         cache = cache_folder(self.cache_dir)
@@ -294,16 +319,22 @@ def _is_table(member: PurePosixPath) -> bool:
 
 def _decode(path: Path, data: bytes, encoding: str) -> str:
     try:
-        return data.decode(encoding).removeprefix("\ufeff")
-    except LookupError as error:
-        raise DataError(f"data.encoding={encoding} is no encoding: use utf-8, gb18030 or latin-1") from error
+        text = data.decode(encoding).removeprefix("\ufeff")
+        text.encode()  # some encodings, such as utf-7, let halves of characters pass, which nothing can write
+        return text
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         if error.reason in ("unexpected end of data", "incomplete multibyte sequence"):
             cause = "the file ends inside a character: it was cut off, get it again"
+        elif data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            cause = "try data.encoding=utf-16"
         else:
             cause = "try data.encoding=gb18030 (Chinese) or data.encoding=latin-1 (Western European)"
         raise DataError(f"{path}, line {line} (byte {error.start}) is not {encoding}: {cause}") from error
+    except (LookupError, ValueError) as error:
+        raise DataError(
+            f"{path} cannot be read with data.encoding={encoding!r}: use utf-8, gb18030 or latin-1 ({error})"
+        ) from error
 
 
 def _parse(
@@ -316,6 +347,7 @@ def _parse(
     block: list[list[str]] = []
     wrong: list[tuple[int, int]] = []
     end = 0
+    csv.field_size_limit(LONGEST_FIELD)
     try:
         # strict: a stray quote is an error here, where otherwise it could swallow the rows up to the next one.
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
@@ -367,14 +399,21 @@ def _check_header(path: Path, header: list[str], columns: Collection[str], separ
     missing = [name for name in columns if name not in header]
     chosen = sorted({options[name] for name in missing if name in options})
     remedy = "Rename them in the file, or name others with " + (", ".join(chosen) or "the data options")
-    duplicated = sorted({name for name in header if header.count(name) > 1})
+    # Columns without a name, such as a spreadsheet leaves on the right, harm nobody while nobody asks for them.
+    duplicated = sorted({name for name in header if header.count(name) > 1 and (name or name in columns)})
     if not missing and not duplicated:
         return
     other = next((s for s in ",;\t|" if s != separator and len(header) == 1 and s in header[0]), None)
     raise DataError(
         f"{path}, line 1:"
-        + (f" columns {missing} are missing;" if missing else "")
-        + (f" columns {duplicated} occur more than once;" if duplicated else "")
-        + f" found {header}."
+        + (f" columns {_few(missing)} are missing;" if missing else "")
+        + (f" columns {_few(duplicated)} occur more than once;" if duplicated else "")
+        + f" found {_few(header)}."
         + (f" Try data.separator={'tab' if other == TAB else repr(other)}" if other else f" {remedy}")
     )
+
+
+def _few(names: Sequence[str]) -> str:
+    """Column names for a message; read in the wrong encoding, a whole file may seem to be one of them."""
+    shown = [name if len(name) <= NAME else name[:NAME] + "…" for name in names[:NAMES]]
+    return f"{shown}" + (f" and {len(names) - NAMES} more" if len(names) > NAMES else "")

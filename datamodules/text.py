@@ -20,7 +20,6 @@ from tqdm import tqdm
 
 from .corpus import (
     PADDING,
-    SPLITS,
     UNKNOWN,
     Corpus,
     Prepared,
@@ -31,14 +30,28 @@ from .corpus import (
     pad,
     split_by_class,
 )
-from .sampling import BatchOrder, ResumableLoader
-from .sources import LINE, DataError, Source, cache_folder, file_sha256, path_text, read_table, warn_unterminated
+from .sampling import ResumableLoader, split_loader
+from .sources import (
+    LINE,
+    SPLITS,
+    DataError,
+    Source,
+    at_least,
+    cache_folder,
+    file_sha256,
+    one_of,
+    path_text,
+    read_table,
+    warn_unterminated,
+)
 from .synthetic import SMALLEST_REVIEWS, sample_reviews
 
 logger = logging.getLogger(__name__)
 
 SAMPLE, SAMPLE_SEED = "sample_reviews", 0
 TOKENIZERS = ("jieba", "char", "whitespace")
+SEEDS = 2**32  # of them, all that scikit-learn takes
+KEPT = 8  # prepared files in the cache
 
 
 class TextDataModule(pl.LightningDataModule):
@@ -99,22 +112,22 @@ class TextDataModule(pl.LightningDataModule):
         english: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
-        _one_of("tokenizer", tokenizer, TOKENIZERS)
-        _one_of("split", split, ("stratified", "index%5"))
-        _at_least(1, max_length=max_length, min_frequency=min_frequency, batch_size=batch_size, limit=limit or 1)
-        _at_least(2, max_vocabulary=max_vocabulary)
-        _at_least(0, num_workers=num_workers, val_fraction=val_fraction, test_fraction=test_fraction)
-        _at_least(SMALLEST_REVIEWS, sample_size=sample_size)
+        one_of(tokenizer=(tokenizer, TOKENIZERS), split=(split, ("stratified", "index%5")))
+        at_least(1, max_length=max_length, min_frequency=min_frequency, batch_size=batch_size)
+        at_least(1, limit=1 if limit is None else limit)
+        at_least(2, max_vocabulary=max_vocabulary)
+        at_least(0, num_workers=num_workers, val_fraction=val_fraction, test_fraction=test_fraction)
+        at_least(SMALLEST_REVIEWS, sample_size=sample_size)
+        if not 0 <= split_seed < SEEDS:
+            raise DataError(f"data.split_seed={split_seed} must be from 0 to {SEEDS - 1}")
         if val_fraction + test_fraction >= 1:
             raise DataError(
                 f"data.val_fraction={val_fraction} and data.test_fraction={test_fraction} leave no training"
             )
-        # A file of the user's own is no run of the data set whose configuration it borrows.
-        own = path is not None and not Path(path).is_dir() and Path(path).name not in files
-        self.name, self.is_sample = Path(path_text(Path(path))).stem if own and path else name, False
+        self._source = Source(name, path, tuple(files), tuple(urls), dict(sha256 or {}), on_missing, SAMPLE, cache_dir)
+        self.name, self.is_sample = self._source.title, False
         self.facts: dict[str, Any] = {}
         self.report: dict[str, Any] = {}
-        self._source = Source(name, path, tuple(files), tuple(urls), dict(sha256 or {}), on_missing, SAMPLE, cache_dir)
         self._format = {"encoding": encoding, "separator": separator}
         self._text_column, self._target, self._limit, self._sample_size = text_column, target, limit, sample_size
         self._tokenizer, self._max_length, self._cache_dir = tokenizer, max_length, cache_dir
@@ -126,7 +139,7 @@ class TextDataModule(pl.LightningDataModule):
             "test_fraction": test_fraction,
             "seed": split_seed,
         }
-        self._batch_size, self._num_workers, self._seed = batch_size, num_workers, seed
+        self._batching: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "seed": seed}
         self._corpus: Corpus | None = None
         self._positions: dict[str, np.ndarray] = {}
         self._datasets: dict[str, TextDataset] = {}
@@ -173,6 +186,7 @@ class TextDataModule(pl.LightningDataModule):
             "sha256": content,
             **data.report,
             "limit": self._limit,
+            "rows_after_limit": None if self._limit is None else len(corpus),
             "split": self._split,
             "splits": {split: self._split_report(split) for split in SPLITS},
             "tokenizer": {"name": self._tokenizer, "version": _tokenizer_version(self._tokenizer)},
@@ -214,16 +228,7 @@ class TextDataModule(pl.LightningDataModule):
     def _loader(self, split: str) -> ResumableLoader:
         self.setup()
         dataset = self._datasets[split]
-        order = BatchOrder(
-            len(dataset),
-            self._batch_size,
-            lengths=dataset.lengths,
-            shuffle=split == "train",
-            seed=self._seed,
-            rank=getattr(self.trainer, "global_rank", 0),
-            world_size=getattr(self.trainer, "world_size", 1),
-        )
-        return ResumableLoader(dataset, order, num_workers=self._num_workers, pin_memory=torch.cuda.is_available())
+        return split_loader(dataset, split, self.trainer, lengths=dataset.lengths, **self._batching)
 
     def _prepared(self, file: Path | None, content: str | None) -> Prepared:
         """The file cleaned and tokenised, from the cache if it was before: known by content, settings and code."""
@@ -235,12 +240,10 @@ class TextDataModule(pl.LightningDataModule):
         for module in ("corpus", "sources", "synthetic", "text"):
             key.update(Path(__file__).with_name(f"{module}.py").read_bytes())
         cache = cache_folder(self._cache_dir) / f"corpus-{self._tokenizer}-{key.hexdigest()[:32]}.bin"
-        if cache.is_file():
-            if (data := Prepared.load(cache)) is not None:
-                if data.report["unterminated"] and file is not None:
-                    warn_unterminated(file)
-                return data
-            logger.warning("the cache %s is damaged; it is made anew", cache)
+        if (data := Prepared.load(cache)) is not None:
+            if data.report["unterminated"] and file is not None:
+                warn_unterminated(file)
+            return data
         corpus, traps = clean(self._read(file), self._text_column, self._target, str(file or self.name))
         if self._limit is not None and self._limit < len(corpus):
             corpus = corpus.take(in_proportion(corpus.labels, self._limit, self._split["seed"]))
@@ -252,6 +255,7 @@ class TextDataModule(pl.LightningDataModule):
             data.save(cache)
         except OSError as error:
             logger.warning("cannot keep the tokens in %s (%s): the next start tokenises again", cache, error)
+        _sweep(cache)
         return data
 
     def _read(self, file: Path | None) -> pd.DataFrame:
@@ -379,7 +383,7 @@ def tokenize(
 
 
 def _cutter(tokenizer: str, cache_dir: str | None) -> Callable[[str], Iterable[str]]:
-    _one_of("tokenizer", tokenizer, TOKENIZERS)
+    one_of(tokenizer=(tokenizer, TOKENIZERS))
     if tokenizer != "jieba":
         return list if tokenizer == "char" else str.split
     with warnings.catch_warnings():
@@ -397,12 +401,9 @@ def _tokenizer_version(tokenizer: str) -> str:
     return version("jieba") if tokenizer == "jieba" else "1"
 
 
-def _one_of(key: str, value: str, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise DataError(f"data.{key}={value!r} is none of {', '.join(allowed)}")
-
-
-def _at_least(least: float, **settings: float) -> None:
-    for key, value in settings.items():
-        if not value >= least:
-            raise DataError(f"data.{key}={value} must be at least {least}")
+def _sweep(newest: Path) -> None:
+    """Delete old prepared files beside the `newest`: other settings, other data or other code made them."""
+    with contextlib.suppress(OSError):  # another process sweeps as well, or the folder is not ours
+        others = [file for file in newest.parent.glob("corpus-*.bin") if file != newest]
+        for old in sorted(others, key=lambda file: file.stat().st_mtime)[: -(KEPT - 1)]:
+            old.unlink()

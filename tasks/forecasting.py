@@ -37,11 +37,11 @@ class ForecastingTask(Task):
 
     The network answers in standard deviations of the target around a base, `forecast = base + deviation * answer`.
     Error is prediction - truth. Scores are pooled over all windows and steps: `mae` mean absolute error, `median_ae`
-    median absolute error, `rmse`, `bias` mean error, `mae_day1`, `mae_day2`, … by day of the horizon, and
-    `skill = 1 - mae / mae_seasonal_naive` on the same windows.
+    median absolute error, `rmse`, `bias` mean error, `mae_day1`, `mae_day2`, … by day of the horizon (a step
+    belongs to the day in which it begins), and `skill = 1 - mae / mae_seasonal_naive` on the same windows.
 
     Args:
-        facts: of the data: `num_features`, `horizon`, `season_length`, `steps_per_day`, `target_mean`, `target_std`.
+        facts: of the data: `num_features`, `horizon`, `season_length`, `step_hours`, `target_mean`, `target_std`.
         inputs: builds the input module from `num_features`.
         encoder: builds the recurrent encoder from `input_size`.
         pooling: how steps become one vector; see `Pooling`.
@@ -128,8 +128,10 @@ class ForecastingTask(Task):
             "bias": errors.mean().item(),
             "skill": 1 - mae / naive.mean().item() if naive.any() else math.nan,  # nothing to improve on
         }
-        for day, steps in enumerate(by_step.split(self.facts["steps_per_day"]), start=1):
-            self.scores[f"mae_day{day}"] = steps.mean().item()
+        # Rounded before it is divided: 144 steps of 10 minutes are a day, in floating point as well.
+        days = (torch.arange(len(by_step)).double() * self.facts["step_hours"]).round(decimals=6).div(24).long()
+        for day in days.unique().tolist():
+            self.scores[f"mae_day{day + 1}"] = by_step[days == day].mean().item()
         self.details = {
             "windows": len(errors),
             "mae_by_step": by_step.tolist(),

@@ -88,7 +88,10 @@ class Task(pl.LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed by the step, so that step n draws the same numbers whether or not the run was interrupted before it."""
-        text = f"{self.seed} {self.global_rank} {self.global_step}"  # torch keeps 32 bits of a seed: mix all into them
+        text = f"{self.seed} {self.global_rank} {self.global_step}"
+        if within := batch_idx % self.trainer.accumulate_grad_batches:  # of the batches that make one step
+            text += f" {within}"
+        # torch keeps 32 bits of a seed: mix all into them
         torch.manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little"))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

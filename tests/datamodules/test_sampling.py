@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import Dataset
 
-from datamodules.sampling import BatchOrder, ResumableLoader
+from datamodules.sampling import BatchOrder, ResumableLoader, split_loader
+from datamodules.sources import DataError
 
 
 class Positions(Dataset):
@@ -35,6 +38,11 @@ def loader(epoch: int = 0, workers: int = 0) -> ResumableLoader:
     return ResumableLoader(Positions(23), order, num_workers=workers)
 
 
+def of_rank(rank: int, processes: int, size: int, split: str) -> ResumableLoader:
+    trainer = SimpleNamespace(global_rank=rank, world_size=processes)
+    return split_loader(Positions(size), split, trainer, batch_size=8, num_workers=0, seed=0)
+
+
 orders = {
     "size": st.integers(0, 200),
     "batch_size": st.integers(1, 20),
@@ -57,20 +65,39 @@ def test_every_example_comes_exactly_once_per_epoch(size, batch_size, shuffle, b
 @given(world_size=st.integers(1, 4), **orders)
 def test_processes_share_an_epoch_without_overlap(world_size, size, batch_size, shuffle, bucketed, epoch) -> None:
     lengths = np.arange(size) % 11 if bucketed else None
-    whole = BatchOrder(size, batch_size, lengths, shuffle, seed=3).batches(epoch)
     ranks = [BatchOrder(size, batch_size, lengths, shuffle, 3, rank, world_size) for rank in range(world_size)]
     parts = [order.batches(epoch) for order in ranks]
     assert [len(order) for order in ranks] == [len(part) for part in parts]
     together = [tuple(batch) for part in parts for batch in part]
     assert len(set(together)) == len(together)
-    assert set(together) <= {tuple(batch) for batch in whole}
-    if (
-        shuffle
-    ):  # processes step together: all take equally many, at most one batch fewer than there are processes is left
+    assert all(len(batch) <= batch_size for batch in together)
+    if shuffle:
+        # Processes step together: all take equally many, at most one batch fewer than there are processes is left.
+        whole = BatchOrder(size, batch_size, lengths, shuffle, seed=3).batches(epoch)
+        assert set(together) <= {tuple(batch) for batch in whole}
         assert len({len(part) for part in parts}) == 1
         assert len(whole) - len(together) < world_size
     else:
         assert sorted(flat([list(batch) for batch in together])) == list(range(size))
+        assert all(parts) == (size >= world_size)
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+@pytest.mark.parametrize(("size", "processes"), [(7, 2), (5, 4), (2, 2), (9, 4)])
+def test_an_evaluation_gives_every_process_a_batch_and_every_example_to_one(
+    split: str, size: int, processes: int
+) -> None:
+    parts = [flat(seen(of_rank(rank, processes, size, split))) for rank in range(processes)]
+    assert all(parts)
+    assert sorted(flat(parts)) == list(range(size))
+
+
+def test_fewer_examples_than_processes_are_refused_by_every_process() -> None:
+    for rank in range(4):
+        with pytest.raises(DataError, match=r"the val split has 3 examples.*4 processes: lower trainer\.devices$"):
+            of_rank(rank, 4, 3, "val")
+        with pytest.raises(DataError, match=r"the train split has 9 examples.*trainer\.devices or data\.batch_size"):
+            of_rank(rank, 4, 9, "train")
 
 
 def test_the_order_is_a_function_of_seed_and_epoch_alone() -> None:

@@ -44,7 +44,7 @@ def hourly(hours: Any, temperature: Any = None, pressure: Any = None) -> pd.Data
     hours = np.asarray(hours, dtype=float)
     return pd.DataFrame(
         {
-            "time": [(START + pd.Timedelta(minutes=60 * hour)).strftime(FORMAT) for hour in hours],
+            "time": [(START + pd.Timedelta(minutes=round(60 * hour, 6))).strftime(FORMAT) for hour in hours],
             "T (degC)": np.sin(hours) * 5 if temperature is None else temperature,
             "p": 990 + hours if pressure is None else pressure,
         }
@@ -196,6 +196,14 @@ def test_fractions_split_by_time(tmp_path: Path) -> None:
     assert ends[1]["last_target"].max() < ends[2]["origin"].min() - pd.Timedelta(hours=3)
 
 
+def test_fractions_need_no_dates_and_dates_are_asked_for_by_name(tmp_path: Path) -> None:
+    unset: dict[str, Any] = {"val_from": None, "test_from": None}
+    data = ready(tmp_path, hourly(range(100)), split="fraction", **unset)
+    assert data.report["splits"]["train"]["rows"] == 70
+    with pytest.raises(DataError, match=r"data\.val_from=None is not a date"):
+        module(tmp_path, hourly(range(100)), split="date", **unset)
+
+
 @pytest.mark.parametrize(("reach_back", "windows"), [(False, 18), (True, 24 - 1)])
 def test_a_filled_value_comes_from_before_the_split_only_if_inputs_may(
     tmp_path: Path, reach_back: bool, windows: int
@@ -227,6 +235,21 @@ def test_sampling_takes_every_kth_row_as_recorded() -> None:
         if stamp - expected[-1] >= pd.Timedelta(hours=1):
             expected.append(stamp)
     assert list(pd.DatetimeIndex(series.times)) == expected
+
+
+def test_gaps_that_sampling_makes_of_single_missing_rows_come_with_the_remedy(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    frame = hourly(np.arange(576) / 6)
+    holed = frame.drop(index=range(25, 560, 30))
+    with pytest.raises(DataError, match=r"holds no window.* recorded step of 10min .*data\.resample=mean"):
+        ready(tmp_path, holed)
+    assert "data.resample=mean" in caplog.text
+    data = ready(tmp_path, holed, resample="mean")
+    assert (data.report["rows"], data.report["gaps"]) == (96, [])
+    caplog.clear()
+    ready(tmp_path, frame.drop(index=[99]))
+    assert "data.resample" not in caplog.text
 
 
 @pytest.mark.parametrize("resample", ["sample", "mean"])
@@ -503,6 +526,13 @@ def test_facts_and_report_are_plain_json(tmp_path: Path) -> None:
     chosen = ("features", "num_features", "target_index", "unit", "lookback", "horizon", "season_length")
     assert [facts[key] for key in chosen] == [["T (degC)", "p"], 2, 0, "°C", 4, 2, 2]
     assert report["sha256"] == file_sha256(tmp_path / "series.csv")
+
+
+@pytest.mark.parametrize(("every", "step", "hours"), [(1, "1h", 1), (1, "5h", 5), (6, "10min", 1 / 6)])
+def test_the_facts_know_the_exact_step(tmp_path: Path, every: int, step: str, hours: float) -> None:
+    frame = hourly(np.arange(2000) / every)
+    spans = {"lookback": "10h", "horizon": "5h", "season": "5h", "split": "fraction"}
+    assert ready(tmp_path, frame, step=step, **spans).facts["step_hours"] == hours
 
 
 def test_the_facts_alone_clean_a_new_table_the_same_way(tmp_path: Path) -> None:

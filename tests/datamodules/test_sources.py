@@ -95,6 +95,24 @@ def test_a_source_without_path_files_and_urls_is_the_sample_and_says_nothing(cap
     assert not caplog.records
 
 
+def test_a_file_of_the_users_own_gives_its_name_and_a_folder_or_known_file_that_of_the_data_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "reviews.zip").write_bytes(GOOD)
+    (tmp_path / "mine.csv").write_text(TABLE, encoding="utf-8")
+    for path, title in (
+        (None, "reviews"),
+        ("~/folder", "reviews"),
+        ("~/folder/reviews.zip", "reviews"),
+        ("~/mine.csv", "mine"),
+    ):
+        assert source(tmp_path, path=path).title == title
+    assert source(tmp_path, path="~/folder").locate() == tmp_path / "folder" / "reviews.zip"
+
+
 def test_path_wins_over_data_folder_and_data_folder_over_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for folder in ("given", "data", "cache"):
         (tmp_path / folder).mkdir()
@@ -297,9 +315,46 @@ def test_another_encoding_is_suggested_with_line_and_byte(tmp_path: Path, encodi
     assert read_table(write(tmp_path, content), columns=["a"], encoding=encoding)["b"].tolist() == ["2", word]
 
 
-def test_an_unknown_encoding_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"data\.encoding=utf-9"):
-        read_table(write(tmp_path, TABLE), columns=["cat"], encoding="utf-9")
+@pytest.mark.parametrize("encoding", ["utf-9", "utf\0", "utf-7", "base64", "undefined"])
+def test_an_encoding_that_cannot_serve_is_named(tmp_path: Path, encoding: str) -> None:
+    lone_surrogate = b"cat,review\na,+2AA-\n"
+    with pytest.raises(DataError, match=r"t\.csv cannot be read with data\.encoding='" + encoding.replace("\0", ".+")):
+        read_table(write(tmp_path, lone_surrogate), columns=["cat"], encoding=encoding)
+
+
+def test_a_utf_16_file_is_recognised_and_never_printed_whole(tmp_path: Path) -> None:
+    path = write(tmp_path, (TABLE * 500).encode("utf-16"))
+    with pytest.raises(DataError, match=r"try data\.encoding=utf-16"):
+        read_table(path, columns=["cat"])
+    with pytest.raises(DataError, match=r"\['cat'\] are missing") as caught:
+        read_table(path, columns=["cat"], encoding="utf-16-be")
+    assert len(str(caught.value)) < 400
+    assert read_table(path, columns=["cat"], encoding="utf-16")["cat"].iloc[0] == "书籍"
+
+
+def test_of_many_columns_found_the_first_are_named_and_the_others_counted(tmp_path: Path) -> None:
+    path = write(tmp_path, ",".join(f"c{i}" for i in range(500)) + "\n")
+    with pytest.raises(DataError, match=r"found \['c0', .* 'c19'\] and 480 more\."):
+        read_table(path, columns=["cat"])
+
+
+def test_a_very_long_field_is_read(tmp_path: Path) -> None:
+    frame = read_table(write(tmp_path, f"a,b\n1,{'x' * 200_000}\n"), columns=["a"])
+    assert frame["b"].str.len().tolist() == [200_000]
+
+
+def test_columns_without_a_name_are_in_nobodys_way_unless_asked_for(tmp_path: Path) -> None:
+    path = write(tmp_path, "a,b,,\n1,2,,\n")
+    assert read_table(path, columns=["a", "b"])[["a", "b"]].to_numpy().tolist() == [["1", "2"]]
+    with pytest.raises(DataError, match=r"columns \[''\] occur more than once"):
+        read_table(path, columns=["a", ""])
+
+
+@pytest.mark.parametrize("name", ["file line", LINE])
+def test_a_column_of_any_name_leaves_the_line_numbers_alone(tmp_path: Path, name: str) -> None:
+    frame = read_table(write(tmp_path, f"a,{name}\nx,y\n"), columns=["a"])
+    assert frame[LINE].tolist() == [2]
+    assert frame["file line"].tolist() == ["y"]
 
 
 @pytest.mark.parametrize("content", [b"", b"\n\n", b"\xef\xbb\xbf", b"a,b\n"])

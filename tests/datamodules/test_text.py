@@ -227,7 +227,9 @@ def test_limit_keeps_the_classes_in_proportion(table: Path) -> None:
     kept = Counter(row["label"] for split in SPLITS for row in described(data, split))
     assert sum(kept.values()) == 90
     assert all(abs(kept[name] - 0.3 * total[name]) <= 1 for name in total)
-    assert data.facts["classes"] == module(table).facts["classes"]
+    whole = module(table)
+    assert data.facts["classes"] == whole.facts["classes"]
+    assert [data.report["rows_after_limit"], whole.report["rows_after_limit"]] == [90, None]
 
 
 def test_a_single_class_is_an_error(tmp_path: Path) -> None:
@@ -281,6 +283,9 @@ def test_a_class_absent_from_a_split_is_warned_about_and_has_support_0(
         {"val_fraction": 0.5, "test_fraction": 0.5},
         {"max_vocabulary": 1},
         {"val_fraction": float("nan")},
+        {"limit": 0},
+        {"split_seed": -1},
+        {"split_seed": 5_000_000_000},
     ],
 )
 def test_settings_out_of_range_are_refused_before_any_file_is_read(options: dict) -> None:
@@ -401,6 +406,7 @@ def test_a_file_that_may_be_cut_off_is_warned_about_at_every_start(
         caplog.clear()
         module(table)
         assert "does not end with a line break" in caplog.text
+    assert module(table).report["unterminated"] is True
     assert len(list(cache.glob("corpus-*"))) == 1
 
 
@@ -443,6 +449,40 @@ def test_a_damaged_token_cache_is_noticed_and_made_anew(
     assert module(table).facts == facts
     assert "damaged" in caplog.text
     assert Prepared.load(file) is not None
+
+
+def test_a_cache_that_cannot_be_read_is_as_good_as_none(table: Path, cache: Path) -> None:
+    facts = module(table).facts
+    (file,) = cache.glob("corpus-*")
+    file.unlink()
+    file.mkdir()
+    assert module(table).facts == facts
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_others_may_read_the_cache_as_the_umask_says(table: Path, cache: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        module(table)
+    finally:
+        os.umask(before)
+    (file,) = cache.glob("corpus-*")
+    assert file.stat().st_mode & 0o777 == mode
+
+
+def test_the_cache_keeps_the_newest_eight_prepared_files(table: Path, cache: Path) -> None:
+    cache.mkdir()
+    for age in range(12):
+        old = cache / f"corpus-char-{age:02}.bin"
+        old.touch()
+        os.utime(old, (10_000 - age, 10_000 - age))
+    (cache / "reviews.zip").touch()
+    module(table)
+    assert sorted(file.name for file in cache.glob("corpus-char-*")) == [
+        f"corpus-char-{age:02}.bin" for age in range(7)
+    ]
+    assert len(list(cache.glob("corpus-*.bin"))) == 8
+    assert (cache / "reviews.zip").exists()
 
 
 def test_a_crash_while_writing_the_cache_leaves_no_file(

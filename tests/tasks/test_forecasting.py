@@ -16,7 +16,7 @@ FACTS = {
     "lookback": 12,
     "horizon": 6,
     "season_length": 4,
-    "steps_per_day": 3,
+    "step_hours": 8.0,
     "target_mean": 10.0,
     "target_std": 2.5,
 }
@@ -75,6 +75,26 @@ def test_scores_match_their_formulas_pooled_over_unequal_batches() -> None:
     first, second = make_batch(5), make_batch(2, seed=1)
     pairs = ((forecasts_for(first), first), (forecasts_for(second, 8), second))
     check_scores(after_test(build(), *pairs), *pairs)
+
+
+@pytest.mark.parametrize(
+    ("step_hours", "days"),
+    [
+        (10 / 60, [1] * 144 + [2] * 144),
+        (1.0, [1] * 24 + [2] * 24),
+        (5.0, [1] * 5 + [2] * 5 + [3] * 5),
+        (7.0, [1] * 4 + [2] * 3 + [3] * 4 + [4] * 3),
+        (48.0, [1, 3, 5]),
+    ],
+)
+def test_a_step_counts_towards_the_day_in_which_it_begins(step_hours: float, days: list[int]) -> None:
+    horizon = len(days)
+    facts = {**FACTS, "horizon": horizon, "step_hours": step_hours}
+    errors = torch.arange(1.0, horizon + 1)[None]
+    batch = {"targets": torch.zeros(1, horizon), "history": torch.ones(1, 12), "index": torch.zeros(1)}
+    scores = after_test(build(facts), (errors, batch)).scores
+    expected = {f"mae_day{day}": errors[0][torch.tensor(days) == day].mean().item() for day in set(days)}
+    assert {name: value for name, value in scores.items() if name.startswith("mae_day")} == pytest.approx(expected)
 
 
 def test_the_median_of_an_even_number_of_errors_lies_between_the_middle_two() -> None:

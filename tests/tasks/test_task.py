@@ -38,11 +38,14 @@ def texts(batches: int) -> list[dict[str, Tensor]]:
     ]
 
 
-def fit(task: pl.LightningModule, batches: list[dict[str, Tensor]], *callbacks: pl.Callback) -> None:
+def fit(
+    task: pl.LightningModule, batches: list[dict[str, Tensor]], *callbacks: pl.Callback, accumulate: int = 1
+) -> None:
     trainer = pl.Trainer(
         accelerator="cpu",
         devices=1,
         max_epochs=1,
+        accumulate_grad_batches=accumulate,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -81,6 +84,15 @@ def test_a_steps_randomness_depends_on_seed_and_step_alone() -> None:
         assert not torch.equal(mask, other.seen[number])
 
 
+def test_the_batches_that_make_one_step_draw_different_numbers() -> None:
+    masks, alone = Masks(), Masks()
+    fit(classifier(seed=3), texts(4), masks, accumulate=2)
+    fit(classifier(seed=3), texts(4), alone)
+    for number, mask in enumerate(masks.seen):
+        assert not any(torch.equal(mask, later) for later in masks.seen[number + 1 :])
+    assert torch.equal(masks.seen[2], alone.seen[1])  # the first batch of the second step
+
+
 class Snapshots(pl.Callback):
     """The weights behind every step."""
 
@@ -93,7 +105,7 @@ class Snapshots(pl.Callback):
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_stops_before_the_weights_change(poison: float) -> None:
-    facts = {"num_features": 2, "lookback": 4, "horizon": 2, "season_length": 2, "steps_per_day": 2}
+    facts = {"num_features": 2, "lookback": 4, "horizon": 2, "season_length": 2, "step_hours": 12.0}
     task = ForecastingTask(
         {**facts, "target_mean": 0.0, "target_std": 1.0},
         inputs=Identity,
