@@ -247,15 +247,15 @@ def _weight_gradients(
         before = others + batch if reverse else others - batch
         pairs = [(gates[: len(others)], output[before]), (gates[len(others) :], h0[sequence])]
     inputs = gates if kind in (RNN_KIND, LSTM_KIND) else gates[:, : 3 * hidden]
-    weight_ih = inputs.t() @ x
+    weight_ih = _sum_of_products([(inputs, x)])
     if kind in (RNN_KIND, LSTM_KIND):
-        return [weight_ih, sum_of_products(pairs)]
+        return [weight_ih, _sum_of_products(pairs)]
     pairs_rz = [(part[:, : 2 * hidden], past) for part, past in pairs]
     if kind == GRU_KIND:  # its candidate reads r * h, which stands beside the gates
         candidate = gates[:, 2 * hidden : 3 * hidden].t() @ gates[:, 3 * hidden :]
-        return [weight_ih, torch.cat([sum_of_products(pairs_rz), candidate])]
-    candidate = sum_of_products([(part[:, 3 * hidden :], past) for part, past in pairs])
-    return [weight_ih, torch.cat([sum_of_products(pairs_rz), candidate])]
+        return [weight_ih, torch.cat([_sum_of_products(pairs_rz), candidate])]
+    candidate = _sum_of_products([(part[:, 3 * hidden :], past) for part, past in pairs])
+    return [weight_ih, torch.cat([_sum_of_products(pairs_rz), candidate])]
 
 
 def _bias_gradients(kind: int, of_blocks: Tensor) -> list[Any]:
@@ -266,13 +266,16 @@ def _bias_gradients(kind: int, of_blocks: Tensor) -> list[Any]:
     return [torch.cat([r, z, candidate]), torch.cat([r, z, candidate if kind == GRU_KIND else last])]
 
 
-def sum_of_products(pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """`a.T @ b`, summed over the pairs `(a, b)`."""
+def _sum_of_products(pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """`a.T @ b`, summed over the pairs `(a, b)`.
+
+    Computed as the transposed of `b.T @ a`: with ten columns in b, MKL takes 50 times longer for the direct product.
+    """
     (a, b), *others = pairs
-    total = a.t() @ b
+    total = b.t() @ a
     for a, b in others:
-        total.addmm_(a.t(), b)
-    return total
+        total.addmm_(b.t(), a)
+    return total.t().contiguous()
 
 
 # ---- the compiled library --------------------------------------------------------------------------------------------
