@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -21,18 +22,55 @@ from runs import schema
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")
 def job(config: DictConfig) -> float | None:
     """One run of the configuration; a sweep calls this once per combination."""
-    if HydraConfig.get().mode == RunMode.RUN and not OmegaConf.select(config, "debug", default=False):
-        try:  # before anything heavy is imported; in a sweep, each run fails for itself
+    try:  # before anything heavy is imported
+        check_resume(OmegaConf.select(config, "resume", default=None))
+        if HydraConfig.get().mode == RunMode.RUN:  # in a sweep, each run fails for itself
             schema.validate(config)
-        except schema.ConfigError as error:
-            sys.exit(f"error: {error}")
+    except schema.ConfigError as error:
+        if OmegaConf.select(config, "debug", default=False):
+            raise
+        sys.exit(f"error: {error}")
     if HydraConfig.get().job.config_name == "benchmark":
         from runs.benchmark import run
     else:
         from runs.job import run
-    gc.freeze()  # what is there now stays: later collections needn't look at it
-    gc.enable()
+    collect_garbage()
     return run(config)
+
+
+def run_folder(resume: str | None, new: str) -> str:
+    """The folder of a run; Hydra asks before it creates any.
+
+    Raises:
+        ConfigError: there is no run to resume.
+    """
+    if resume is not None and not (Path(resume) / "config.yaml").exists():
+        raise schema.ConfigError(
+            f"nothing to resume from: {resume or 'resume='} is not a run folder (it has no config.yaml)"
+        )
+    return new if resume is None else resume
+
+
+def check_resume(resume: str | None) -> None:
+    """Raise a ConfigError unless this is one run, and goes on in the folder that it resumes."""
+    if resume is None:
+        return
+    settings = HydraConfig.get()
+    if settings.mode == RunMode.MULTIRUN:
+        sweep = Path(resume).parent if (Path(resume) / "config.yaml").exists() else resume
+        raise schema.ConfigError(
+            f"resume={resume} continues a single run; to go on with a sweep, give its command again with "
+            f"hydra.sweep.dir={sweep}"
+        )
+    if Path(resume).resolve() != (folder := Path(settings.runtime.output_dir).resolve()):
+        raise schema.ConfigError(f"resume={resume} goes on in that folder: leave out hydra.run.dir={folder}")
+
+
+def collect_garbage() -> None:
+    """End the pause that the imports had, once in a process: what a sweep's first job leaves is garbage to the next."""
+    if not gc.isenabled():
+        gc.freeze()  # what is there now stays: later collections needn't look at it
+        gc.enable()
 
 
 HELP = """RNN Lab: recurrent networks from readable cells, for text classification and forecasting.
@@ -68,12 +106,24 @@ def help_text() -> str:
     return HELP.format(groups="\n".join(f"  {group:<12}{', '.join(names)}" for group, names in groups.items()))
 
 
-def quoted(argument: str) -> str:
-    """A value that is not ASCII, quoted as Hydra's grammar wants it: data.text_column=内容 works as typed."""
+def quoted(argument: str, sweeping: bool = False) -> str:
+    """A value that is not ASCII, quoted as Hydra's grammar wants it: data.text_column=内容 works as typed.
+
+    Of a list or a mapping, and of the choices of a sweep, each element is quoted for itself.
+    """
     key, equals, value = argument.partition("=")
-    if not equals or value.isascii() or value[0] in "'\"[{(":
+    if not equals or value.isascii() or value[0] == "(":
         return argument
-    return f"{key}='{value}'" if "'" not in value else argument
+    ends = ",[]{}:" if value[0] in "[{" else "," if sweeping else ""
+    elements = re.compile(rf"""'[^']*'|"[^"]*"|[^\n{re.escape(ends)}]+""")
+    return f"{key}={elements.sub(lambda found: _quoted(found[0]), value)}"
+
+
+def _quoted(element: str) -> str:
+    text = element.strip()
+    if text.isascii() or text[0] == '"' or "'" in text:  # quoted already, or beyond guessing
+        return element
+    return element.replace(text, f"'{text}'")
 
 
 def main() -> None:
@@ -84,12 +134,9 @@ def main() -> None:
         return
     gc.disable()  # the imports create a million objects and drop none: looking for garbage among them takes a second
     schema.register()
-    OmegaConf.register_new_resolver("run_folder", lambda resume, new: resume or new, replace=True)
-    sys.argv[1:] = [quoted(argument) for argument in sys.argv[1:]]
-    for argument in sys.argv[1:]:
-        folder = argument.removeprefix("resume=").strip("'\"")
-        if argument.startswith("resume=") and folder != "null" and not (Path(folder) / "config.yaml").exists():
-            sys.exit(f"error: nothing to resume from: {folder} is not a run folder (it has no config.yaml)")
+    OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
+    sweeping = bool({"-m", "--multirun"} & set(sys.argv[1:]))
+    sys.argv[1:] = [quoted(argument, sweeping) for argument in sys.argv[1:]]
     try:
         job()
     except KeyboardInterrupt:

@@ -16,14 +16,20 @@ from runs.errors import CheckpointError
 from runs.schema import ConfigError
 from tasks import Task
 
-OWN = ("rnn_cells", "tasks", "datamodules", "runs")
+FUNCTIONS = ("tasks.task.cosine", "tasks.task.onecycle")
+"""The functions of this project that a configuration may call; of everything else, it may build classes only."""
 LIBRARIES = (
+    "rnn_cells",
+    "tasks",
+    "datamodules",
     "torch.optim",
     "pytorch_lightning.callbacks",
     "pytorch_lightning.loggers",
     "pytorch_lightning.profilers",
     "pytorch_lightning.strategies",
 )
+UNMIXED = ("16-true", "bf16-true", "32", "32-true", "64", "64-true")
+"""The trainer's names of a single precision."""
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
@@ -35,7 +41,8 @@ def instantiate(config: Any, trust: Sequence[str] = (), **arguments: Any) -> Any
     """Build what `config` names, if it names nothing but classes and functions that a run may use.
 
     A configuration file can come from anybody, and `_target_` can name any function of any module. So each one, however
-    deeply nested, must be defined in this project, in `LIBRARIES`, or in a module that the user trusts by name.
+    deeply nested, must be a class defined in `LIBRARIES`, one of `FUNCTIONS`, or of a module that the user trusts by
+    name. What starts with an underscore is nobody's to name.
 
     Raises:
         ConfigError: a `_target_` is something else.
@@ -64,19 +71,25 @@ def _targets(config: Any) -> Iterator[str]:
 
 
 def _check_target(target: str, trust: Sequence[str]) -> None:
-    allowed = (*OWN, *LIBRARIES, *trust)
+    target = str(target)
     refused = ConfigError(
-        f"_target_: {target} is not allowed: it must be a class or function of {', '.join(allowed)}; "
-        "add a module of your own with trust=[module]"
+        f"_target_: {target} is not allowed: it must be a class of {', '.join((*LIBRARIES, *trust))}, or one of "
+        "tasks.cosine, tasks.onecycle; add a module of your own with trust=[module]"
     )
-    if not _within(str(target), allowed):
+    if not _within(target, trust) and (not _within(target, LIBRARIES) or "._" in target):
         raise refused
     try:
         found = hydra.utils.get_object(target)
     except Exception as error:
         raise ConfigError(f"_target_: {target} can't be found: {error}") from error
     # Where it was defined, not by which name it was reached: `tasks.task.torch.load` is no function of this project.
-    if not (inspect.isclass(found) or inspect.isfunction(found)) or not _within(found.__module__, allowed):
+    if inspect.isclass(found):
+        allowed = _within(found.__module__, (*LIBRARIES, *trust))
+    else:
+        allowed = inspect.isfunction(found) and (
+            f"{found.__module__}.{found.__qualname__}" in FUNCTIONS or _within(found.__module__, trust)
+        )
+    if not allowed:
         raise refused
 
 
@@ -99,7 +112,7 @@ def build_task(config: dict[str, Any], facts: dict[str, Any]) -> Task:
     task_config = {key: value for key, value in config["task"].items() if key not in ("name", "monitor", "mode")}
     optimizer = dict(config["optimizer"])
     if optimizer["fused"] is None:  # Lightning can't clip gradients of a fused optimizer in mixed precision
-        optimizer["fused"] = not str(config.get("trainer", {}).get("precision", "")).endswith("mixed")
+        optimizer["fused"] = str(config.get("trainer", {}).get("precision", "32-true")) in UNMIXED
     build = {"optimizer": _optimizer(optimizer, config["trust"])}
     if config["scheduler"]:
         build["scheduler"] = instantiate(config["scheduler"], config["trust"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import io
 import math
 import os
@@ -25,14 +26,33 @@ LAST, BEST = "last.ckpt", "best.ckpt"
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that, whatever happens, either its old or its whole new content is there."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
+    _remove_leftovers(path)
     try:
         with open(beside, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
+    except OSError as error:
+        error.filename = str(path)  # a full disk doesn't say what it had no room for
+        raise
     finally:
         beside.unlink(missing_ok=True)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Delete what processes that were killed while writing `path` have left beside it."""
+    if os.name != "posix":  # elsewhere, signal 0 is no mere question
+        return
+    for beside in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        process = beside.name.rpartition(".")[2]
+        if process.isdecimal():
+            try:
+                os.kill(int(process), 0)
+            except ProcessLookupError:
+                beside.unlink(missing_ok=True)
+            except (PermissionError, OverflowError):
+                pass  # somebody else's process, and no process's number
 
 
 def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
@@ -79,6 +99,12 @@ def _alternative(damaged: Path) -> str:
         return " There is no other checkpoint beside it: start the run again"
     newest = max(steps, key=lambda path: steps[path])
     return f" {newest.name} is good (step {steps[newest]}): copy it to {damaged.name} to continue from there"
+
+
+def progress(checkpoint: dict[str, Any]) -> dict[str, int]:
+    """How many epochs and steps had been trained when a run's checkpoint was written, by the trainer's limits."""
+    epochs = len(checkpoint["callbacks"][Recorder.__qualname__]["history"])
+    return {"max_epochs": epochs, "max_steps": checkpoint["global_step"]}
 
 
 class AtomicCheckpointIO(CheckpointIO):

@@ -26,8 +26,12 @@ class CompareSweep(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Write and print the comparison."""
+        from pytorch_lightning.utilities import rank_zero_only
+
         from runs.job import failures
 
+        if rank_zero_only.rank != 0:  # of several processes that train together, one compares
+            return
         folder = Path(config.hydra.sweep.dir)
         try:
             write_comparison(folder, sorted(path.parent for path in folder.glob("*/status.json")))
@@ -42,7 +46,8 @@ def write_comparison(folder: Path, runs: list[Path]) -> None:
     Runs that differ only in their seed share a row. Runs that failed are listed under the table.
     """
     statuses = {run: json.loads((run / "status.json").read_text(encoding="utf-8")) for run in runs}
-    finished = [run for run in runs if (run / "metrics.json").exists()]
+    # A run that was prolonged and then stopped has the scores of its shorter training: it isn't finished.
+    finished = [run for run in runs if statuses[run]["state"] == "finished" and (run / "metrics.json").exists()]
     rows = pd.DataFrame([_row(run, label) for run, label in zip(finished, _labels(finished, statuses), strict=True)])
     failed = {run.name: statuses[run] for run in runs if run not in finished}
     texts = []

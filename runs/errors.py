@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import traceback
 from dataclasses import fields, is_dataclass
 from typing import Any, get_args, get_type_hints
 
@@ -32,8 +33,15 @@ def explain(error: BaseException, arguments: list[str]) -> str | None:
     if isinstance(error, HydraException | OmegaConfBaseException):
         cause = error.__cause__
         if cause is not None and not isinstance(cause, HydraException | OmegaConfBaseException):
+            if isinstance(cause, TypeError):  # an option that what a _target_ names doesn't take
+                return f"{_first_lines(cause)}; ~GROUP.OPTION on the command line leaves one out"
             return explain(cause, arguments) or (_first_lines(cause) if isinstance(cause, ValueError) else None)
         return "\n".join(filter(None, [_first_lines(error, cause), _suggestion(str(error), arguments)]))
+    if isinstance(error, OSError):
+        reason = error.strerror or str(error)
+        return f"{reason}: {error.filename}" if error.filename else reason
+    if isinstance(error, ValueError) and _raised_in(error) == "rnn_cells.backends":
+        return f"model.encoder.backend: {error}"
     # Whatever raised these has been imported by now: looking the classes up costs nothing.
     from pytorch_lightning.utilities.exceptions import MisconfigurationException  # pyright: ignore
 
@@ -42,15 +50,20 @@ def explain(error: BaseException, arguments: list[str]) -> str | None:
 
     if isinstance(error, DataError | DivergedError | MisconfigurationException):
         return str(error)
-    if isinstance(error, PermissionError | FileNotFoundError):
-        return f"{error.strerror}: {error.filename}"
     return None
+
+
+def _raised_in(error: BaseException) -> str:
+    """The module that raised it."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return frames[-1].f_globals["__name__"] if frames else ""
 
 
 def _first_lines(*errors: BaseException | None) -> str:
     """The messages without Hydra's internals (full_key, object_type, how to set HYDRA_FULL_ERROR)."""
     texts = [str(error).partition("Config search path:")[0] for error in errors if error is not None]
     lines = [line.strip() for text in texts for line in text.splitlines()]
+    lines = [re.sub(r"^ConfigError raised while resolving interpolation: ", "", line) for line in lines]
     noise = ("full_key:", "object_type=", "reference_type=", "To append to your config", "Set the environment")
     kept = [line for line in lines if line and not line.startswith(noise)]
     return "\n".join(dict.fromkeys(kept))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from rich.console import Console
 
 from runs import console
 from runs.build import check_targets, plain
-from runs.checkpoints import LAST, write_atomically
+from runs.checkpoints import LAST, progress, read_checkpoint, write_atomically
 from runs.errors import CheckpointError, explain
 from runs.report import write_json
 from runs.schema import ConfigError, validate
@@ -28,6 +30,8 @@ from runs.train import train
 log = logging.getLogger(__name__)
 
 _MAIN = rank_zero_only.rank == 0  # of several processes that train together, one writes
+_PLACE = ("accelerator", "devices", "strategy")  # of a trainer: where it trains, not what
+_ABSENT = object()
 failures: list[str] = []
 """The run folders of this process's jobs that failed."""
 
@@ -52,7 +56,8 @@ def run(config: DictConfig) -> float | None:
             raise SystemExit(code) from error
         message = explain(error, overrides)
         if _read_status(folder).get("state") != "finished":  # a refusal to touch a finished run leaves it as it is
-            _write_status(folder, "failed", overrides, message or repr(error))
+            with contextlib.suppress(OSError):  # a full disk takes no status either
+                _write_status(folder, "failed", overrides, message or repr(error))
         failures.append(folder.name)
         where = f" in {folder.name}" if sweeping else ""
         log.error(f"error{where}: {message or repr(error)}", exc_info=message is None or config.debug)
@@ -85,28 +90,13 @@ def _run(config: DictConfig, folder: Path, overrides: list[str], sweeping: bool)
 
 
 def _resume(config: DictConfig, folder: Path, overrides: list[str]) -> dict[str, Any]:
-    """Continue the run of `folder` under its own configuration, of which only the trainer's part may change."""
+    """Continue the run of `folder` under its own configuration; see `merge_overrides` for what may change."""
     saved: Any = OmegaConf.load(folder / "config.yaml")
-    changed = False
-    for override in overrides:
-        key = override.partition("=")[0].lstrip("+~")
-        asked, held = OmegaConf.select(config, key), OmegaConf.select(saved, key)
-        if key in ("resume", "debug", "trust") or asked == held:
-            continue
-        if key in ("model", "task"):
-            if asked.name != held.name:
-                raise CheckpointError(f"{folder} holds a {held.name} run; it can't continue as {key}={asked.name}")
-        elif key.partition(".")[0] != "trainer":
-            raise ConfigError(f"{override}: a resumed run keeps its configuration; only trainer.… may change")
-        elif saved.scheduler is not None and key in ("trainer", "trainer.max_epochs", "trainer.max_steps"):
-            raise ConfigError(f"{override}: the learning rate schedule was laid out for another length of training")
-        else:
-            OmegaConf.update(saved, key, asked, force_add=True)
-            changed = True
-    settings = plain(saved)
+    merged = merge_overrides(saved, config, overrides)
+    settings = plain(merged)
     settings["trust"] = list(config.trust)  # said on the command line, never by a folder that may be anybody's
     check_targets(settings, settings["trust"])
-    if (folder / "metrics.json").exists() and not changed:
+    if merged == saved and _finished(folder):
         log.info(f"{folder} is finished already; here are its scores")
         return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     if not (folder / "checkpoints" / LAST).exists():
@@ -114,12 +104,67 @@ def _resume(config: DictConfig, folder: Path, overrides: list[str]) -> dict[str,
             f"nothing to resume from: {folder / 'checkpoints' / LAST} does not exist; the run stopped before its "
             "training began. Start it again without resume="
         )
-    (folder / "metrics.json").unlink(missing_ok=True)  # the run is no longer complete
-    _write_config(folder, settings)
-    _write_status(folder, "running")
-    metrics = train(settings, folder, resume=True)
+    _check_length(saved, merged, folder)
+
+    def began() -> None:  # until then, whatever fails leaves the folder as it is
+        _write_status(folder, "running")
+        _write_config(folder, settings)
+
+    metrics = train(settings, folder, resume=True, began=began)
+    _write_config(folder, settings)  # there may have been nothing left to train
     _write_status(folder, "finished")
     return metrics
+
+
+def merge_overrides(saved: DictConfig, asked: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """The configuration under which a run is resumed: the saved one, of which only the trainer's part may change.
+
+    A group `trainer=…` says where to train; its other values are defaults that nobody asked for.
+
+    Args:
+        saved: the run's own configuration.
+        asked: what the command line of the resumption composes.
+        overrides: what that command line names.
+
+    Raises:
+        CheckpointError: a model or task other than the run's.
+        ConfigError: anything else that a resumed run can't change.
+    """
+    merged = saved.copy()
+    for override in overrides:
+        named = override.partition("=")[0].lstrip("+~")
+        if named in ("resume", "debug", "trust"):
+            continue
+        for key in [f"trainer.{name}" for name in _PLACE] if named == "trainer" else [named]:
+            wanted, held = (OmegaConf.select(config, key, default=_ABSENT) for config in (asked, saved))
+            if wanted is held is _ABSENT:  # experiment=…: what it has set can't be told any more
+                raise ConfigError(f"{override}: a resumed run keeps its configuration; leave this out")
+            if wanted == held:
+                continue
+            if key in ("model", "task"):
+                if wanted.name != held.name:
+                    raise CheckpointError(f"this is a {held.name} run; it can't continue as {key}={wanted.name}")
+            elif key.partition(".")[0] != "trainer":
+                raise ConfigError(f"{override}: a resumed run keeps its configuration; only trainer.… may change")
+            elif key == "trainer.fast_dev_run" and wanted:
+                raise ConfigError(f"{override}: a trial keeps no resume points; start it without resume=")
+            elif saved.scheduler is not None and key in ("trainer.max_epochs", "trainer.max_steps"):
+                raise ConfigError(f"{override}: the learning rate schedule was laid out for another length of training")
+            else:
+                OmegaConf.update(merged, key, None if wanted is _ABSENT else wanted, force_add=True)
+    return merged
+
+
+def _check_length(saved: DictConfig, merged: DictConfig, folder: Path) -> None:
+    """A new length of training must reach beyond what is trained already."""
+    names = [name for name in ("max_epochs", "max_steps") if merged.trainer[name] != saved.trainer[name]]
+    done = progress(read_checkpoint(folder / "checkpoints" / LAST)) if names else {}
+    for name in names:
+        if 0 <= merged.trainer[name] <= done[name]:
+            unit = name.removeprefix("max_")
+            raise ConfigError(
+                f"trainer.{name}={merged.trainer[name]}: {folder} has trained {done[name]} {unit} already; ask for more"
+            )
 
 
 def _how_to_continue(folder: Path, sweeping: bool) -> str:
@@ -141,6 +186,11 @@ def _interruption(error: BaseException) -> int | None:
 def _write_config(folder: Path, settings: dict[str, Any]) -> None:
     if _MAIN:
         write_atomically(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(settings)).encode())
+
+
+def _finished(folder: Path) -> bool:
+    """Whether the scores there are those of the whole training: one that was prolonged has its old ones for a while."""
+    return (folder / "metrics.json").exists() and _read_status(folder).get("state") == "finished"
 
 
 def _read_status(folder: Path) -> dict[str, Any]:

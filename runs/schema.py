@@ -38,6 +38,7 @@ def option(
 # omegaconf reads annotations at run time and, on Python 3.10 and 3.11, wants Optional spelt out.
 # ruff: noqa: UP045
 
+LARGEST_SEED = 2**32 - 1  # NumPy's and scikit-learn's generators take no larger one
 DURATION = "a duration such as 5d, 48h or 10min"
 
 
@@ -172,7 +173,7 @@ class DataConfig:
     test_fraction: float = option(0.1, "of the examples, for the test", above=0, most=0.9)
     batch_size: int = option(128, "examples per step", least=1)
     num_workers: int = option(0, "processes that prepare batches", least=0)
-    seed: int = option(0, "of the order of batches", least=0)
+    seed: int = option(0, "of the order of batches", least=0, most=LARGEST_SEED)
 
 
 @dataclass
@@ -186,7 +187,7 @@ class TextConfig(DataConfig):
     min_frequency: int = option(2, "a token must occur so often in the training split to be known", least=1)
     max_vocabulary: int = option(50000, "known tokens at most", least=3)
     split: str = option("stratified", "which rows are the test split", choices=("stratified", "index%5"))
-    split_seed: int = option(0, "of the stratified split", least=0)
+    split_seed: int = option(0, "of the stratified split", least=0, most=LARGEST_SEED)
     sample_size: int = option(4000, "rows of the built-in sample", least=200)
     cache_dir: Optional[str] = option(None, "where tokens are cached; a folder of this user if not given")
     limit: Optional[int] = option(None, "use only so many rows, for a trial", least=50)
@@ -222,7 +223,7 @@ class SeriesConfig(DataConfig):
     )
     expected: dict[str, Any] = option({}, "rows, first and last time of known files")
     sample_years: int = option(3, "years of the built-in sample", least=3)
-    sample_seed: int = option(0, "of the built-in sample", least=0)
+    sample_seed: int = option(0, "of the built-in sample", least=0, most=LARGEST_SEED)
 
 
 @dataclass
@@ -320,7 +321,9 @@ class Config:
     trainer: TrainerConfig = MISSING
     callbacks: CallbacksConfig = MISSING
     logger: Any = None
-    seed: int = option(0, "of weights, batch order and dropout; data.split_seed decides the split", least=0)
+    seed: int = option(
+        0, "of weights, batch order and dropout; data.split_seed decides the split", least=0, most=LARGEST_SEED
+    )
     resume: Optional[str] = option(None, "run folder of an interrupted run to continue")
     trust: list[str] = option([], "modules of your own whose classes a _target_ may name")
     debug: bool = option(False, "show the stack trace of an error")
@@ -375,6 +378,8 @@ def validate(config: DictConfig, prefix: str = "") -> None:
     schema: Any = OmegaConf.get_type(config)
     if schema is Config:
         _check_pairing(config)
+    if schema is TrainerConfig and config.max_steps == 0:
+        raise ConfigError(f"{prefix}max_steps=0 is not allowed: it must be at least 1, or -1 for no limit")
     declared = {f.name: f.metadata for f in fields(schema)} if hasattr(schema, "__dataclass_fields__") else {}
     # This node's own values first: the others may refer to them, and the message should name the one that was given.
     for name in sorted(config, key=lambda name: OmegaConf.is_dict(config._get_node(name))):

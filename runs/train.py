@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, EarlyStopping, RichProgressBar
+from pytorch_lightning.callbacks import Callback, EarlyStopping, LambdaCallback, RichProgressBar
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException  # pyright: ignore
@@ -26,7 +28,9 @@ from tasks import Task
 log = logging.getLogger(__name__)
 
 
-def train(config: dict[str, Any], folder: Path, resume: bool = False) -> dict[str, Any]:
+def train(
+    config: dict[str, Any], folder: Path, resume: bool = False, began: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
     """Train, test, and fill the run folder.
 
     Args:
@@ -34,6 +38,7 @@ def train(config: dict[str, Any], folder: Path, resume: bool = False) -> dict[st
         folder: gets `data_report.json`, `history.csv`, `checkpoints/`, `metrics.json`, `predictions.parquet`,
             `figures/` and the logger's files.
         resume: continue from the folder's last checkpoint.
+        began: called when nothing is left that could keep the training from going on, before its first step.
 
     Returns:
         What `metrics.json` holds.
@@ -42,21 +47,18 @@ def train(config: dict[str, Any], folder: Path, resume: bool = False) -> dict[st
     if threads := config["trainer"].get("threads"):
         torch.set_num_threads(threads)
     checkpoint = _resume_point(config, folder) if resume else None
-    datamodule = build_datamodule(config)
-    datamodule.setup()
-    if checkpoint is not None and checkpoint["blueprint"]["facts"] != datamodule.facts:
-        raise CheckpointError(
-            f"the data has changed since {folder} was interrupted: now it is {datamodule.name} "
-            f"({datamodule.report['source']}); see data_report.json for what it was"
-        )
-    if rank_zero_only.rank == 0:
-        write_json(folder / "data_report.json", datamodule.report)
-    task = build_task(config, datamodule.facts)
     trial = bool(config["trainer"]["fast_dev_run"])
     monitor, mode = config["task"]["monitor"], config["task"]["mode"]
     recorder = Recorder(folder, monitor, mode, config["callbacks"]["resume_every_n_steps"], trial)
     logger = _build_logger(config, folder, checkpoint)
-    trainer = _build_trainer(config, recorder, logger)
+    trainer = _build_trainer(config, recorder, logger, began)  # before any data is read: a device may be missing
+    datamodule = build_datamodule(config)
+    datamodule.setup()
+    if checkpoint is not None:
+        _check_data(checkpoint, datamodule, folder)
+    if rank_zero_only.rank == 0:
+        write_json(folder / "data_report.json", datamodule.report)
+    task = build_task(config, datamodule.facts)
     _announce(config, task, datamodule)
     if logger is not None and checkpoint is None and not trial:
         _log_hyperparameters(logger, config, datamodule.name)
@@ -120,9 +122,24 @@ def _resume_point(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def _build_trainer(config: dict[str, Any], recorder: Recorder, logger: Logger | None) -> pl.Trainer:
+def _check_data(checkpoint: dict[str, Any], datamodule: Any, folder: Path) -> None:
+    """A run goes on with the data that it has begun with: an edited file may well have the same facts."""
+    path = folder / "data_report.json"
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else datamodule.report
+    same_file = before.get("sha256") == datamodule.report.get("sha256")
+    if checkpoint["blueprint"]["facts"] != datamodule.facts or not same_file:
+        raise CheckpointError(
+            f"the data has changed since {folder} was interrupted: now it is {datamodule.name} "
+            f"({datamodule.report['source']}); see data_report.json for what it was"
+        )
+
+
+def _build_trainer(
+    config: dict[str, Any], recorder: Recorder, logger: Logger | None, began: Callable[[], None]
+) -> pl.Trainer:
     options = {name: value for name, value in config["trainer"].items() if name not in ("threads", "extra")}
     callbacks: list[Callback] = [instantiate(extra, config["trust"]) for extra in config["callbacks"]["extra"]]
+    callbacks.append(LambdaCallback(on_train_start=lambda *_: began()))
     if stopping := config["callbacks"]["early_stopping"]:
         # Behind the validation, not at the epoch's end: the resume point is written between the two.
         watch = {"monitor": config["task"]["monitor"], "mode": config["task"]["mode"], "check_finite": False}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 from typing import Any
 
@@ -35,3 +36,13 @@ class Killer(pl.Callback):
         if where == self.where and trainer.global_step >= self.step:
             self.step = 10**9  # once
             os.kill(os.getpid(), getattr(signal, self.signal))
+
+
+class FullDisk(pl.Callback):
+    """From the training's start on, no file can grow beyond `size` bytes."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def on_train_start(self, *args: Any) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (self.size, self.size))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 import json
 import os
 import subprocess
@@ -11,7 +12,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
+import run
 from tests.runs.lab import ROOT, SMALL, Lab, Outcome
 
 MODELS = ("rnn", "gru", "lstm", "bilstm")
@@ -102,6 +105,13 @@ MISTAKES = [
     (["model=cell"], "model.encoder.cell._target_ is missing"),
     (["trainer.limit_train_batches=many"], "trainer.limit_train_batches"),
     (["data.path=a=b.csv"], "data.path=a=b.csv"),
+    (["seed=99999999999999999999"], "seed=99999999999999999999 is not allowed"),
+    (["data.split_seed=4294967296"], "data.split_seed"),
+    (["trainer.max_steps=0"], "trainer.max_steps=0 is not allowed: it must be at least 1, or -1"),
+    (["trainer.devices=banana", "data.path=never_read.csv"], "devices"),
+    (["logger._target_=pytorch_lightning.loggers.CSVLogger"], "'default_hp_metric'; ~GROUP.OPTION"),
+    (["model.encoder.backend=cpu", "trainer.precision=bf16-mixed"], "model.encoder.backend: backend 'cpu' can't run"),
+    ([f"hydra.run.dir={ROOT / 'run.py'}"], "File exists: "),
 ]
 
 
@@ -115,6 +125,46 @@ def test_a_users_mistake_is_one_message_and_exit_code_1(
     assert outcome.output.count("error: ") == 1, outcome.output
     assert "Traceback" not in outcome.output
     assert len(outcome.output.splitlines()) <= 12
+
+
+@pytest.mark.parametrize("precision", ["bf16", "64-true"])
+def test_every_precision_trains_with_its_gradients_clipped(precision: str, lab: Lab, tmp_path: Path) -> None:
+    words = [f"trainer.precision={precision}", "trainer.fast_dev_run=true"]
+    outcome = lab.run(*SMALL["cls"], *words, folder=tmp_path)
+    assert outcome.code == 0, outcome.output
+
+
+QUOTED = [
+    ("data.text_column=内容", "data.text_column='内容'", False),
+    ("data.path=/tmp/我的 数据/评:论[1],2.csv", "data.path='/tmp/我的 数据/评:论[1],2.csv'", False),
+    ("data.path='我的 数据'", "data.path='我的 数据'", False),
+    ('data.path="我的 数据"', 'data.path="我的 数据"', False),
+    ("data.path=it's 文", "data.path=it's 文", False),
+    ("data.path=plain.csv", "data.path=plain.csv", False),
+    ("data.features=[温度,压力, rain]", "data.features=['温度','压力', rain]", False),
+    ("data.features=['温度',压力]", "data.features=['温度','压力']", False),
+    ("data.wind={speed: 风速,direction: 风向}", "data.wind={speed: '风速',direction: '风向'}", False),
+    ("data.path=/tmp/t.csv,/tmp/文.csv", "data.path=/tmp/t.csv,'/tmp/文.csv'", True),
+    ("data.features=[温度],[温度,压力]", "data.features=['温度'],['温度','压力']", True),
+]
+
+
+@pytest.mark.parametrize(("typed", "quoted", "sweeping"), QUOTED, ids=[typed for typed, _, _ in QUOTED])
+def test_what_is_not_ascii_is_quoted_element_by_element(typed: str, quoted: str, sweeping: bool) -> None:
+    assert run.quoted(typed, sweeping) == quoted
+    if "it's" not in typed:
+        override = OverridesParser.create().parse_override(quoted)
+        assert override.is_sweep_override() == sweeping
+
+
+def test_only_the_first_job_of_a_process_is_kept_from_the_garbage_collector(monkeypatch: pytest.MonkeyPatch) -> None:
+    frozen = []
+    monkeypatch.setattr(gc, "freeze", lambda: frozen.append(True))
+    gc.disable()
+    for _ in range(3):
+        run.collect_garbage()
+        assert gc.isenabled()
+    assert len(frozen) == 1
 
 
 @pytest.mark.parametrize("words", [["optimizer.lrr=1"], ["optimizer.lr=-1"], ["data.path=missing.csv"]])

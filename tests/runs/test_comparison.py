@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from omegaconf import OmegaConf
+from pytorch_lightning.utilities import rank_zero_only
 
-from runs.comparison import SCORES, summarise, write_comparison
+from runs.comparison import SCORES, CompareSweep, summarise, write_comparison
 from tests.runs.lab import SMALL, Lab, Outcome
 
 
@@ -103,6 +106,24 @@ def test_a_sweep_started_again_keeps_what_is_finished(lab: Lab, swept: tuple[Pat
     assert outcome.output.count("finished already") == 4
     assert {path: path.stat().st_mtime_ns for path in folder.glob("*/metrics.json")} == before
     pd.testing.assert_frame_equal(pd.read_csv(folder / "comparison.csv"), table)
+
+
+def test_a_run_that_was_prolonged_and_then_stopped_is_not_compared(swept: tuple[Path, Outcome], tmp_path: Path) -> None:
+    runs = [Path(shutil.copytree(path.parent, tmp_path / path.parent.name)) for path in swept[0].glob("*/metrics.json")]
+    status = json.loads((runs[0] / "status.json").read_text(encoding="utf-8"))
+    (runs[0] / "status.json").write_text(json.dumps({**status, "state": "running"}), encoding="utf-8")
+    write_comparison(tmp_path, runs)
+    assert pd.read_csv(tmp_path / "comparison.csv")["runs"].sum() == len(runs) - 1
+    assert f"FAILED {runs[0].name}: running" in (tmp_path / "comparison.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_of_processes_that_train_together_only_the_first_compares(
+    rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rank_zero_only, "rank", rank)
+    CompareSweep().on_multirun_end(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}}))
+    assert (tmp_path / "comparison.md").exists() == (rank == 0)
 
 
 def test_a_sweep_without_any_finished_run_is_still_reported(tmp_path: Path) -> None:

@@ -280,6 +280,14 @@ MARKED: list[Any] = [
     {"_target_": "hydra.utils.call", "config": {"_target_": "os.system", "command": "touch {marker}"}},
     {"_target_": "runs.build.hydra.utils.instantiate", "config": {"_target_": "os.mknod", "path": "{marker}"}},
     {"_target_": "runs.build.instantiate", "config": {"_target_": "os.mknod", "path": "{marker}"}, "trust": ["os"]},
+    {"_target_": "runs.build.load_task", "path": "{marker}"},
+    {"_target_": "runs.checkpoints.write_atomically", "path": "{marker}", "content": "x"},
+    {"_target_": "runs.comparison.CompareSweep"},
+    {"_target_": "rnn_cells.backends.cpu._build"},
+    {"_target_": "rnn_cells.backends.cpu._library"},
+    {"_target_": "tasks.task.cosine.__globals__"},
+    {"_target_": "datamodules.sources.file_sha256", "path": "{marker}"},
+    {"_target_": "torch.optim.swa_utils.update_bn", "loader": [], "model": 1},
     {"_target_": "tasksx.Cell", "path": "{marker}"},
     {"_target_": "tasks.nothing_of_the_kind", "path": "{marker}"},
     {"_target_": 3, "path": "{marker}"},
@@ -353,6 +361,24 @@ def test_a_module_of_the_users_own_passes_once_trusted() -> None:
         instantiate(config, trust=["tests.runs.kill"])
     assert instantiate(config, trust=["tests.runs.killer"]).step == 7
     assert instantiate([config], trust=["tests.runs"])[0].step == 7
+
+
+@pytest.mark.parametrize("name", ["tasks.cosine", "tasks.task.onecycle"])
+def test_of_functions_only_the_schedules_may_be_named(name: str) -> None:
+    schedule = instantiate({"_target_": name, "_partial_": True, "warmup": 0.5})
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    assert schedule(optimizer, 10).get_last_lr()[0] < 0.1
+
+
+PRECISIONS = {"32": True, "64": True, "32-true": True, "64-true": True, "16-true": True, "bf16-true": True}
+PRECISIONS |= {"16": False, "bf16": False, "16-mixed": False, "bf16-mixed": False}
+
+
+@pytest.mark.parametrize(("precision", "fused"), PRECISIONS.items())
+def test_the_optimizer_is_fused_where_gradients_can_be_clipped(precision: str, fused: bool) -> None:
+    settings = plain(composed("task=cls", "model=gru", f"trainer.precision={precision}"))
+    task = build_task(settings, FACTS["cls"])
+    assert task.make_optimizer(task.parameters()).defaults["fused"] is fused
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,16 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from runs import checkpoints
 from runs.checkpoints import AtomicCheckpointIO, read_checkpoint, write_atomically
 from runs.errors import CheckpointError
+from runs.job import merge_overrides
+from runs.schema import ConfigError
 from tests.runs.lab import SMALL, STEPS_PER_EPOCH, Lab
+from tests.runs.test_command_line import OWN_TEXTS, cls_words, write_texts
 
 Kill = tuple[int, str]
 STEPS = 3 * STEPS_PER_EPOCH
@@ -240,6 +244,98 @@ def test_a_resumed_run_keeps_its_model_and_its_options(lab: Lab, half_done: Path
     assert "checkpoint of another model" in refused(lab, f"resume={half_done}")
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["trainer.accelerator=gpu"], "trainer.accelerator=gpu"),
+        (["trainer.fast_dev_run=true"], "a trial keeps no resume points"),
+        (["trainer.max_epochs=2"], "has trained 3 epochs already"),
+        ([f"trainer.max_steps={STEPS}"], f"has trained {STEPS} steps already"),
+        (["trainer.max_epochs=4", "trainer.precision=banana"], "precision"),
+        (["experiment=report_forecast"], "experiment=report_forecast"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
+)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the GPU that is asked for is there")
+def test_a_resumption_that_can_not_be_leaves_a_finished_run_as_it_was(
+    words: list[str], expected: str, lab: Lab, finished: Finished, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(finished("forecast"), tmp_path / "copy"))
+    before, status = contents(folder), (folder / "status.json").read_bytes()
+    assert expected in refused(lab, f"resume={folder}", *words)
+    assert contents(folder) == before
+    assert (folder / "status.json").read_bytes() == status
+
+
+def test_a_finished_run_can_be_prolonged_and_is_unfinished_meanwhile(
+    lab: Lab, finished: Finished, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(finished("forecast"), tmp_path / "copy"))
+    before = (folder / "metrics.json").read_bytes()
+    longer = (f"resume={folder}", "trainer=cpu", "trainer.max_epochs=4", "trust=[tests.runs.killer]")
+    set_kill(folder, STEPS + 5)
+    assert lab.run(*longer).code == -signal.SIGKILL
+    assert (folder / "metrics.json").read_bytes() == before
+    assert json.loads((folder / "status.json").read_text(encoding="utf-8"))["state"] == "running"
+    set_options(folder, callbacks__extra=[])
+    outcome = lab.run(f"resume={folder}")
+    assert outcome.code == 0, outcome.output
+    assert result_of(folder)["metrics"]["epochs"] == 4
+    assert json.loads((folder / "status.json").read_text(encoding="utf-8"))["state"] == "finished"
+
+
+def test_a_run_is_resumed_in_its_own_folder_and_alone(lab: Lab, half_done: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(half_done, tmp_path / "other"))
+    before, status = contents(other), (other / "status.json").read_bytes()
+    message = refused(lab, f"resume='{half_done}'", f"hydra.run.dir='{other}'")
+    assert f"leave out hydra.run.dir={other}" in message
+    assert contents(other) == before
+    assert (other / "status.json").read_bytes() == status
+    message = refused(lab, "-m", f"resume='{half_done}'", f"hydra.sweep.dir={tmp_path / 'sweep'}")
+    assert f"hydra.sweep.dir={half_done.parent}" in message
+
+
+TRAINER = {"accelerator": "auto", "devices": 1, "strategy": "auto", "max_epochs": 3, "fast_dev_run": False}
+
+
+def as_config(scheduler: Any = None, **trainer: Any) -> DictConfig:
+    values = {"model": {"name": "gru"}, "seed": 0, "scheduler": scheduler, "trainer": {**TRAINER, **trainer}}
+    return OmegaConf.create(values)
+
+
+def test_of_a_trainer_group_a_resumed_run_takes_only_where_to_train() -> None:
+    asked = as_config(accelerator="cpu", devices=2, strategy="ddp", max_epochs=15)
+    merged = merge_overrides(as_config(), asked, ["trainer=ddp", "trainer.devices=2"])
+    assert merged == as_config(accelerator="cpu", devices=2, strategy="ddp")
+    assert merge_overrides(as_config(), asked, ["resume=F"]) == as_config()
+    assert merge_overrides(as_config(scheduler={}), asked, ["trainer=ddp"]).trainer.max_epochs == 3
+    added = merge_overrides(as_config(), as_config(extra={"profiler": "simple"}), ["+trainer.extra.profiler=simple"])
+    assert added == as_config(extra={"profiler": "simple"})
+    assert merge_overrides(added, as_config(), ["~trainer.extra.profiler"]).trainer.extra.profiler is None
+
+
+def test_an_override_that_would_be_ignored_or_change_the_run_is_refused() -> None:
+    asked = as_config(max_epochs=5)
+    asked.seed = 1
+    for override in ("experiment=report_cls", "seed=1"):
+        with pytest.raises(ConfigError, match=override):
+            merge_overrides(as_config(), asked, [override])
+    with pytest.raises(ConfigError, match="schedule"):
+        merge_overrides(as_config(scheduler={"warmup": 0.1}), asked, ["trainer.max_epochs=5"])
+
+
+def test_an_edited_data_file_is_noticed(lab: Lab, tmp_path: Path) -> None:
+    path, folder = write_texts(tmp_path / "texts.csv"), tmp_path / "run"
+    own = (f"data.path={path}", "data.text_column=内容", "data.target=类别", f"hydra.run.dir={folder}")
+    outcome = lab.run(*cls_words(), *OWN_TEXTS, *own)
+    assert outcome.code == 0, outcome.output
+    (folder / "metrics.json").unlink()
+    lines = path.read_text(encoding="utf-8").splitlines()
+    lines[1], lines[3] = lines[3], lines[1]  # the same classes, as many words
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    assert "the data has changed" in refused(lab, f"resume={folder}")
+
+
 @pytest.mark.parametrize("fault", ["truncated", "flipped"])
 def test_a_damaged_resume_point_is_noticed_and_the_good_one_is_named(lab: Lab, half_done: Path, fault: str) -> None:
     last, best = half_done / "checkpoints" / "last.ckpt", half_done / "checkpoints" / "best.ckpt"
@@ -337,3 +433,21 @@ def test_a_write_replaces_the_whole_file(tmp_path: Path) -> None:
     for content in (b"a longer content", b"short"):
         write_atomically(path, content)
         assert path.read_bytes() == content
+
+
+def test_a_write_removes_what_killed_processes_left_beside_the_file(tmp_path: Path) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    kept = [f".file.{os.getppid()}", ".file.txt", f".other.{ended.pid}"]
+    for name in (f".file.{ended.pid}", *kept):
+        (tmp_path / name).touch()
+    write_atomically(tmp_path / "file", b"content")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*kept, "file"])
+
+
+def test_a_full_disk_is_one_message_that_names_the_file(lab: Lab, tmp_path: Path) -> None:
+    full = "_target_: tests.runs.killer.FullDisk, size: 4000"
+    words = [*SMALL["cls"], f"callbacks.extra=[{{{full}}}]", "trust=[tests.runs.killer]"]
+    message = refused(lab, *words, f"hydra.run.dir={tmp_path / 'run'}")
+    assert "File too large" in message
+    assert "last.ckpt" in message
