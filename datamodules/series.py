@@ -334,7 +334,6 @@ class SeriesDataModule(pl.LightningDataModule):
             "horizon": self._horizon,
             "season_length": self._season,
             "step_hours": self._step / duration("step", "1h"),
-            "steps_per_day": max(1, round(duration("step", "1d") / self._step)),
             "step": spell(self._step),
             "feature_mean": mean[:-1].tolist(),
             "feature_std": std[:-1].tolist(),

@@ -64,7 +64,7 @@ def _finite(value: Any) -> Any:
 def _forecast_figures(metrics: dict[str, Any], predictions: pd.DataFrame, datamodule: Any) -> dict[str, Figure]:
     """The error by lead time, and six windows spread over the test split with what came before them."""
     facts = datamodule.facts
-    hours, unit = 24 / facts["steps_per_day"], facts["unit"]
+    hours, unit = facts["step_hours"], facts["unit"]
     errors = {metrics["model"]: metrics["mae_by_step"], "seasonal naive": metrics["seasonal_naive"]["mae_by_step"]}
     available = predictions["index"].unique()
     chosen = available[np.linspace(0, len(available) - 1, min(6, len(available))).astype(int)]

@@ -45,7 +45,7 @@ CHOICES: dict[type, tuple[str, list[str]]] = {
 FACTS: dict[str, dict[str, Any]] = {
     "cls": {"classes": ["a", "b"], "vocab_size": 9, "padding_index": 0},
     "forecast": {
-        **{"num_features": 3, "lookback": 12, "horizon": 6, "season_length": 4, "steps_per_day": 4},
+        **{"num_features": 3, "lookback": 12, "horizon": 6, "season_length": 4, "step_hours": 6.0},
         **{"target_mean": 1.0, "target_std": 2.0},
     },
 }
