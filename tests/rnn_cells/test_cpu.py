@@ -41,7 +41,8 @@ def results(layer, x, state, lengths):
     output, final = layer(x, tuple(state) if len(state) > 1 else state[0], lengths)
     final = final if isinstance(final, tuple) else (final,)
     dice = torch.Generator().manual_seed(2)
-    loss = sum((r * torch.randn(r.shape, generator=dice, dtype=r.dtype)).sum() for r in (output, *final))
+    parts = [(r * torch.randn(r.shape, generator=dice, dtype=r.dtype)).sum() for r in (output, *final)]
+    loss = torch.stack(parts).sum()
     return [output, *final, *torch.autograd.grad(loss, [x, *state, *layer.parameters()])]
 
 
@@ -86,7 +87,7 @@ def test_graphs_that_wait_for_their_backward_do_not_share_memory():
     batches = [torch.randn(3, 5, 4, dtype=torch.float64) for _ in range(3)]
 
     def gradients(output, **options):
-        return torch.autograd.grad(output.square().sum(), layer.parameters(), **options)
+        return torch.autograd.grad(output.square().sum(), list(layer.parameters()), **options)
 
     expected = [gradients(layer(x)[0]) for x in batches]
     outputs = [layer(x)[0] for x in batches]
