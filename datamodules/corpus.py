@@ -225,10 +225,15 @@ class TextDataset(Dataset[Any]):
         ids: vocabulary indices of the whole corpus, one text after the other.
         starts, lengths: where in `ids` each text of this split starts, and how many of its tokens are kept.
         targets: class of each text.
+        texts: as they are.
     """
 
-    def __init__(self, ids: np.ndarray, starts: np.ndarray, lengths: np.ndarray, targets: np.ndarray) -> None:
+    def __init__(
+        self, ids: np.ndarray, starts: np.ndarray, lengths: np.ndarray, targets: np.ndarray, texts: Sequence[str]
+    ) -> None:
         self.ids, self.starts, self.lengths, self.targets = ids, starts, lengths, targets
+        self.characters, self.character_lengths = code_points(texts)
+        self.character_starts = np.cumsum(self.character_lengths) - self.character_lengths
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -236,8 +241,10 @@ class TextDataset(Dataset[Any]):
     def __getitem__(self, positions: Sequence[int]) -> dict[str, torch.Tensor]:
         index = np.asarray(positions, dtype=np.int64)
         lengths = self.lengths[index]
+        characters = pad(self.characters, self.character_starts[index], self.character_lengths[index])
         return {
             "inputs": torch.from_numpy(pad(self.ids, self.starts[index], lengths)),
+            "characters": torch.from_numpy(characters),
             "lengths": torch.from_numpy(lengths.astype(np.int64)),
             "targets": torch.from_numpy(self.targets[index].astype(np.int64)),
             "index": torch.from_numpy(index),
@@ -248,6 +255,12 @@ class TextDataset(Dataset[Any]):
         known = np.concatenate([[0], np.cumsum(self.ids != UNKNOWN)])
         found = known[self.starts + self.lengths] - known[self.starts]
         return int(((found == 0) & (self.lengths > 0)).sum())
+
+
+def code_points(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """The characters of all texts in a row, as Unicode code points (int32), and how many each text has."""
+    joined = "".join(texts).encode("utf-32-le", "surrogatepass")
+    return np.frombuffer(joined, dtype=np.int32), np.array([len(text) for text in texts], dtype=np.int64)
 
 
 def pad(ids: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:

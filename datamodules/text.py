@@ -58,7 +58,8 @@ class TextDataModule(pl.LightningDataModule):
     """Texts of a table and their classes, split before anything is learned from them.
 
     A batch is a dict of int64 tensors: `inputs` (B, T), padded with 0 to the longest text of the batch; `lengths` (B,),
-    0 for a text without a token; `targets` (B,), positions in `facts["classes"]`; `index` (B,), for `describe`.
+    0 for a text without a token; `characters` (B, C), the whole text in Unicode code points, padded with 0; `targets`
+    (B,), positions in `facts["classes"]`; `index` (B,), for `describe`.
     The vocabulary knows the training texts alone.
 
     Args:
@@ -167,7 +168,8 @@ class TextDataModule(pl.LightningDataModule):
         kept = np.minimum(data.lengths, self._max_length)
         self._corpus, self._lengths, self._positions = corpus, data.lengths, positions
         self._datasets = {
-            split: TextDataset(ids, data.starts[rows], kept[rows], targets[rows]) for split, rows in positions.items()
+            split: TextDataset(ids, data.starts[rows], kept[rows], targets[rows], corpus.take(rows).texts)
+            for split, rows in positions.items()
         }
         self.facts = {
             "classes": corpus.classes,

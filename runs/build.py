@@ -116,12 +116,18 @@ def build_task(config: dict[str, Any], facts: dict[str, Any]) -> Task:
     build = {"optimizer": _optimizer(optimizer, config["trust"])}
     if config["scheduler"]:
         build["scheduler"] = instantiate(config["scheduler"], config["trust"])
-    inputs = instantiate(task_config.pop("inputs"), config["trust"])
-    encoder = instantiate(config["model"]["encoder"], config["trust"])
+    inputs, model = task_config.pop("inputs"), config["model"]
+    if "baseline" in model:
+        parts = {"baseline": instantiate(model["baseline"], config["trust"])}
+    else:
+        parts = {
+            "inputs": instantiate(inputs, config["trust"]),
+            "encoder": instantiate(model["encoder"], config["trust"]),
+        }
     # A partial, called here: instantiate would turn a vocabulary of 30,000 words into nodes of a configuration.
     make_task = instantiate({**task_config, "_partial_": True}, config["trust"])
     try:
-        task = make_task(facts=facts, inputs=inputs, encoder=encoder, seed=config["seed"], **build)
+        task = make_task(facts=facts, seed=config["seed"], **parts, **build)
     except ValueError as error:  # an argument that the schema couldn't judge
         raise ConfigError(str(error)) from error
     task.blueprint = {"config": kept, "facts": facts}

@@ -202,8 +202,25 @@ class Recorder(Checkpoint):
             if isinstance(callback, EarlyStopping) and callback.wait_count >= max(1, callback.patience):
                 trainer.should_stop = True
         if trainer.is_global_zero:
-            table = pd.DataFrame(self.history).to_csv(index=False)
-            write_atomically(self.folder / "history.csv", table.encode())
+            self._write_history()
+
+    def fit_baseline(self, trainer: pl.Trainer, task: Any, datamodule: Any) -> None:
+        """Fit a baseline to the training split, score it on the validation split, and keep it as `best.ckpt`."""
+        started = time.perf_counter()
+        batches = datamodule.train_dataloader()
+        task.model.fit([next(iter(batches))] if self.trial else list(batches))
+        self._seconds_before = time.perf_counter() - started
+        trainer.validate(task, datamodule=datamodule, verbose=False)
+        if self.trial:
+            return
+        scores = {name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+        self.best = {"score": scores[self.monitor], "epoch": 0, "step": 0}
+        self.history = [{"epoch": 0, "step": 0, **scores, "seconds": self.seconds}]
+        self._save(trainer, BEST)
+        self._write_history()
+
+    def _write_history(self) -> None:
+        write_atomically(self.folder / "history.csv", pd.DataFrame(self.history).to_csv(index=False).encode())
 
     def _save(self, trainer: pl.Trainer, name: str) -> None:
         if not self.trial:

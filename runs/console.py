@@ -14,7 +14,8 @@ def print_scores(metrics: dict[str, Any], folder: Path, console: Console) -> Non
     data = metrics["data"]
     if metrics["sample"]:
         data += " (BUILT-IN SAMPLE DATA, not a real data set)"
-    table = Table(title=f"Test scores of {metrics['model']} on {data}", title_justify="left")
+    split = {"test": "Test", "val": "Validation"}[metrics["split"]]
+    table = Table(title=f"{split} scores of {metrics['model']} on {data}", title_justify="left")
     table.add_column("score")
     table.add_column("value", justify="right")
     for name, value in metrics["test"].items():
@@ -24,11 +25,12 @@ def print_scores(metrics: dict[str, Any], folder: Path, console: Console) -> Non
         console.print(_class_table(metrics["per_class"]))
     if metrics["fast_dev_run"]:
         console.print("fast_dev_run: a trial of one batch; these scores mean nothing", style="bold")
-    kept = f"best: {metrics['best_epoch']}" if metrics["best_epoch"] else "no validation: the last weights"
-    console.print(
-        f"{metrics['parameters']:,} parameters, {metrics['epochs']} epochs in {metrics['seconds']:.0f} s "
-        f"({kept}), backend {metrics['backend']}"
-    )
+    if metrics["backend"] is None:  # a baseline
+        trained = f"fitted in {metrics['seconds']:.0f} s"
+    else:
+        kept = f"best: {metrics['best_epoch']}" if metrics["best_epoch"] else "no validation: the last weights"
+        trained = f"{metrics['epochs']} epochs in {metrics['seconds']:.0f} s ({kept}), backend {metrics['backend']}"
+    console.print(f"{metrics['parameters']:,} parameters, {trained}")
     console.print(f"run folder: {folder}", soft_wrap=True)
 
 

@@ -65,8 +65,12 @@ def _first_lines(*errors: BaseException | None) -> str:
     lines = [line.strip() for text in texts for line in text.splitlines()]
     lines = [re.sub(r"^ConfigError raised while resolving interpolation: ", "", line) for line in lines]
     noise = ("full_key:", "object_type=", "reference_type=", "To append to your config", "Set the environment")
-    kept = [line for line in lines if line and not line.startswith(noise)]
-    return "\n".join(dict.fromkeys(kept))
+    kept = list(dict.fromkeys(line for line in lines if line and not line.startswith(noise)))
+    for at, line in enumerate(kept):
+        if line.startswith("Available options in"):
+            kept[at:] = [f"{line} {', '.join(kept[at + 1 :])}"]
+            break
+    return "\n".join(kept)
 
 
 def _suggestion(message: str, arguments: list[str]) -> str:

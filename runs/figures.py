@@ -7,6 +7,7 @@ import functools
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -137,8 +138,12 @@ def error_by_step(metrics: Mapping[str, list[float]], model: str, hours_per_step
     return figure
 
 
-def forecasts(windows: Sequence[Mapping[str, np.ndarray]], model: str, target: str) -> Figure:
-    """Past, truth and forecast of some windows; each has `origin`, `history`, `truth`, `forecast`, `hours`."""
+def forecasts(windows: Sequence[Mapping[str, Any]], model: str, target: str) -> Figure:
+    """Past, truth and forecast of some windows.
+
+    Each has `origin`, `history`, `truth`, `forecast`, `hours`, and in `quantiles` the forecast's by level: those that
+    lie as far from 0 as from 1 are drawn as a fan of intervals.
+    """
     columns = 2
     rows = -(-len(windows) // columns)
     figure = _figure(11, 2.7 * rows + 0.5)
@@ -148,6 +153,12 @@ def forecasts(windows: Sequence[Mapping[str, np.ndarray]], model: str, target: s
         past = np.arange(1 - len(window["history"]), 1) * step
         future = np.arange(1, len(window["truth"]) + 1) * step
         axes.plot(past, window["history"], color="#777777", linewidth=1, label="past")
+        quantiles = window["quantiles"]
+        for level in sorted(quantiles):
+            if level < 0.5 and round(1 - level, 6) in quantiles:
+                share = f"{100 * (1 - 2 * level):.0f}% of outcomes" if level in (0.05, 0.1, 0.25) else None
+                bounds = (quantiles[level], quantiles[round(1 - level, 6)])
+                axes.fill_between(future, *bounds, color=COLOURS[1], alpha=0.05 + 0.2 * level, linewidth=0, label=share)
         axes.plot(future, window["truth"], color="#000000", linewidth=1.4, label="truth")
         axes.plot(future, window["forecast"], color=COLOURS[1], linewidth=1.6, label=model)
         axes.axvline(0, color="#aaaaaa", linewidth=0.8, linestyle=":")
@@ -158,7 +169,7 @@ def forecasts(windows: Sequence[Mapping[str, np.ndarray]], model: str, target: s
             axes.xaxis.set_major_locator(MultipleLocator(24))
     for axes in grid.flat[len(windows) :]:
         axes.set_visible(False)
-    figure.legend(*grid.flat[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=8)
+    figure.legend(*grid.flat[0].get_legend_handles_labels(), loc="outside upper center", ncols=6, fontsize=8)
     return figure
 
 
@@ -172,6 +183,9 @@ def learning_curves(curves: Mapping[str, Sequence[pd.DataFrame]], monitor: str) 
                 continue
             table = pd.concat(runs, axis=1)
             colour = COLOURS[number % len(COLOURS)]
+            if table.index.max() == 0:  # a baseline, which knows no epochs
+                axes.axhline(table.to_numpy().mean(), color=colour, linestyle="--", label=label)
+                continue
             axes.plot(table.index, table.mean(axis=1), color=colour, marker="o", markersize=3, label=label)
             if len(runs) > 1:
                 axes.fill_between(table.index, table.min(axis=1), table.max(axis=1), color=colour, alpha=0.15)

@@ -81,7 +81,9 @@ def _run(config: DictConfig, folder: Path, overrides: list[str], sweeping: bool)
             raise ConfigError(
                 f"{folder} holds a run already: continue it with resume={folder}, or choose another hydra.run.dir"
             )
-        return _resume(config, folder, [])  # a sweep started again: what is finished is kept, the rest continues
+        # A sweep started again: what is finished is kept, the rest continues; a baseline is fitted anew.
+        if "baseline" not in settings["model"] or _finished(folder):
+            return _resume(config, folder, [])
     _write_config(folder, settings)
     _write_status(folder, "running", overrides)
     metrics = train(settings, folder)

@@ -32,10 +32,12 @@ def write_results(
     """
     predictions = task.predictions()
     index = predictions.pop("index").to_numpy()
-    described = datamodule.describe("test", index).reset_index(drop=True)
+    described = datamodule.describe(metrics["split"], index).reset_index(drop=True)
     predictions = pd.concat([described.drop(columns=predictions.columns, errors="ignore"), predictions], axis=1)
     predictions.to_parquet(folder / "predictions.parquet", index=False)
-    drawn = {"loss": figures.loss_curves(history, config["task"]["monitor"], config["task"]["mode"])}
+    drawn = {}
+    if "train/loss" in history:
+        drawn["loss"] = figures.loss_curves(history, config["task"]["monitor"], config["task"]["mode"])
     if metrics["task"] == "cls":
         labels = figures.readable([row["class"] for row in metrics["per_class"]], datamodule.facts.get("english") or {})
         drawn["confusion"] = figures.confusion_matrix(metrics["confusion"], labels)
@@ -68,7 +70,9 @@ def _forecast_figures(metrics: dict[str, Any], predictions: pd.DataFrame, datamo
     errors = {metrics["model"]: metrics["mae_by_step"], "seasonal naive": metrics["seasonal_naive"]["mae_by_step"]}
     available = predictions["index"].unique()
     chosen = available[np.linspace(0, len(available) - 1, min(6, len(available))).astype(int)]
-    histories = datamodule.test_dataloader().dataset[chosen.tolist()]["history"].numpy()
+    loader = datamodule.test_dataloader() if metrics["split"] == "test" else datamodule.val_dataloader()
+    histories = loader.dataset[chosen.tolist()]["history"].numpy()
+    levels = [name for name in predictions if str(name).startswith("q0.")]
     windows = []
     for position, history in zip(chosen, histories, strict=True):
         rows = predictions[predictions["index"] == position]
@@ -78,6 +82,7 @@ def _forecast_figures(metrics: dict[str, Any], predictions: pd.DataFrame, datamo
                 "history": history,
                 "truth": rows["target"].to_numpy(),
                 "forecast": rows["prediction"].to_numpy(),
+                "quantiles": {float(str(name)[1:]): rows[name].to_numpy() for name in levels},
                 "hours": hours,
             }
         )

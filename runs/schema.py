@@ -102,6 +102,20 @@ class CellModelConfig(ModelConfig):
 
 
 @dataclass
+class EncoderlessModelConfig(ModelConfig):
+    """Trained like the others, without recurrence."""
+
+
+@dataclass
+class BaselineModelConfig(ModelConfig):
+    """Fitted once, without an encoder: see `tasks.Baseline`."""
+
+    encoder: Any = None
+    baseline: Any = MISSING
+    for_task: str = MISSING  # the task that it can do
+
+
+@dataclass
 class EmbeddingConfig:
     """Token vectors."""
 
@@ -109,6 +123,7 @@ class EmbeddingConfig:
     _partial_: bool = True
     embedding_dim: int = option(128, "features per token", least=1)
     dropout: float = option(0.0, "on token vectors", least=0, most=1)
+    token_dropout: float = option(0.0, "share of tokens taken for unknown in training", least=0, most=1)
 
 
 @dataclass
@@ -120,7 +135,7 @@ class IdentityConfig:
 
 
 MONITOR = "the validation score that picks the best epoch and stops early"
-POOLINGS = ("last", "mean", "max", "attention")
+POOLINGS = ("last", "mean", "max", "max_mean", "attention")
 
 
 @dataclass
@@ -137,6 +152,17 @@ class TaskConfig:
 
 
 @dataclass
+class NgramsConfig:
+    """Votes of hashed n-grams beside the network: see `tasks.NgramVotes`."""
+
+    characters: int = option(0, "longest n-gram of characters; 0 for none", least=0, most=8)
+    words: int = option(0, "longest n-gram of words; 0 for none", least=0, most=4)
+    bits: int = option(18, "n-grams share 2^bits rows of weights", least=8, most=26)
+    dropout: float = option(0.5, "share of n-grams left out in training", least=0, most=1)
+    scale: float = option(30.0, "of the votes: the larger, the faster they learn", above=0)
+
+
+@dataclass
 class ClassificationConfig(TaskConfig):
     """Text classification."""
 
@@ -144,6 +170,7 @@ class ClassificationConfig(TaskConfig):
     monitor: str = option("val/f1", MONITOR, choices=("val/f1", "val/accuracy", "val/loss"))
     mode: str = option("max", "whether less or more of it is better", choices=("min", "max"))
     label_smoothing: float = option(0.0, "share of a target spread over all classes", least=0, most=1)
+    ngrams: NgramsConfig = field(default_factory=NgramsConfig)
 
 
 @dataclass
@@ -154,6 +181,7 @@ class ForecastingConfig(TaskConfig):
     monitor: str = option("val/mae", MONITOR, choices=("val/mae", "val/loss"))
     criterion: str = option("mae", "training loss", choices=("mae", "mse", "huber"))
     base: str = option("last", "what the network's answer is added to", choices=("mean", "last", "climatology"))
+    quantiles: list[float] = option([], "levels to forecast, 0.5 among them; none: one value", above=0, most=0.999)
 
 
 @dataclass
@@ -324,6 +352,7 @@ class Config:
     seed: int = option(
         0, "of weights, batch order and dropout; data.split_seed decides the split", least=0, most=LARGEST_SEED
     )
+    score_on: str = option("test", "the split of the final scores: val while choosing", choices=("test", "val"))
     resume: Optional[str] = option(None, "run folder of an interrupted run to continue")
     trust: list[str] = option([], "modules of your own whose classes a _target_ may name")
     debug: bool = option(False, "show the stack trace of an error")
@@ -350,7 +379,7 @@ class BenchmarkConfig:
 SCHEMAS: dict[str, list[type]] = {
     "task": [ClassificationConfig, ForecastingConfig],
     "data": [TextConfig, SeriesConfig],
-    "model": [RNNModelConfig, GRUModelConfig, CellModelConfig],
+    "model": [RNNModelConfig, GRUModelConfig, CellModelConfig, EncoderlessModelConfig, BaselineModelConfig],
     "optimizer": [AdamConfig, SGDConfig],
     "scheduler": [SchedulerConfig, CosineConfig],
     "trainer": [TrainerConfig],
@@ -402,6 +431,9 @@ def _check_pairing(config: DictConfig) -> None:
     if wanted is not None and OmegaConf.get_type(config.data) in {TextConfig, SeriesConfig} - {wanted}:
         other = "forecast" if wanted is TextConfig else "cls"
         raise ConfigError(f"data={config.data.name} is not for task={config.task.name}: add task={other}")
+    if OmegaConf.get_type(config.model) is BaselineModelConfig and config.model.for_task != config.task.name:
+        wanted = config.model.for_task
+        raise ConfigError(f"model={config.model.name} is not for task={config.task.name}: add task={wanted}")
 
 
 def _problem(value: Any, metadata: Any) -> str | None:

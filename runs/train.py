@@ -23,7 +23,7 @@ from runs.checkpoints import BEST, LAST, AtomicCheckpointIO, Recorder, read_chec
 from runs.errors import CheckpointError
 from runs.report import write_json, write_results
 from runs.schema import ConfigError
-from tasks import Task
+from tasks import Baseline, Task
 
 log = logging.getLogger(__name__)
 
@@ -63,19 +63,28 @@ def train(
     if logger is not None and checkpoint is None and not trial:
         _log_hyperparameters(logger, config, datamodule.name)
 
-    trainer.fit(task, datamodule=datamodule, ckpt_path=folder / "checkpoints" / LAST if resume else None)
-    if recorder.best:
-        task.load_state_dict(read_checkpoint(folder / "checkpoints" / BEST)["state_dict"])
+    if isinstance(task.model, Baseline):
+        if trainer.world_size > 1:
+            raise ConfigError(f"model={config['model']['name']} is fitted by one process: add trainer=cpu")
+        recorder.fit_baseline(trainer, task, datamodule)
+    else:
+        trainer.fit(task, datamodule=datamodule, ckpt_path=folder / "checkpoints" / LAST if resume else None)
+        if recorder.best:
+            task.load_state_dict(read_checkpoint(folder / "checkpoints" / BEST)["state_dict"])
+    if task.calibrates:
+        _calibrate(task, trainer, datamodule, None if trial else folder / "checkpoints" / BEST)
     started = time.perf_counter()
-    encoder: Any = task.model.encoder
-    trainer.test(task, datamodule=datamodule, verbose=False)
+    encoder: Any = getattr(task.model, "encoder", None)
+    split = config["score_on"]
+    examples = {"datamodule": datamodule} if split == "test" else {"dataloaders": datamodule.val_dataloader()}
+    trainer.test(task, **examples, verbose=False)
     metrics = {
         "task": config["task"]["name"],
         "model": config["model"]["name"],
         "data": datamodule.name,
         "sample": datamodule.is_sample,
         "seed": config["seed"],
-        "backend": encoder.chosen_backend,
+        "backend": getattr(encoder, "chosen_backend", None if encoder is None else "none"),
         "parameters": task.num_parameters,
         "seconds": round(recorder.seconds, 2),
         "test_seconds": round(time.perf_counter() - started, 2),
@@ -83,12 +92,23 @@ def train(
         "best_epoch": recorder.best.get("epoch"),
         "best_score": recorder.best.get("score"),  # of the validation
         "fast_dev_run": trial,
+        "split": split,  # of the scores
         "test": task.scores,
         **task.details,
     }
     if trainer.is_global_zero:
         write_results(folder, config, metrics, task, datamodule, pd.DataFrame(recorder.history), logger)
     return metrics
+
+
+def _calibrate(task: Task, trainer: pl.Trainer, datamodule: Any, best: Path | None) -> None:
+    """Calibrate the best weights on the validation split, and keep that in their checkpoint."""
+    task.calibrating = True
+    trainer.validate(task, datamodule=datamodule, verbose=False)
+    task.calibrating = False
+    if best is not None and best.exists() and trainer.is_global_zero:
+        content = read_checkpoint(best)
+        AtomicCheckpointIO().save_checkpoint({**content, "state_dict": task.state_dict()}, best)
 
 
 def quieten() -> None:
@@ -177,9 +197,10 @@ def _build_logger(config: dict[str, Any], folder: Path, checkpoint: dict[str, An
 def _announce(config: dict[str, Any], task: Task, datamodule: Any) -> None:
     loaders = (datamodule.train_dataloader(), datamodule.val_dataloader(), datamodule.test_dataloader())
     sizes = " / ".join(f"{loader.order.size:,}" for loader in loaders)
+    size = "" if isinstance(task.model, Baseline) else f"{task.num_parameters:,} parameters, "
     log.info(
-        f"{config['model']['name']} on {datamodule.name}: {task.num_parameters:,} parameters, "
-        f"{sizes} examples (train / val / test), seed {config['seed']}"
+        f"{config['model']['name']} on {datamodule.name}: {size}{sizes} examples (train / val / test), "
+        f"seed {config['seed']}"
     )
 
 

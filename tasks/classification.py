@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pandas as pd
@@ -12,47 +13,64 @@ from torch.nn.functional import cross_entropy
 from torchmetrics import CatMetric, MetricCollection
 from torchmetrics.classification import (
     MulticlassAccuracy,
+    MulticlassCalibrationError,
     MulticlassConfusionMatrix,
     MulticlassF1Score,
     MulticlassPrecision,
     MulticlassRecall,
 )
 
-from tasks.models import SequenceModel
+from tasks.baselines import Baseline
+from tasks.models import build_model
+from tasks.ngrams import NgramVotes
 from tasks.task import Batch, Task
 
 
 class ClassificationTask(Task):
     """Cross-entropy over fixed classes; accuracy, precision, recall and F1.
 
+    Probabilities are softmax(logits / temperature) with the one temperature under which the validation split's
+    cross-entropy is least (Guo et al. 2017). `ece` is the expected calibration error, the mean distance between
+    confidence and accuracy in 15 bins of confidence; `accuracy_at_90` is the accuracy on the nine tenths of the
+    examples about which the model is most confident.
+
     A score's macro average is the mean over all classes of the data set, also over those that a split happens not to
     hold (their score is then 0, and their support of 0 shows why).
 
     Args:
-        facts: of the data: `classes` (names), `vocab_size`, `padding_index`.
-        inputs: builds the embedding from `vocab_size` and `padding_index`.
-        encoder: builds the recurrent encoder from `input_size`.
+        facts: of the data: `classes` (names), `vocab_size`, `padding_index`, `unknown_index`.
+        inputs: builds the embedding from `vocab_size`, `padding_index` and `unknown_index`.
+        encoder: builds the encoder from `input_size`.
+        baseline: builds a `Baseline` from `facts`, in the place of both; the options of the network are then not used.
         pooling: how steps become one vector; see `Pooling`.
         dropout: on that vector.
         label_smoothing: share of a target's probability spread over all classes (Szegedy et al. 2016).
+        ngrams: options of `NgramVotes`, which are added to the logits if there are any n-grams.
         task_options: of `Task`.
     """
 
     def __init__(
         self,
         facts: dict[str, Any],
-        inputs: Callable[..., nn.Module],
-        encoder: Callable[..., nn.Module],
+        inputs: Callable[..., nn.Module] | None = None,
+        encoder: Callable[..., nn.Module] | None = None,
+        baseline: Callable[..., Baseline] | None = None,
         pooling: str = "max",
         dropout: float = 0.0,
         label_smoothing: float = 0.0,
+        ngrams: Mapping[str, Any] | None = None,
         **task_options: Any,
     ) -> None:
         classes = [str(name) for name in facts["classes"]]
-        embedding = inputs(vocab_size=facts["vocab_size"], padding_index=facts["padding_index"])
-        network = SequenceModel(embedding, encoder(input_size=embedding.output_size), len(classes), pooling, dropout)
-        super().__init__(network, **task_options)
+        if baseline is not None:
+            model: nn.Module = baseline(facts=facts)
+        else:
+            tokens = {name: facts[name] for name in ("vocab_size", "padding_index", "unknown_index")}
+            model = build_model(inputs, encoder, len(classes), pooling, dropout, **tokens)
+        super().__init__(model, **task_options)
         self.classes, self.label_smoothing = classes, label_smoothing
+        wanted = baseline is None and ngrams is not None and ngrams["characters"] + ngrams["words"] > 0
+        self.votes = NgramVotes(len(classes), **ngrams) if ngrams is not None and wanted else None
         per_class: dict[str, Any] = {"num_classes": len(classes), "average": "none"}
         scores = MetricCollection(
             {
@@ -64,11 +82,24 @@ class ClassificationTask(Task):
         )
         self.val_scores, self.test_scores = scores.clone(), scores.clone()
         self.confusion = MulticlassConfusionMatrix(len(classes))
+        self.calibration_errors: Any = nn.ModuleDict(
+            {name: MulticlassCalibrationError(len(classes), n_bins=15) for name in ("ece", "ece_uncalibrated")}
+        )
         self.kept: Any = nn.ModuleDict({name: CatMetric() for name in ("index", "targets", "probabilities")})
+        self.for_calibration: Any = nn.ModuleDict({name: CatMetric() for name in ("logits", "targets")})
+        self.temperature: Tensor
+        self.register_buffer("temperature", torch.ones(()))
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Class logits (B, classes)."""
+        if isinstance(self.model, Baseline):
+            return self.model(batch)
+        logits = self.model(batch["inputs"], batch["lengths"])
+        return logits if self.votes is None else logits + self.votes(batch["characters"], batch["inputs"])
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Mean cross-entropy and the class logits (B, classes)."""
-        logits = self.model(batch["inputs"], batch["lengths"])
+        logits = self.logits(batch)
         return cross_entropy(logits, batch["targets"], label_smoothing=self.label_smoothing), logits
 
     def update_validation(self, outputs: Tensor, batch: Batch) -> None:
@@ -79,14 +110,28 @@ class ClassificationTask(Task):
         self.val_scores.reset()
         return {name: scores[name] for name in ("accuracy", "f1")}
 
+    @property
+    def calibrates(self) -> bool:
+        return True
+
+    def update_calibration(self, outputs: Tensor, batch: Batch) -> None:
+        self.for_calibration["logits"].update(outputs)
+        self.for_calibration["targets"].update(batch["targets"])
+
+    def finish_calibration(self) -> None:
+        kept = {name: metric.compute() for name, metric in self.for_calibration.items()}
+        for metric in self.for_calibration.values():
+            metric.reset()
+        self.temperature.fill_(best_temperature(kept["logits"].double(), kept["targets"].long()))
+
     def update_test(self, outputs: Tensor, batch: Batch) -> None:
+        probabilities = (outputs / self.temperature).softmax(dim=-1)
         self.test_scores.update(outputs, batch["targets"])
         self.confusion.update(outputs, batch["targets"])
-        for name, value in (
-            ("index", batch["index"]),
-            ("targets", batch["targets"]),
-            ("probabilities", outputs.softmax(dim=-1)),
-        ):
+        self.calibration_errors["ece"].update(probabilities, batch["targets"])
+        self.calibration_errors["ece_uncalibrated"].update(outputs.softmax(dim=-1), batch["targets"])
+        kept = {"index": batch["index"], "targets": batch["targets"], "probabilities": probabilities}
+        for name, value in kept.items():
             self.kept[name].update(value)
 
     def finish_test(self) -> None:
@@ -97,7 +142,15 @@ class ClassificationTask(Task):
         for name in ("precision", "recall", "f1"):
             self.scores[f"{name}_macro"] = computed[name].mean().item()
             self.scores[f"{name}_weighted"] = (computed[name] * support / support.sum()).sum().item()
+        self._predicted = {name: metric.compute().cpu() for name, metric in self.kept.items()}
+        probabilities, targets = self._predicted["probabilities"], self._predicted["targets"].long()
+        sure = probabilities.max(dim=1).values.argsort(descending=True, stable=True)[: math.ceil(0.9 * len(targets))]
+        errors = {name: metric.compute().item() for name, metric in self.calibration_errors.items()}
+        self.scores["ece"] = errors["ece"]
+        self.scores["accuracy_at_90"] = (probabilities[sure].argmax(dim=1) == targets[sure]).float().mean().item()
         self.details = {
+            "temperature": self.temperature.item(),
+            "ece_uncalibrated": errors["ece_uncalibrated"],
             "per_class": [
                 {
                     "class": label,
@@ -108,8 +161,7 @@ class ClassificationTask(Task):
             ],
             "confusion": confusion.tolist(),
         }
-        self._predicted = {name: metric.compute().cpu() for name, metric in self.kept.items()}
-        for metric in (self.test_scores, self.confusion, *self.kept.values()):
+        for metric in (self.test_scores, self.confusion, *self.calibration_errors.values(), *self.kept.values()):
             metric.reset()
 
     def predictions(self) -> pd.DataFrame:
@@ -131,4 +183,22 @@ class ClassificationTask(Task):
     @torch.no_grad()
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Class probabilities (B, classes)."""
-        return self.model(batch["inputs"], batch["lengths"]).softmax(dim=-1)
+        return (self.logits(batch) / self.temperature).softmax(dim=-1)
+
+
+def best_temperature(logits: Tensor, targets: Tensor) -> float:
+    """The T > 0 under which the cross-entropy of softmax(logits / T) is least: logits (N, C), targets (N,)."""
+    with torch.inference_mode(False), torch.enable_grad():  # a validation runs without gradients
+        logits, targets = logits.clone(), targets.clone()
+        logarithm = torch.zeros((), dtype=logits.dtype, device=logits.device, requires_grad=True)
+        optimizer = torch.optim.LBFGS([logarithm], max_iter=100, line_search_fn="strong_wolfe")
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            loss = cross_entropy(logits / logarithm.exp(), targets)
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)  # pyright: ignore[reportArgumentType]
+    # Of answers that are all right, or all wrong, none is too sure or too unsure: the best T is 0 or infinite.
+    return logarithm.detach().clamp(-5, 5).exp().item()

@@ -6,7 +6,7 @@ Legend: B batch, L lookback, H horizon, S steps of a season (a day), F features.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchmetrics import CatMetric, MeanAbsoluteError
 
-from tasks.models import SequenceModel
+from tasks.baselines import Baseline, seasonal_naive
+from tasks.models import build_model
 from tasks.task import Batch, Task
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -24,12 +25,6 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mse": functional.mse_loss,
     "huber": functional.huber_loss,
 }
-
-
-def seasonal_naive(history: Tensor, horizon: int, season_length: int) -> Tensor:
-    """Repeat the last season: history (B, L) to (B, H), with forecast[h] = history[L - S + h mod S]."""
-    season = history[:, -season_length:]
-    return season.repeat(1, -(-horizon // season_length))[:, :horizon]
 
 
 class ForecastingTask(Task):
@@ -40,18 +35,28 @@ class ForecastingTask(Task):
     median absolute error, `rmse`, `bias` mean error, `mae_day1`, `mae_day2`, … by day of the horizon (a step
     belongs to the day in which it begins), and `skill = 1 - mae / mae_seasonal_naive` on the same windows.
 
+    With `quantiles`, the network answers with all of them for each step, trained by the pinball loss (Koenker and
+    Bassett 1978), twice its mean over the levels, which is the absolute error where 0.5 is the only one. The forecast
+    is then the median. Every other quantile is shifted, per step, so that its share of the validation split's truths
+    lies below it (split conformal prediction: Romano et al. 2019). Further scores: `crps`, the continuous ranked
+    probability score as twice the mean pinball loss over the levels, in the target's unit (finer levels come closer);
+    and for the widest interval between two levels, say 5% and 95%, `coverage_90` and `width_90`, also by day.
+
     Args:
         facts: of the data: `num_features`, `horizon`, `season_length`, `step_hours`, `target_mean`, `target_std`.
         inputs: builds the input module from `num_features`.
-        encoder: builds the recurrent encoder from `input_size`.
+        encoder: builds the encoder from `input_size`.
+        baseline: builds a `Baseline` from `facts`, in the place of both; the options of the network are then not used.
         pooling: how steps become one vector; see `Pooling`.
         dropout: on that vector.
         criterion: `mae`, `mse` or `huber`, of the errors in standard deviations.
+        quantiles: levels in (0, 1), rising, 0.5 among them; `criterion` is then not used. None: one forecast.
         base: what the answer is added to: the training `mean`, the `last` value, or the `climatology` of each hour.
         task_options: of `Task`.
 
     Raises:
-        ValueError: `criterion` or `base` is none of these, or the lookback is shorter than a season.
+        ValueError: `criterion` or `base` is none of these, the levels aren't as they should be, or the lookback is
+            shorter than a season.
     """
 
     BASES = ("mean", "last", "climatology")
@@ -59,12 +64,14 @@ class ForecastingTask(Task):
     def __init__(
         self,
         facts: dict[str, Any],
-        inputs: Callable[..., nn.Module],
-        encoder: Callable[..., nn.Module],
+        inputs: Callable[..., nn.Module] | None = None,
+        encoder: Callable[..., nn.Module] | None = None,
+        baseline: Callable[..., Baseline] | None = None,
         pooling: str = "last",
         dropout: float = 0.0,
         criterion: str = "mae",
         base: str = "last",
+        quantiles: Sequence[float] = (),
         **task_options: Any,
     ) -> None:
         if criterion not in LOSSES or base not in self.BASES:
@@ -72,43 +79,92 @@ class ForecastingTask(Task):
                 f"criterion must be one of {', '.join(LOSSES)} and base one of {', '.join(self.BASES)}; "
                 f"got {criterion!r} and {base!r}"
             )
+        if quantiles and not (sorted({*quantiles}) == [*quantiles] and min(quantiles) > 0 and max(quantiles) < 1):
+            raise ValueError(f"task.quantiles={[*quantiles]} must rise from above 0 to below 1")
+        if quantiles and 0.5 not in quantiles:
+            raise ValueError(f"task.quantiles={[*quantiles]} must hold 0.5, the median, which is the forecast")
         if facts["lookback"] < facts["season_length"]:
             raise ValueError(f"the lookback of {facts['lookback']} steps is shorter than a season")
-        features = inputs(num_features=facts["num_features"])
-        network = SequenceModel(features, encoder(input_size=features.output_size), facts["horizon"], pooling, dropout)
-        super().__init__(network, **task_options)
+        levels = [] if baseline is not None else [*quantiles]
+        if baseline is not None:
+            model: nn.Module = baseline(facts=facts)
+        else:
+            outputs = facts["horizon"] * max(1, len(levels))
+            model = build_model(inputs, encoder, outputs, pooling, dropout, num_features=facts["num_features"])
+        super().__init__(model, **task_options)
         self.facts, self.criterion, self.base = facts, criterion, base
         self.val_mae = MeanAbsoluteError()
         self.kept: Any = nn.ModuleDict({name: CatMetric() for name in ("index", "targets", "forecasts", "naive")})
+        self.for_calibration: Any = nn.ModuleDict({name: CatMetric() for name in ("targets", "forecasts")})
+        self.levels: Tensor
+        self.register_buffer("levels", torch.tensor(levels), persistent=False)
+        self.shifts: Tensor
+        self.register_buffer("shifts", torch.zeros(facts["horizon"], len(levels)))
 
     def forward(self, batch: Batch) -> Tensor:
-        """Forecasts (B, H) in the target's unit."""
+        """Forecasts in the target's unit: (B, H), or with Q quantiles (B, H, Q) as the network has them."""
+        if isinstance(self.model, Baseline):
+            return self.model(batch)
         answer = self.model(batch["inputs"])
         if self.base == "last":
             base = batch["history"][:, -1:]
         elif self.base == "climatology":
             base = batch["climatology"]
         else:
-            base = self.facts["target_mean"]
+            base = torch.full_like(batch["history"][:, -1:], self.facts["target_mean"])
+        if len(self.levels):
+            base, answer = base.unsqueeze(-1), answer.unflatten(1, (self.facts["horizon"], len(self.levels)))
         return base + self.facts["target_std"] * answer
 
+    def median(self, forecasts: Tensor) -> Tensor:
+        """Of what `forward` returns, the forecast of each step (B, H)."""
+        return forecasts[..., int((self.levels == 0.5).nonzero())] if len(self.levels) else forecasts
+
+    def calibrated(self, forecasts: Tensor) -> Tensor:
+        """What `forward` returns with its quantiles (B, H, Q) shifted, and in order."""
+        return (forecasts + self.shifts).sort(dim=-1).values if len(self.levels) else forecasts
+
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Mean loss in standard deviations of the target, and the forecasts (B, H) in its unit."""
+        """Mean loss in standard deviations of the target, and what `forward` returns."""
         forecasts = self(batch)
         scale = self.facts["target_std"]
+        if len(self.levels):
+            return 2 * pinball(forecasts, batch["targets"], self.levels).mean() / scale, forecasts
         return LOSSES[self.criterion](forecasts / scale, batch["targets"] / scale), forecasts
 
     def update_validation(self, outputs: Tensor, batch: Batch) -> None:
-        self.val_mae.update(outputs.contiguous(), batch["targets"])
+        self.val_mae.update(self.median(outputs).contiguous(), batch["targets"])
 
     def validation_scores(self) -> dict[str, Tensor]:
         mae = self.val_mae.compute()
         self.val_mae.reset()
         return {"mae": mae}
 
+    @property
+    def calibrates(self) -> bool:
+        return len(self.levels) > 0
+
+    def update_calibration(self, outputs: Tensor, batch: Batch) -> None:
+        self.for_calibration["forecasts"].update(outputs)
+        self.for_calibration["targets"].update(batch["targets"])
+
+    def finish_calibration(self) -> None:
+        kept = {name: metric.compute() for name, metric in self.for_calibration.items()}
+        for metric in self.for_calibration.values():
+            metric.reset()
+        for number, level in enumerate(self.levels.tolist()):
+            if level != 0.5:
+                missed = (kept["targets"] - kept["forecasts"][..., number]).cpu().numpy()
+                self.shifts[:, number] = torch.from_numpy(np.quantile(missed, level, axis=0))
+
     def update_test(self, outputs: Tensor, batch: Batch) -> None:
         naive = seasonal_naive(batch["history"], self.facts["horizon"], self.facts["season_length"])
-        values = {"index": batch["index"], "targets": batch["targets"], "forecasts": outputs, "naive": naive}
+        values = {
+            "index": batch["index"],
+            "targets": batch["targets"],
+            "forecasts": self.calibrated(outputs),
+            "naive": naive,
+        }
         for name, value in values.items():
             self.kept[name].update(value)
 
@@ -117,7 +173,7 @@ class ForecastingTask(Task):
         for metric in self.kept.values():
             metric.reset()
         self._predicted = kept
-        errors = kept["forecasts"].double() - kept["targets"].double()  # (N, H)
+        errors = self.median(kept["forecasts"]).double() - kept["targets"].double()  # (N, H)
         naive = (kept["naive"].double() - kept["targets"].double()).abs()
         by_step = errors.abs().mean(dim=0)
         mae = errors.abs().mean().item()
@@ -132,25 +188,72 @@ class ForecastingTask(Task):
         days = (torch.arange(len(by_step)).double() * self.facts["step_hours"]).round(decimals=6).div(24).long()
         for day in days.unique().tolist():
             self.scores[f"mae_day{day + 1}"] = by_step[days == day].mean().item()
-        self.details = {
+        self.details = {}
+        if len(self.levels):
+            self._score_quantiles(kept["forecasts"], kept["targets"], days)
+        self.details |= {
             "windows": len(errors),
             "mae_by_step": by_step.tolist(),
             "seasonal_naive": {"mae": naive.mean().item(), "mae_by_step": naive.mean(dim=0).tolist()},
         }
 
+    def _score_quantiles(self, forecasts: Tensor, targets: Tensor, days: Tensor) -> None:
+        """Scores of calibrated quantiles (N, H, Q) against the truth (N, H)."""
+        levels = self.levels.cpu()
+        losses = pinball(forecasts, targets, levels).double()
+        self.scores["crps"] = 2 * losses.mean().item()
+        below = (targets.unsqueeze(-1) <= forecasts).double()
+        self.details["share_below_quantile"] = {
+            f"{level:g}": below[..., number].mean().item() for number, level in enumerate(levels.tolist())
+        }
+        pairs = {round(1 - 2 * low, 6): (low, round(1 - low, 6)) for low in map(_rounded, levels.tolist()) if low < 0.5}
+        known = {_rounded(level): number for number, level in enumerate(levels.tolist())}
+        for share, (low, high) in pairs.items():
+            if high not in known:
+                continue
+            lower, upper = forecasts[..., known[low]], forecasts[..., known[high]]
+            inside, width = ((lower <= targets) & (targets <= upper)).double(), (upper - lower).double()
+            name = f"{100 * share:g}"
+            if share in (0.8, max(pairs)):
+                self.scores |= {f"coverage_{name}": inside.mean().item(), f"width_{name}": width.mean().item()}
+            self.details.setdefault("intervals", {})[name] = {
+                f"day{day + 1}": {
+                    "coverage": inside[:, days == day].mean().item(),
+                    "width": width[:, days == day].mean().item(),
+                }
+                for day in days.unique().tolist()
+            }
+
     def predictions(self) -> pd.DataFrame:
-        """A row per window and step: columns `index, step` (from 1), `target, prediction`, in the target's unit."""
+        """A row per window and step: columns `index, step` (from 1), `target, prediction`, in the target's unit.
+
+        With quantiles, a column `q0.05` and the like for each.
+        """
         windows, horizon = self._predicted["targets"].shape
-        return pd.DataFrame(
+        forecasts = self._predicted["forecasts"]
+        frame = pd.DataFrame(
             {
                 "index": self._predicted["index"].long().repeat_interleave(horizon).numpy(),
                 "step": torch.arange(1, horizon + 1).repeat(windows).numpy(),
                 "target": self._predicted["targets"].flatten().numpy(),
-                "prediction": self._predicted["forecasts"].flatten().numpy(),
+                "prediction": self.median(forecasts).flatten().numpy(),
             }
         )
+        for number, level in enumerate(self.levels.tolist()):
+            frame[f"q{level:g}"] = forecasts[..., number].flatten().numpy()
+        return frame
 
     @torch.no_grad()
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Forecasts (B, H) in the target's unit."""
-        return self(batch)
+        """Forecasts in the target's unit: (B, H), or with Q quantiles (B, H, Q), calibrated."""
+        return self.calibrated(self(batch))
+
+
+def pinball(quantiles: Tensor, targets: Tensor, levels: Tensor) -> Tensor:
+    """Pinball loss max(q (y - f), (q - 1)(y - f)) of quantiles f (B, H, Q) at levels q (Q,) for truths y (B, H)."""
+    missed = targets.unsqueeze(-1) - quantiles
+    return torch.maximum(levels * missed, (levels - 1) * missed)
+
+
+def _rounded(level: float) -> float:
+    return round(level, 6)

@@ -28,6 +28,9 @@ class Task(pl.LightningModule):
     """A model with its loss, optimizer and scores.
 
     `blueprint`, set by whoever builds the task, is kept in its checkpoints: plain values to build it again from.
+    A task whose probabilities can be calibrated collects what it needs in a validation while `calibrating`, which
+    scores and logs nothing, and then sets its buffers.
+
     After a test, `scores` holds the flat test scores, `details` whatever else belongs into `metrics.json`, and
     `predictions()` one or more rows per test example.
 
@@ -50,6 +53,7 @@ class Task(pl.LightningModule):
         self.make_optimizer, self.make_scheduler, self.seed = optimizer, scheduler, seed
         self.train_loss, self.val_loss = MeanMetric(), MeanMetric()
         self.train_loss.persistent(True)  # in checkpoints: an epoch resumed in its middle reports its whole mean
+        self.calibrating = False
         self.blueprint: dict[str, Any] = {}
         self.scores: dict[str, float] = {}
         self.details: dict[str, Any] = {}
@@ -78,13 +82,26 @@ class Task(pl.LightningModule):
     def predictions(self) -> pd.DataFrame:
         """The test's predictions beside the truth; the column `index` is the position in the test split."""
 
+    @property
+    def calibrates(self) -> bool:
+        """Whether there is something to calibrate."""
+        return False
+
+    def update_calibration(self, outputs: Tensor, batch: Batch) -> None:
+        """Take note of one validation batch."""
+
+    def finish_calibration(self) -> None:
+        """Set the buffers, on every process."""
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["blueprint"] = self.blueprint
 
     @property
     def num_parameters(self) -> int:
-        """Trained parameters."""
-        return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
+        """Trained parameters, or a baseline's coefficients."""
+        return getattr(self.model, "num_parameters", 0) + sum(
+            parameter.numel() for parameter in self.parameters() if parameter.requires_grad
+        )
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed by the step, so that step n draws the same numbers whether or not the run was interrupted before it."""
@@ -111,10 +128,16 @@ class Task(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         loss, outputs = self.loss(batch)
+        if self.calibrating:
+            self.update_calibration(outputs, batch)
+            return
         self.val_loss.update(loss, weight=len(batch["targets"]))
         self.update_validation(outputs, batch)
 
     def on_validation_epoch_end(self) -> None:
+        if self.calibrating:
+            self.finish_calibration()
+            return
         self.log("val/loss", self.val_loss.compute(), prog_bar=True)
         self.val_loss.reset()
         for name, value in self.validation_scores().items():

@@ -95,11 +95,23 @@ def test_every_row_is_in_exactly_one_split(table: Path) -> None:
 
 def test_texts_without_a_token_make_a_batch_of_padding() -> None:
     nothing = np.zeros(3, dtype=np.int64)
-    batch = TextDataset(np.empty(0, dtype=np.int32), nothing, nothing, nothing)[[2, 0]]
+    batch = TextDataset(np.empty(0, dtype=np.int32), nothing, nothing, nothing, [""] * 3)[[2, 0]]
     assert batch["inputs"].tolist() == [[0], [0]]
     assert batch["lengths"].tolist() == [0, 0]
-    some = TextDataset(np.array([7, 8, 9]), np.array([0, 3, 3]), np.array([3, 0, 0]), nothing)[[1, 0]]
+    starts, lengths = np.array([0, 3, 3]), np.array([3, 0, 0])
+    some = TextDataset(np.array([7, 8, 9]), starts, lengths, nothing, ["", "", ""])[[1, 0]]
     assert some["inputs"].tolist() == [[0, 0, 0], [7, 8, 9]]
+
+
+def test_characters_are_the_code_points_of_the_whole_text(table: Path) -> None:
+    nothing = np.zeros(3, dtype=np.int64)
+    batch = TextDataset(np.empty(0, dtype=np.int32), nothing, nothing, nothing, ["", "好书𝄞", "a"])[[2, 1, 0]]
+    assert batch["characters"].tolist() == [[97, 0, 0], [ord("好"), ord("书"), ord("𝄞")], [0, 0, 0]]
+    data = module(table, max_length=5)
+    for split, loader in loaders(data).items():
+        for batch in loader:
+            spelt = ["".join(chr(point) for point in row if point) for row in batch["characters"].tolist()]
+            assert spelt == data.describe(split, batch["index"].numpy())["text"].tolist()
 
 
 def test_truncation_is_counted_per_split(table: Path) -> None:

@@ -21,6 +21,7 @@ from runs.build import build_datamodule, build_task, instantiate, load_task, pla
 from runs.checkpoints import AtomicCheckpointIO
 from runs.errors import explain
 from runs.schema import SCHEMAS, Config, ConfigError, validate
+from tasks import Baseline
 from tests.runs.lab import ROOT, SMALL, Lab
 
 CONF = ROOT / "conf"
@@ -34,6 +35,8 @@ CHOICES: dict[type, tuple[str, list[str]]] = {
     schema.RNNModelConfig: ("model", ["model=lstm"]),
     schema.GRUModelConfig: ("model", ["model=gru"]),
     schema.CellModelConfig: ("model", ["model=cell", OWN_CELL]),
+    schema.EncoderlessModelConfig: ("model", ["model=fasttext_like"]),
+    schema.BaselineModelConfig: ("model", ["task=forecast", "model=persistence"]),
     schema.AdamConfig: ("optimizer", ["optimizer=adam"]),
     schema.SGDConfig: ("optimizer", ["optimizer=sgd"]),
     schema.SchedulerConfig: ("scheduler", ["scheduler=onecycle"]),
@@ -43,7 +46,13 @@ CHOICES: dict[type, tuple[str, list[str]]] = {
     Config: ("", []),
 }
 FACTS: dict[str, dict[str, Any]] = {
-    "cls": {"classes": ["a", "b"], "vocab_size": 9, "padding_index": 0},
+    "cls": {
+        "classes": ["a", "b"],
+        "vocab_size": 9,
+        "padding_index": 0,
+        "unknown_index": 1,
+        "vocabulary": list("_?abcdefg"),
+    },
     "forecast": {
         **{"num_features": 3, "lookback": 12, "horizon": 6, "season_length": 4, "step_hours": 6.0},
         **{"target_mean": 1.0, "target_std": 2.0},
@@ -72,8 +81,9 @@ def options_of(*groups: str) -> list[str]:
 
 def batch_for(task: str) -> dict[str, torch.Tensor]:
     if task == "cls":
-        inputs = torch.randint(1, 9, (4, 5))
-        return {"inputs": inputs, "lengths": torch.tensor([5, 0, 2, 1]), "targets": torch.tensor([0, 1, 1, 0])}
+        inputs, characters = torch.randint(1, 9, (4, 5)), torch.randint(97, 104, (4, 9))
+        answers = {"lengths": torch.tensor([5, 0, 2, 1]), "targets": torch.tensor([0, 1, 1, 0])}
+        return {"inputs": inputs, "characters": characters, **answers}
     shapes = {"inputs": (12, 3), "history": (12,), "targets": (6,), "climatology": (6,)}
     return {name: torch.randn(4, *shape) for name, shape in shapes.items()}
 
@@ -86,6 +96,10 @@ def check(config: DictConfig, tmp_path: Path) -> None:
     data = build_datamodule(settings)
     assert isinstance(data, pl.LightningDataModule)
     task = build_task(settings, FACTS[name])
+    if isinstance(task.model, Baseline):
+        task.model.fit([batch_for(name), batch_for(name)])
+        assert task.loss(batch_for(name))[1].isfinite().all()
+        return
     loss, outputs = task.loss(batch_for(name))
     loss.backward()
     assert outputs.isfinite().all()
@@ -106,8 +120,13 @@ def test_the_groups_are_those_of_the_folder() -> None:
 @pytest.mark.parametrize("option", options_of(*SCHEMAS, "logger"))
 def test_every_choice_of_a_group_composes_validates_and_builds(option: str, tmp_path: Path) -> None:
     own_cell = [OWN_CELL] if option == "model=cell" else []
-    of_forecast = option.startswith("data=") and OmegaConf.get_type(composed(option).data) is schema.SeriesConfig
-    for task in ["forecast"] if of_forecast else ["cls"] if option.startswith("data=") else ["cls", "forecast"]:
+    config = composed(option, *own_cell)
+    tasks = ["cls", "forecast"]
+    if option.startswith("data="):
+        tasks = ["forecast" if OmegaConf.get_type(config.data) is schema.SeriesConfig else "cls"]
+    elif "for_task" in config.model:
+        tasks = [config.model.for_task]
+    for task in tasks:
         words = [option] if option.startswith("task=") else [f"task={task}", option]
         check(composed(*words, *own_cell), tmp_path)
 
@@ -199,7 +218,7 @@ def test_a_value_outside_its_limits_is_refused_by_name_and_one_inside_accepted(
     several = isinstance(default, list)
     for value in outside(metadata, whole=isinstance(default, int) or default is None):
         try:
-            config, full = changed(owner, key, [default[0], value] if several else value)
+            config, full = changed(owner, key, [*default[:1], value] if several else value)
         except ValidationError:
             continue  # no number of the option's type (nan for a whole number)
         with pytest.raises(ConfigError) as caught:
@@ -208,7 +227,7 @@ def test_a_value_outside_its_limits_is_refused_by_name_and_one_inside_accepted(
         named = (f"{full}={shown} is not", f"{full}={value} is not")  # fields of type Any keep the number's type
         assert str(caught.value).startswith(named), value
     for value in inside(metadata, default):
-        config, _ = changed(owner, key, [default[0], value] if several and value != default else value)
+        config, _ = changed(owner, key, [*default[:1], value] if several and value != default else value)
         validate(config)
 
 
@@ -258,6 +277,12 @@ def test_a_mistake_is_explained_with_its_key_and_the_nearest_one(words: Sequence
     for noise in ("full_key", "object_type", "HYDRA_FULL_ERROR", "Config search path"):
         assert noise not in message
     assert len(message.splitlines()) <= 8
+
+
+@pytest.mark.parametrize(("task", "model", "right"), [("cls", "ridge", "forecast"), ("forecast", "tfidf_svm", "cls")])
+def test_a_baseline_of_the_other_task_is_refused(task: str, model: str, right: str) -> None:
+    with pytest.raises(ConfigError, match=f"model={model} is not for task={task}: add task={right}"):
+        validate(composed(f"task={task}", f"model={model}"))
 
 
 def test_a_bug_is_not_explained_away() -> None:

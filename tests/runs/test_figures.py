@@ -106,7 +106,7 @@ def test_the_error_by_lead_time_is_over_hours(tmp_path: Path) -> None:
 @pytest.mark.parametrize("count", [1, 3])
 def test_forecasts_show_past_truth_and_forecast_on_one_time_axis(count: int, tmp_path: Path) -> None:
     window = {"origin": "2016-01-01 00:00", "history": np.arange(4.0), "truth": np.ones(3), "forecast": np.zeros(3)}
-    windows = [{**window, "hours": 2.0}] * count
+    windows = [{**window, "hours": 2.0, "quantiles": {}}] * count
     figure = drawn(figures.forecasts(windows, "gru", "T (degC)"), tmp_path / "forecasts")
     shown = [axes for axes in figure.axes if axes.get_visible()]
     assert len(shown) == count
@@ -123,3 +123,25 @@ def test_learning_curves_are_the_mean_over_runs_of_unequal_length(tmp_path: Path
     assert points(gru, "y") == [4, 3, 2.5]
     assert points(lstm, "y") == HISTORY["val/loss"].tolist()
     assert [figure.axes[1].get_ylabel(), gru.get_label()] == ["val/f1", "gru"]
+
+
+def test_quantiles_are_drawn_as_a_fan_of_the_intervals_between_them(tmp_path: Path) -> None:
+    window = {"origin": "2016-01-01 00:00", "history": np.arange(4.0), "truth": np.ones(3), "forecast": np.zeros(3)}
+    quantiles = {level: np.full(3, 10 * level) for level in (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.97)}
+    figure = drawn(
+        figures.forecasts([{**window, "hours": 1.0, "quantiles": quantiles}], "gru", "T (degC)"), tmp_path / "fan"
+    )
+    bands = figure.axes[0].collections
+    assert [band.get_label() for band in bands] == ["80% of outcomes", "50% of outcomes"]
+    for band, (low, high) in zip(bands, ((1, 9), (2.5, 7.5)), strict=True):
+        heights = band.get_paths()[0].vertices[:, 1]
+        assert [heights.min(), heights.max()] == [low, high]
+
+
+def test_a_baseline_is_a_level_line_among_the_learning_curves(tmp_path: Path) -> None:
+    fitted = pd.DataFrame({"epoch": [0], "val/loss": [1.5], "val/f1": [0.8]})
+    figure = drawn(figures.learning_curves({"nb": [fitted], "gru": [HISTORY]}, "val/f1"), tmp_path / "curves")
+    level, gru = figure.axes[0].lines
+    assert points(level, "y") == [1.5, 1.5]
+    assert level.get_label() == "nb"
+    assert points(gru, "y") == HISTORY["val/loss"].tolist()

@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from rnn_cells import GRU
 from tasks import ClassificationTask, TokenEmbedding
+from tasks.classification import best_temperature
 
 CLASSES = ["books", "书籍", "never seen", "phones"]
 TARGETS = np.array([0, 0, 0, 1, 1, 3, 3, 3, 3, 1])
@@ -22,7 +23,7 @@ PREDICTIONS = np.array([0, 1, 0, 1, 3, 3, 3, 0, 3, 1])  # class 2 is in neither
 def build(classes: list[str] = CLASSES, **options: Any) -> ClassificationTask:
     torch.manual_seed(0)
     return ClassificationTask(
-        {"classes": classes, "vocab_size": 9, "padding_index": 0},
+        {"classes": classes, "vocab_size": 9, "padding_index": 0, "unknown_index": 1},
         inputs=partial(TokenEmbedding, embedding_dim=4),
         encoder=partial(GRU, hidden_size=3),
         optimizer=partial(torch.optim.SGD, lr=0.1),
@@ -133,3 +134,58 @@ def test_the_loss_is_the_cross_entropy_with_smoothed_targets(smoothing: float) -
     if not smoothing:
         torch.testing.assert_close(loss, cross_entropy(task.model(batch["inputs"], batch["lengths"]), batch["targets"]))
     torch.testing.assert_close(task.predict_step(batch, 0).sum(dim=1), torch.ones(5))
+
+
+def test_votes_of_ngrams_are_added_to_the_networks_logits() -> None:
+    options: Any = {"characters": 2, "words": 1, "bits": 10, "dropout": 0.0, "scale": 3.0}
+    task = build(ngrams=options)
+    assert task.votes is not None
+    torch.nn.init.normal_(task.votes.votes.weight)
+    batch = {
+        "inputs": torch.tensor([[3, 4, 5], [2, 0, 0]]),
+        "lengths": torch.tensor([3, 1]),
+        "characters": torch.tensor([[97, 98, 0], [99, 0, 0]]),
+        "targets": torch.tensor([0, 1]),
+    }
+    expected = task.model(batch["inputs"], batch["lengths"]) + task.votes(batch["characters"], batch["inputs"])
+    torch.testing.assert_close(task.logits(batch), expected)
+    assert build(ngrams={**options, "characters": 0, "words": 0}).votes is None
+
+
+def test_the_temperature_is_the_one_under_which_the_cross_entropy_is_least() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2000, 4, generator=generator).double()
+    targets = torch.distributions.Categorical(logits=logits / 2.5).sample()
+    found = best_temperature(logits, targets)
+    tried = torch.linspace(0.5, 6, 2000).double()
+    losses = torch.stack([cross_entropy(logits / temperature, targets) for temperature in tried])
+    assert found == pytest.approx(tried[losses.argmin()].item(), abs=0.01)
+    assert best_temperature(torch.eye(4).double() * 9, torch.arange(4)) > 0  # always right: no least one
+
+
+def test_calibrated_probabilities_are_tempered_and_leave_every_prediction_as_it_was() -> None:
+    torch.manual_seed(0)
+    targets = np.random.default_rng(0).integers(0, 4, 3000)
+    logits = 6 * torch.randn(3000, 4)  # far too sure
+    logits[torch.arange(3000), torch.from_numpy(targets)] += 3
+    plain, tempered = build(), build()
+    for part in torch.arange(3000).split(700):
+        tempered.update_calibration(logits[part], {"targets": torch.from_numpy(targets)[part]})
+    tempered.finish_calibration()
+    assert tempered.temperature > 1.5
+    for task in (plain, tempered):
+        after_test(task, targets, logits, batch_size=700)
+    assert tempered.scores["accuracy"] == plain.scores["accuracy"]
+    assert tempered.scores["ece"] < 0.3 * plain.scores["ece"]
+    assert tempered.details["ece_uncalibrated"] == pytest.approx(plain.scores["ece"])
+    confidence = (logits / tempered.temperature).softmax(dim=1).max(dim=1).values
+    np.testing.assert_allclose(tempered.predictions()["probability"], confidence, atol=1e-6)
+    right = (logits.argmax(dim=1) == torch.from_numpy(targets)).float()
+    kept = right[confidence.argsort(descending=True, stable=True)[:2700]]
+    assert tempered.scores["accuracy_at_90"] == pytest.approx(kept.mean().item())
+    gap = 0.0  # of confidence and accuracy, by bin
+    for low in np.arange(15) / 15:
+        rows = (confidence > low) & (confidence <= low + 1 / 15)
+        if rows.any():
+            gap += (rows.float().mean() * (right[rows].mean() - confidence[rows].mean()).abs()).item()
+    assert tempered.scores["ece"] == pytest.approx(gap, abs=1e-5)

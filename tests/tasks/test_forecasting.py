@@ -190,3 +190,95 @@ def test_settings_that_make_no_sense_are_refused() -> None:
         build(base="tomorrow")
     with pytest.raises(ValueError, match="lookback of 3 steps is shorter than a season"):
         build({**FACTS, "lookback": 3})
+
+
+LEVELS = (0.05, 0.1, 0.5, 0.9, 0.95)
+
+
+def quantile_task() -> ForecastingTask:
+    return build(quantiles=LEVELS)
+
+
+def test_the_loss_of_quantiles_is_twice_the_mean_pinball_loss_in_standard_deviations() -> None:
+    task, batch = quantile_task(), make_batch()
+    loss, forecasts = task.loss(batch)
+    assert forecasts.shape == (5, 6, 5)
+    total = 0.0
+    for window in range(5):
+        for step in range(6):
+            for number, level in enumerate(LEVELS):
+                missed = (batch["targets"][window, step] - forecasts[window, step, number]).item()
+                total += level * missed if missed > 0 else (level - 1) * missed
+    assert loss.item() == pytest.approx(2 * total / (5 * 6 * 5) / 2.5, rel=1e-5)
+
+
+def test_a_single_median_has_the_loss_and_scores_of_the_absolute_error() -> None:
+    only, plain, batch = build(quantiles=[0.5]), build(), make_batch()
+    only.model.load_state_dict(plain.model.state_dict())
+    torch.testing.assert_close(only.loss(batch)[0], plain.loss(batch)[0])
+    for task in (only, plain):
+        after_test(task, (task(batch).detach(), batch))
+    assert {name: only.scores[name] for name in plain.scores} == pytest.approx(plain.scores)
+    assert only.scores["crps"] == pytest.approx(plain.scores["mae"], rel=1e-5)
+
+
+def test_a_network_trained_on_quantiles_answers_the_quantiles_of_the_data() -> None:
+    torch.manual_seed(0)
+    task = build(quantiles=LEVELS, base="mean")
+    batch = make_batch(4000)
+    batch["inputs"] = torch.zeros_like(batch["inputs"])  # nothing to tell the windows apart
+    optimizer = torch.optim.Adam(task.parameters(), lr=0.05)
+    for _ in range(150):
+        optimizer.zero_grad()
+        task.loss(batch)[0].backward()
+        optimizer.step()
+    answers = task.predict_step(batch, 0)[0]
+    for number, level in enumerate(LEVELS):
+        expected = batch["targets"].quantile(level, dim=0)
+        torch.testing.assert_close(answers[:, number], expected, atol=0.5, rtol=0)
+
+
+def test_calibration_puts_each_levels_share_of_the_validation_below_it_and_leaves_the_median() -> None:
+    task = quantile_task()
+    batches = [make_batch(300, seed=seed) for seed in range(4)]
+    before = task.predict_step(batches[0], 0)
+    for batch in batches:
+        task.update_calibration(task(batch).detach(), batch)
+    task.finish_calibration()
+    truth = torch.cat([batch["targets"] for batch in batches])
+    shifted = torch.cat([task(batch).detach() + task.shifts for batch in batches])
+    shares = (truth.unsqueeze(-1) <= shifted).float().mean(dim=0)
+    for number in (0, 1, 3, 4):
+        torch.testing.assert_close(shares[:, number], torch.full((6,), LEVELS[number]), atol=0.01, rtol=0)
+    assert torch.equal(task.shifts[:, 2], torch.zeros(6))
+    after = task.predict_step(batches[0], 0)
+    assert not torch.equal(after, before)
+    assert (after.diff(dim=-1) >= 0).all()
+
+
+def test_scores_of_quantiles_match_their_formulas() -> None:
+    task, batch = quantile_task(), make_batch(40)
+    generator = torch.Generator().manual_seed(3)
+    forecasts = (10 + 3 * torch.randn(40, 6, 5, generator=generator)).sort(dim=-1).values
+    after_test(task, (forecasts, batch))
+    truth, answers = batch["targets"].numpy().astype(np.float64), forecasts.numpy().astype(np.float64)
+    assert task.scores["mae"] == pytest.approx(np.abs(answers[..., 2] - truth).mean(), rel=1e-6)
+    missed = truth[..., None] - answers
+    losses = np.maximum(np.array(LEVELS) * missed, (np.array(LEVELS) - 1) * missed)
+    assert task.scores["crps"] == pytest.approx(2 * np.mean(losses), rel=1e-6)
+    for share, low, high in (("90", 0, 4), ("80", 1, 3)):
+        inside = (answers[..., low] <= truth) & (truth <= answers[..., high])
+        assert task.scores[f"coverage_{share}"] == pytest.approx(inside.mean())
+        assert task.scores[f"width_{share}"] == pytest.approx((answers[..., high] - answers[..., low]).mean())
+        for day, steps in (("day1", slice(0, 3)), ("day2", slice(3, 6))):
+            assert task.details["intervals"][share][day]["coverage"] == pytest.approx(inside[:, steps].mean())
+    frame = task.predictions()
+    assert [name for name in map(str, frame) if name.startswith("q")] == ["q0.05", "q0.1", "q0.5", "q0.9", "q0.95"]
+    np.testing.assert_array_equal(frame["q0.9"], forecasts[..., 3].flatten())
+    np.testing.assert_array_equal(frame["prediction"], forecasts[..., 2].flatten())
+
+
+@pytest.mark.parametrize("levels", [(0.1, 0.9), (0.5, 0.1), (0.0, 0.5), (0.5, 1.0), (0.5, 0.5)])
+def test_levels_that_are_none_are_refused(levels: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match=r"task\.quantiles"):
+        build(quantiles=levels)

@@ -28,11 +28,11 @@ def pool_one_by_one(pooling: Pooling, outputs: Tensor, final: Tensor, lengths: T
             directions = outputs.shape[-1] // final.shape[-1]
             rows.append(torch.cat([final[len(final) - directions + at, number] for at in range(directions)]))
         elif not steps:
-            rows.append(torch.zeros(outputs.shape[-1]))
-        elif pooling.kind == "mean":
-            rows.append(sum(steps, torch.zeros(outputs.shape[-1])) / length)
-        elif pooling.kind == "max":
-            rows.append(torch.stack([max(column) for column in zip(*(step.unbind() for step in steps), strict=True)]))
+            rows.append(torch.zeros(pooling.output_size))
+        elif pooling.kind in ("mean", "max", "max_mean"):
+            mean = sum(steps, torch.zeros(outputs.shape[-1])) / length
+            largest = torch.stack([max(column) for column in zip(*(step.unbind() for step in steps), strict=True)])
+            rows.append({"mean": mean, "max": largest, "max_mean": torch.cat([largest, mean])}[pooling.kind])
         else:
             first, _, last = list[Any](pooling.score)
             grades = [(last.weight[0] @ torch.tanh(first.weight @ step + first.bias)).item() for step in steps]
@@ -128,6 +128,20 @@ def test_the_padding_tokens_vector_is_zero_and_stays_it() -> None:
     assert embedding.weight[0].abs().sum() > 0
 
 
+def test_token_dropout_makes_tokens_unknown_in_training_and_never_touches_padding() -> None:
+    torch.manual_seed(0)
+    embedding = TokenEmbedding(50, 1, padding_index=0, unknown_index=1, token_dropout=0.3)
+    tokens = torch.randint(2, 50, (200, 30))
+    tokens[:, 20:] = 0
+    plain = embedding.weight[tokens][..., 0]
+    found = embedding(tokens)[..., 0]
+    unknown = found == embedding.weight[1, 0]
+    assert torch.equal(found[~unknown], plain[~unknown])
+    assert not unknown[:, 20:].any()
+    assert unknown[:, :20].float().mean().item() == pytest.approx(0.3, abs=0.03)
+    assert torch.equal(embedding.eval()(tokens)[..., 0], plain)
+
+
 def test_an_unknown_pooling_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="last, mean, max, attention; got 'median'"):
+    with pytest.raises(ValueError, match="last, mean, max, max_mean, attention; got 'median'"):
         Pooling("median", 4)

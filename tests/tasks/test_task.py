@@ -18,7 +18,7 @@ from tasks import ClassificationTask, DivergedError, ForecastingTask, Identity, 
 def classifier(**options: Any) -> ClassificationTask:
     torch.manual_seed(0)
     return ClassificationTask(
-        {"classes": ["a", "b"], "vocab_size": 9, "padding_index": 0},
+        {"classes": ["a", "b"], "vocab_size": 9, "padding_index": 0, "unknown_index": 1},
         inputs=partial(TokenEmbedding, embedding_dim=8, dropout=0.5),
         encoder=partial(GRU, hidden_size=3),
         optimizer=partial(torch.optim.SGD, lr=0.1, momentum=0.9),
