@@ -13,6 +13,8 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
+from runs.statistics import compare
+
 log = logging.getLogger(__name__)
 
 SCORES = {
@@ -40,10 +42,14 @@ class CompareSweep(Callback):
             failures.append("comparison")
 
 
+KEPT = ("task", "model", "data", "sample", "split", "seed", "backend", "parameters", "best_epoch")
+
+
 def write_comparison(folder: Path, runs: list[Path]) -> None:
     """Write `comparison.csv`, `comparison.md` and `learning_curves.png/.svg` into `folder`, and print the table.
 
-    Runs that differ only in their seed share a row. Runs that failed are listed under the table.
+    Runs that differ only in their seed share a row. Each row is tested against a reference, the sweep's first baseline
+    or else its first row. Runs that failed are listed under the table.
     """
     statuses = {run: json.loads((run / "status.json").read_text(encoding="utf-8")) for run in runs}
     # A run that was prolonged and then stopped has the scores of its shorter training: it isn't finished.
@@ -53,11 +59,18 @@ def write_comparison(folder: Path, runs: list[Path]) -> None:
     texts = []
     for task, of_task in rows.groupby("task", sort=False) if len(rows) else []:
         table = summarise(of_task, SCORES[str(task)])
+        reference = _add_differences(table, of_task, str(task))
         suffix = "" if rows["task"].nunique() == 1 else f"_{task}"
         table.to_csv(folder / f"comparison{suffix}.csv", index=False)
-        shown = _shown(table, SCORES[str(task)])
+        shown = _shown(table, SCORES[str(task)], reference)
         texts.append(shown.to_markdown(index=False, disable_numparse=True))
-        _print_table(shown, f"Test scores, {task}: mean ± standard deviation over runs")
+        splits = {"test": "Test", "val": "Validation"}
+        kinds = " and ".join(sorted(splits[name].lower() for name in set(of_task["split"]))).capitalize()
+        _print_table(shown, f"{kinds} scores, {task}: mean ± standard deviation over runs")
+        if "validation" in kinds.lower():
+            texts.append(f"{kinds} scores.")
+        if len(table) > 1:
+            texts.append(f"against {reference}: {TESTS[str(task)]}")
         _draw(folder / f"learning_curves{suffix}", of_task)
     if sample := sorted(set(rows.loc[rows["sample"], "data"])) if len(rows) else []:
         texts.append(f"**{', '.join(sample)}: built-in sample data, not a real data set.**")
@@ -80,12 +93,29 @@ def summarise(rows: pd.DataFrame, scores: tuple[str, ...]) -> pd.DataFrame:
     return table
 
 
+TESTS = {
+    "cls": "examples that only this model has right : that only the reference has; p of McNemar's exact test.",
+    "forecast": "difference of the mean errors with its 95% interval and p, from a bootstrap of weeks.",
+}
+
+
+def _add_differences(table: pd.DataFrame, rows: pd.DataFrame, task: str) -> str:
+    """Test each label against a reference, whose name is returned: columns `difference` and `p`."""
+    fitted = rows.loc[rows["backend"].isna(), "label"]
+    reference = str(fitted.iloc[0] if len(fitted) else rows["label"].iloc[0])
+    runs = {label: group.sort_values("seed")["folder"].tolist() for label, group in rows.groupby("label")}
+    found = [None if label == reference else compare(task, runs[label], runs[reference]) for label in table["label"]]
+    table["difference"] = ["" if each is None else each.text for each in found]
+    table["p"] = [float("nan") if each is None else each.p for each in found]
+    return reference
+
+
 def _row(run: Path, label: str) -> dict[str, Any]:
     metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
     return {
         "label": label,
         "folder": run,
-        **{name: metrics[name] for name in ("task", "model", "data", "sample", "seed", "parameters", "best_epoch")},
+        **{name: metrics[name] for name in KEPT},
         "seconds_per_epoch": metrics["seconds"] / max(1, metrics["epochs"]),
         **metrics["test"],
     }
@@ -103,12 +133,14 @@ def _labels(runs: list[Path], statuses: dict[Path, dict[str, Any]]) -> list[str]
     return [" ".join([model, *words]) for model, words in zip(models, own, strict=True)]
 
 
-def _shown(table: pd.DataFrame, scores: tuple[str, ...]) -> pd.DataFrame:
+def _shown(table: pd.DataFrame, scores: tuple[str, ...], reference: str) -> pd.DataFrame:
     """The table as people read it."""
     shown = table[["label", "data", "runs"]].rename(columns={"label": "model"})
     for score in scores:
         spread = table[f"{score}_std"].map(lambda value: "" if pd.isna(value) else f" ± {value:.4f}")
         shown[score] = table[score].map("{:.4f}".format) + spread
+    if len(table) > 1:
+        shown[f"against {reference}"] = table["difference"]
     shown["parameters"] = table["parameters"].map("{:,.0f}".format)
     shown["s/epoch"] = table["seconds_per_epoch"].map("{:.1f}".format)
     shown["epochs to best"] = table["best_epoch"].map("{:.1f}".format)

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+from math import comb
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from runs.statistics import compare, mcnemar, week_block_bootstrap
+
+
+@pytest.mark.parametrize(("better", "worse"), [(9, 2), (2, 9), (5, 5), (0, 3), (0, 0), (40, 20)])
+def test_mcnemar_is_the_binomial_tests_two_sided_p(better: int, worse: int) -> None:
+    right = np.array([True] * better + [False] * worse + [True] * 7 + [False] * 4)
+    other = np.array([False] * better + [True] * worse + [True] * 7 + [False] * 4)
+    total, fewer = better + worse, min(better, worse)
+    tail = sum(comb(total, number) for number in range(fewer + 1)) / 2**total
+    assert mcnemar(right, other) == (better, worse, pytest.approx(min(1, 2 * tail)))
+
+
+def test_a_difference_in_every_week_is_significant_and_noise_is_not() -> None:
+    generator = np.random.default_rng(0)
+    weeks = np.repeat(np.arange(52), 100)
+    weather = np.repeat(generator.normal(size=52), 100)
+    other = 3 + weather + generator.normal(size=5200)
+    difference, low, high, p = week_block_bootstrap(other - 0.5 + 0.1 * generator.normal(size=5200), other, weeks)
+    assert difference == pytest.approx(-0.5, abs=0.01)
+    assert low < difference < high < 0
+    assert p < 0.001
+    noise = np.repeat(generator.normal(size=52), 100)  # a week is one draw, however many windows it holds
+    assert week_block_bootstrap(other + noise - noise.mean(), other, weeks)[3] > 0.5
+
+
+def test_the_interval_holds_the_true_difference_as_often_as_it_says() -> None:
+    generator, held = np.random.default_rng(1), 0
+    weeks = np.repeat(np.arange(40), 5)
+    for trial in range(200):
+        errors = np.repeat(generator.normal(0.3, 1, 40), 5) + generator.normal(size=200)
+        _, low, high, _ = week_block_bootstrap(errors, np.zeros(200), weeks, draws=400, seed=trial)
+        held += low <= 0.3 <= high
+    assert 0.88 <= held / 200 <= 0.99
+
+
+def run_of(folder: Path, **columns: np.ndarray) -> Path:
+    folder.mkdir()
+    pd.DataFrame(columns).to_parquet(folder / "predictions.parquet")
+    return folder
+
+
+def test_the_runs_of_two_classifiers_are_paired_by_row(tmp_path: Path) -> None:
+    rows, truth = np.arange(100), np.array(["a"] * 100, dtype=object)
+    right = np.where(rows < 80, "a", "b").astype(object)
+    ours = run_of(tmp_path / "ours", row=rows, target=truth, prediction=right)
+    shuffled = np.random.default_rng(0).permutation(100)
+    theirs = np.where(rows < 60, "a", "b").astype(object)
+    other = run_of(tmp_path / "other", row=rows[shuffled], target=truth, prediction=theirs[shuffled])
+    found = compare("cls", [ours], [other])
+    assert found is not None
+    assert found.text == "20:0, p < 0.001"
+    assert found.p == pytest.approx(2 / 2**20)
+    elsewhere = run_of(tmp_path / "elsewhere", row=rows + 1, target=truth, prediction=right)
+    assert compare("cls", [ours], [elsewhere]) is None
+
+
+def test_the_runs_of_two_forecasters_are_paired_by_origin_and_averaged_over_seeds(tmp_path: Path) -> None:
+    origins = np.repeat(pd.date_range("2016-01-01", periods=400, freq="h").to_numpy(), 2)
+    zeros = np.zeros(800)
+    seeds = [run_of(tmp_path / f"s{n}", origin=origins, target=zeros, prediction=zeros + n) for n in (1, 2)]
+    other = run_of(tmp_path / "other", origin=origins, target=zeros, prediction=zeros - 2)
+    found = compare("forecast", seeds, [other])
+    assert found is not None
+    assert found.text == "-0.500 [-0.500, -0.500], p < 0.001"
