@@ -79,6 +79,7 @@ Examples
   python run.py model=bilstm task=cls                         categories of Chinese reviews
   python run.py model=lstm task=forecast optimizer.lr=3e-4    the next two days of temperature, from five
   python run.py -m model=rnn,gru,lstm,bilstm seed=0,1,2       a sweep, compared at its end
+  python run.py -m task=cls model=tfidf_svm,bilstm            against what one would try first
   python run.py -cn benchmark                                 our layers against torch.nn's
 
 Groups: choose with group=name
@@ -90,6 +91,8 @@ Options: change with name=value
   data.path                   your own CSV file; data.text_column, data.target, data.time_column name its columns
   data.batch_size, data.split_seed, task.pooling, task.dropout, optimizer.lr, optimizer.weight_decay
   model.encoder.hidden_size, model.encoder.num_layers, model.encoder.backend
+  task.ngrams.characters, task.ngrams.words (votes of n-grams), task.quantiles (a forecast of probabilities)
+  score_on=val                score the validation split, while choosing between settings
   trainer.max_epochs, trainer.fast_dev_run=true (one batch of everything, to see that it works)
   hydra.run.dir=FOLDER        the run folder; by default a new one in outputs/
   resume=FOLDER               continue an interrupted run
