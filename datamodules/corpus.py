@@ -25,6 +25,7 @@ from .sources import LINE, SPLITS, DataError
 logger = logging.getLogger(__name__)
 
 PADDING, UNKNOWN = 0, 1
+CHARACTERS = 10_000  # of a text in a batch: one endless text mustn't fill the memory
 SHOWN = 10  # lines named in a message about many
 
 
@@ -225,14 +226,14 @@ class TextDataset(Dataset[Any]):
         ids: vocabulary indices of the whole corpus, one text after the other.
         starts, lengths: where in `ids` each text of this split starts, and how many of its tokens are kept.
         targets: class of each text.
-        texts: as they are.
+        texts: as they are; of each, the first `CHARACTERS` characters are in a batch.
     """
 
     def __init__(
         self, ids: np.ndarray, starts: np.ndarray, lengths: np.ndarray, targets: np.ndarray, texts: Sequence[str]
     ) -> None:
         self.ids, self.starts, self.lengths, self.targets = ids, starts, lengths, targets
-        self.characters, self.character_lengths = code_points(texts)
+        self.characters, self.character_lengths = code_points([text[:CHARACTERS] for text in texts])
         self.character_starts = np.cumsum(self.character_lengths) - self.character_lengths
 
     def __len__(self) -> int:

@@ -58,7 +58,7 @@ class TextDataModule(pl.LightningDataModule):
     """Texts of a table and their classes, split before anything is learned from them.
 
     A batch is a dict of int64 tensors: `inputs` (B, T), padded with 0 to the longest text of the batch; `lengths` (B,),
-    0 for a text without a token; `characters` (B, C), the whole text in Unicode code points, padded with 0; `targets`
+    0 for a text without a token; `characters` (B, C), the text in Unicode code points, padded with 0; `targets`
     (B,), positions in `facts["classes"]`; `index` (B,), for `describe`.
     The vocabulary knows the training texts alone.
 

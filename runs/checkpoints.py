@@ -214,7 +214,7 @@ class Recorder(Checkpoint):
         if self.trial:
             return
         scores = {name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
-        self.best = {"score": scores[self.monitor], "epoch": 0, "step": 0}
+        self.best = {"score": scores.get(self.monitor, math.nan), "epoch": 0, "step": 0}
         self.history = [{"epoch": 0, "step": 0, **scores, "seconds": self.seconds}]
         self._save(trainer, BEST)
         self._write_history()

@@ -81,9 +81,11 @@ def _run(config: DictConfig, folder: Path, overrides: list[str], sweeping: bool)
             raise ConfigError(
                 f"{folder} holds a run already: continue it with resume={folder}, or choose another hydra.run.dir"
             )
-        # A sweep started again: what is finished is kept, the rest continues; a baseline is fitted anew.
-        if "baseline" not in settings["model"] or _finished(folder):
-            return _resume(config, folder, [])
+        return _resume(config, folder, [])  # a sweep started again: what is finished is kept, the rest continues
+    return _start(settings, folder, overrides)
+
+
+def _start(settings: dict[str, Any], folder: Path, overrides: list[str]) -> dict[str, Any]:
     _write_config(folder, settings)
     _write_status(folder, "running", overrides)
     metrics = train(settings, folder)
@@ -101,6 +103,8 @@ def _resume(config: DictConfig, folder: Path, overrides: list[str]) -> dict[str,
     if merged == saved and _finished(folder):
         log.info(f"{folder} is finished already; here are its scores")
         return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    if "baseline" in settings["model"]:  # fitted in one go: there is no half of it to continue
+        return _start(settings, folder, list(_read_status(folder)["overrides"]))
     if not (folder / "checkpoints" / LAST).exists():
         raise CheckpointError(
             f"nothing to resume from: {folder / 'checkpoints' / LAST} does not exist; the run stopped before its "

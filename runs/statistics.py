@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+
+FEWEST_WEEKS = 20  # of fewer blocks a bootstrap is too sure
+EXAMPLE = ["origin", "step", "target"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ def mcnemar(right: np.ndarray, other: np.ndarray) -> tuple[int, int, float]:
     from scipy.stats import binomtest
 
     better, worse = int((right & ~other).sum()), int((other & ~right).sum())
-    return better, worse, binomtest(better, better + worse).pvalue if better + worse else 1.0
+    return better, worse, float(binomtest(better, better + worse).pvalue) if better + worse else 1.0
 
 
 def week_block_bootstrap(
@@ -66,36 +70,41 @@ def week_block_bootstrap(
 def compare(task: str, runs: list[Path], reference: list[Path]) -> Difference | None:
     """The runs of one model, one per seed, against those of another; None unless all are of the same examples.
 
-    Classification: McNemar's test for each seed, of which the median p counts. Forecasting: the mean error of each
-    window over the seeds, and the weeks drawn.
+    Classification: McNemar's test for each seed; counts are those of the seed with the median p, and of several seeds p
+    is twice the median (Rüschendorf 1982). Forecasting: the mean error of each window over the seeds, and the weeks
+    drawn; of fewer than `FEWEST_WEEKS` weeks no test is made, and p is NaN.
     """
     pairs = [(run, reference[min(number, len(reference) - 1)]) for number, run in enumerate(runs)]
     if task == "cls":
         tests = []
         for run, other in pairs:
-            ours, theirs = (_predictions(path, ["row", "target", "prediction"]) for path in (run, other))
-            if not ours["row"].equals(theirs["row"]):
+            ours, theirs = (_predictions(path, ["row"]) for path in (run, other))
+            if not ours[["row", "target"]].equals(theirs[["row", "target"]]):
                 return None
             tests.append(mcnemar(*((each["target"] == each["prediction"]).to_numpy() for each in (ours, theirs))))
-        better, worse, p = (float(np.median(values)) for values in zip(*tests, strict=True))
-        return Difference(f"{better:.0f}:{worse:.0f}, p {_shown(p)}", p)
-    errors = []
+        better, worse, p = sorted(tests, key=lambda test: test[2])[len(tests) // 2]
+        p = p if len(tests) == 1 else min(1.0, 2 * p)
+        return Difference(f"{better}:{worse}, p {_shown(p)}", p)
+    errors: list[pd.Series] = []
+    known: list[Any] = []
     for of_model in (runs, reference):
-        tables = [_predictions(run, ["origin", "target", "prediction"]) for run in of_model]
-        if any(not table["origin"].equals(tables[0]["origin"]) for table in tables):
+        tables = [_predictions(run, ["origin", "step"]) for run in of_model]
+        known = known or tables[:1]
+        if any(not table[EXAMPLE].equals(known[0][EXAMPLE]) for table in tables):
             return None
         each = [(table["prediction"] - table["target"]).abs().groupby(table["origin"]).mean() for table in tables]
         errors.append(pd.concat(each, axis=1).mean(axis=1))
     ours, theirs = errors
-    if not ours.index.equals(theirs.index):
-        return None
     weeks = pd.DatetimeIndex(ours.index).to_period("W").astype(str).to_numpy()
+    if len(np.unique(weeks)) < FEWEST_WEEKS:
+        return Difference(f"{(ours - theirs).mean():+.3f}, too few weeks to test", float("nan"))
     difference, low, high, p = week_block_bootstrap(ours.to_numpy(), theirs.to_numpy(), weeks)
     return Difference(f"{difference:+.3f} [{low:+.3f}, {high:+.3f}], p {_shown(p)}", p)
 
 
-def _predictions(run: Path, columns: list[str]) -> pd.DataFrame:
-    return pd.read_parquet(run / "predictions.parquet", columns=columns).sort_values(columns[0], ignore_index=True)
+def _predictions(run: Path, key: list[str]) -> pd.DataFrame:
+    table = pd.read_parquet(run / "predictions.parquet", columns=[*key, "target", "prediction"])
+    return table.sort_values(key, ignore_index=True)
 
 
 def _shown(p: float) -> str:

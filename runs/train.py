@@ -71,11 +71,11 @@ def train(
         trainer.fit(task, datamodule=datamodule, ckpt_path=folder / "checkpoints" / LAST if resume else None)
         if recorder.best:
             task.load_state_dict(read_checkpoint(folder / "checkpoints" / BEST)["state_dict"])
-    if task.calibrates:
+    split = config["score_on"]
+    if task.calibrates and split == "test":  # scored on the split it was fitted to, a calibration looks perfect
         _calibrate(task, trainer, datamodule, None if trial else folder / "checkpoints" / BEST)
     started = time.perf_counter()
     encoder: Any = getattr(task.model, "encoder", None)
-    split = config["score_on"]
     examples = {"datamodule": datamodule} if split == "test" else {"dataloaders": datamodule.val_dataloader()}
     trainer.test(task, **examples, verbose=False)
     metrics = {

@@ -208,7 +208,7 @@ class RidgeForecaster(Baseline):
         }
 
     def forward(self, batch: Batch) -> Tensor:
-        weight, bias = (self.learned[name].to(batch["inputs"].device) for name in ("weight", "bias"))
+        weight, bias = (self.learned[name].to(batch["inputs"]) for name in ("weight", "bias"))
         return batch["climatology"] + self.facts["target_std"] * (self._features(batch) @ weight.T + bias)
 
     def _features(self, batch: Batch) -> Tensor:
@@ -240,8 +240,8 @@ class BoostedForecaster(Baseline):
     def __init__(
         self,
         facts: dict[str, Any],
-        rounds: int = 200,
-        learning_rate: float = 0.05,
+        rounds: int = 100,
+        learning_rate: float = 0.1,
         num_leaves: int = 31,
         seed: int = 0,
     ) -> None:

@@ -122,7 +122,7 @@ class ClassificationTask(Task):
         kept = {name: metric.compute() for name, metric in self.for_calibration.items()}
         for metric in self.for_calibration.values():
             metric.reset()
-        self.temperature.fill_(best_temperature(kept["logits"].double(), kept["targets"].long()))
+        self.temperature.fill_(best_temperature(kept["logits"].cpu().double(), kept["targets"].cpu().long()))
 
     def update_test(self, outputs: Tensor, batch: Batch) -> None:
         probabilities = (outputs / self.temperature).softmax(dim=-1)
@@ -187,7 +187,10 @@ class ClassificationTask(Task):
 
 
 def best_temperature(logits: Tensor, targets: Tensor) -> float:
-    """The T > 0 under which the cross-entropy of softmax(logits / T) is least: logits (N, C), targets (N,)."""
+    """The T > 0 under which the cross-entropy of softmax(logits / T) is least: logits (N, C), targets (N,).
+
+    Plus log(T)^2 / N: where every answer is right, no T is the best, and few examples don't make a model sure.
+    """
     with torch.inference_mode(False), torch.enable_grad():  # a validation runs without gradients
         logits, targets = logits.clone(), targets.clone()
         logarithm = torch.zeros((), dtype=logits.dtype, device=logits.device, requires_grad=True)
@@ -195,10 +198,9 @@ def best_temperature(logits: Tensor, targets: Tensor) -> float:
 
         def closure() -> Tensor:
             optimizer.zero_grad()
-            loss = cross_entropy(logits / logarithm.exp(), targets)
+            loss = cross_entropy(logits / logarithm.exp(), targets) + logarithm.square() / len(targets)
             loss.backward()
             return loss
 
         optimizer.step(closure)  # pyright: ignore[reportArgumentType]
-    # Of answers that are all right, or all wrong, none is too sure or too unsure: the best T is 0 or infinite.
-    return logarithm.detach().clamp(-5, 5).exp().item()
+    return logarithm.detach().exp().item()

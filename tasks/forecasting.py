@@ -39,7 +39,7 @@ class ForecastingTask(Task):
     Bassett 1978), twice its mean over the levels, which is the absolute error where 0.5 is the only one. The forecast
     is then the median. Every other quantile is shifted, per step, so that its share of the validation split's truths
     lies below it (split conformal prediction: Romano et al. 2019). Further scores: `crps`, the continuous ranked
-    probability score as twice the mean pinball loss over the levels, in the target's unit (finer levels come closer);
+    probability score as twice the mean pinball loss over the levels (evenly spaced, please), in the target's unit;
     and for the widest interval between two levels, say 5% and 95%, `coverage_90` and `width_90`, also by day.
 
     Args:
@@ -50,7 +50,8 @@ class ForecastingTask(Task):
         pooling: how steps become one vector; see `Pooling`.
         dropout: on that vector.
         criterion: `mae`, `mse` or `huber`, of the errors in standard deviations.
-        quantiles: levels in (0, 1), rising, 0.5 among them; `criterion` is then not used. None: one forecast.
+        quantiles: levels in (0, 1), rising, 0.5 among them; `criterion` is then not used. Empty: one forecast, as a
+            baseline always gives.
         base: what the answer is added to: the training `mean`, the `last` value, or the `climatology` of each hour.
         task_options: of `Task`.
 
@@ -96,8 +97,7 @@ class ForecastingTask(Task):
         self.val_mae = MeanAbsoluteError()
         self.kept: Any = nn.ModuleDict({name: CatMetric() for name in ("index", "targets", "forecasts", "naive")})
         self.for_calibration: Any = nn.ModuleDict({name: CatMetric() for name in ("targets", "forecasts")})
-        self.levels: Tensor
-        self.register_buffer("levels", torch.tensor(levels), persistent=False)
+        self.levels = [round(float(level), 6) for level in levels]
         self.shifts: Tensor
         self.register_buffer("shifts", torch.zeros(facts["horizon"], len(levels)))
 
@@ -112,23 +112,23 @@ class ForecastingTask(Task):
             base = batch["climatology"]
         else:
             base = torch.full_like(batch["history"][:, -1:], self.facts["target_mean"])
-        if len(self.levels):
+        if self.levels:
             base, answer = base.unsqueeze(-1), answer.unflatten(1, (self.facts["horizon"], len(self.levels)))
         return base + self.facts["target_std"] * answer
 
     def median(self, forecasts: Tensor) -> Tensor:
         """Of what `forward` returns, the forecast of each step (B, H)."""
-        return forecasts[..., int((self.levels == 0.5).nonzero())] if len(self.levels) else forecasts
+        return forecasts[..., self.levels.index(0.5)] if self.levels else forecasts
 
     def calibrated(self, forecasts: Tensor) -> Tensor:
         """What `forward` returns with its quantiles (B, H, Q) shifted, and in order."""
-        return (forecasts + self.shifts).sort(dim=-1).values if len(self.levels) else forecasts
+        return (forecasts + self.shifts).sort(dim=-1).values if self.levels else forecasts
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Mean loss in standard deviations of the target, and what `forward` returns."""
         forecasts = self(batch)
         scale = self.facts["target_std"]
-        if len(self.levels):
+        if self.levels:
             return 2 * pinball(forecasts, batch["targets"], self.levels).mean() / scale, forecasts
         return LOSSES[self.criterion](forecasts / scale, batch["targets"] / scale), forecasts
 
@@ -142,7 +142,7 @@ class ForecastingTask(Task):
 
     @property
     def calibrates(self) -> bool:
-        return len(self.levels) > 0
+        return bool(self.levels)
 
     def update_calibration(self, outputs: Tensor, batch: Batch) -> None:
         self.for_calibration["forecasts"].update(outputs)
@@ -152,7 +152,7 @@ class ForecastingTask(Task):
         kept = {name: metric.compute() for name, metric in self.for_calibration.items()}
         for metric in self.for_calibration.values():
             metric.reset()
-        for number, level in enumerate(self.levels.tolist()):
+        for number, level in enumerate(self.levels):
             if level != 0.5:
                 missed = (kept["targets"] - kept["forecasts"][..., number]).cpu().numpy()
                 self.shifts[:, number] = torch.from_numpy(np.quantile(missed, level, axis=0))
@@ -189,7 +189,7 @@ class ForecastingTask(Task):
         for day in days.unique().tolist():
             self.scores[f"mae_day{day + 1}"] = by_step[days == day].mean().item()
         self.details = {}
-        if len(self.levels):
+        if self.levels:
             self._score_quantiles(kept["forecasts"], kept["targets"], days)
         self.details |= {
             "windows": len(errors),
@@ -199,19 +199,17 @@ class ForecastingTask(Task):
 
     def _score_quantiles(self, forecasts: Tensor, targets: Tensor, days: Tensor) -> None:
         """Scores of calibrated quantiles (N, H, Q) against the truth (N, H)."""
-        levels = self.levels.cpu()
+        levels = self.levels
         losses = pinball(forecasts, targets, levels).double()
         self.scores["crps"] = 2 * losses.mean().item()
         below = (targets.unsqueeze(-1) <= forecasts).double()
         self.details["share_below_quantile"] = {
-            f"{level:g}": below[..., number].mean().item() for number, level in enumerate(levels.tolist())
+            f"{level:g}": below[..., number].mean().item() for number, level in enumerate(levels)
         }
-        pairs = {round(1 - 2 * low, 6): (low, round(1 - low, 6)) for low in map(_rounded, levels.tolist()) if low < 0.5}
-        known = {_rounded(level): number for number, level in enumerate(levels.tolist())}
-        for share, (low, high) in pairs.items():
-            if high not in known:
-                continue
-            lower, upper = forecasts[..., known[low]], forecasts[..., known[high]]
+        pairs = {round(1 - 2 * low, 6): (low, round(1 - low, 6)) for low in levels if low < 0.5}
+        pairs = {share: pair for share, pair in pairs.items() if pair[1] in levels}
+        for share, pair in pairs.items():
+            lower, upper = (forecasts[..., levels.index(level)] for level in pair)
             inside, width = ((lower <= targets) & (targets <= upper)).double(), (upper - lower).double()
             name = f"{100 * share:g}"
             if share in (0.8, max(pairs)):
@@ -239,7 +237,7 @@ class ForecastingTask(Task):
                 "prediction": self.median(forecasts).flatten().numpy(),
             }
         )
-        for number, level in enumerate(self.levels.tolist()):
+        for number, level in enumerate(self.levels):
             frame[f"q{level:g}"] = forecasts[..., number].flatten().numpy()
         return frame
 
@@ -249,11 +247,8 @@ class ForecastingTask(Task):
         return self.calibrated(self(batch))
 
 
-def pinball(quantiles: Tensor, targets: Tensor, levels: Tensor) -> Tensor:
-    """Pinball loss max(q (y - f), (q - 1)(y - f)) of quantiles f (B, H, Q) at levels q (Q,) for truths y (B, H)."""
+def pinball(quantiles: Tensor, targets: Tensor, levels: Sequence[float]) -> Tensor:
+    """Pinball loss max(q (y - f), (q - 1)(y - f)) of quantiles f (B, H, Q) at Q levels q for truths y (B, H)."""
     missed = targets.unsqueeze(-1) - quantiles
-    return torch.maximum(levels * missed, (levels - 1) * missed)
-
-
-def _rounded(level: float) -> float:
-    return round(level, 6)
+    shares = missed.new_tensor(levels)
+    return torch.maximum(shares * missed, (shares - 1) * missed)

@@ -86,6 +86,18 @@ def test_a_finished_baseline_is_not_fitted_again(lab: Lab, fitted: Callable[[str
     assert "is finished already" in outcome.output
 
 
+def test_an_interrupted_baseline_is_fitted_anew(lab: Lab, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert lab.run(*words("forecast", "ridge"), f"hydra.run.dir={folder}").code == 0
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    status = json.loads((folder / "status.json").read_text(encoding="utf-8"))
+    (folder / "status.json").write_text(json.dumps({**status, "state": "running"}), encoding="utf-8")
+    (folder / "metrics.json").unlink()
+    outcome = lab.run(f"resume={folder}")
+    assert outcome.code == 0, outcome.output
+    assert json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["test"] == metrics["test"]
+
+
 def test_a_sweep_compares_baselines_with_networks_and_goes_on_when_started_again(lab: Lab, tmp_path: Path) -> None:
     settings = [word for word in SMALL["cls"] if not word.startswith(("model=", "model."))]
     sweep = ["-m", *settings, "model=tfidf_nb,fasttext_like,rnn", "trainer.max_epochs=1", f"hydra.sweep.dir={tmp_path}"]
@@ -103,3 +115,41 @@ def test_a_sweep_compares_baselines_with_networks_and_goes_on_when_started_again
         pd.read_csv(tmp_path / "comparison.csv").drop(columns="seconds_per_epoch"),
         table.drop(columns="seconds_per_epoch"),
     )
+
+
+@pytest.mark.parametrize("model", ["tfidf_svm", "rnn"])
+def test_without_a_validation_nothing_is_calibrated_and_the_test_is_scored(
+    model: str, lab: Lab, tmp_path: Path
+) -> None:
+    settings = ["trainer.limit_val_batches=0", "trainer.max_epochs=1", f"hydra.run.dir={tmp_path / 'run'}"]
+    outcome = lab.run(*words("cls", model), *settings)
+    assert outcome.code == 0, outcome.output
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics["temperature"] == 1
+    assert metrics["best_score"] is None
+
+
+def test_scores_can_be_the_validations(lab: Lab, tmp_path: Path) -> None:
+    outcome = lab.run(*SMALL["cls"], "score_on=val", "trainer.max_epochs=1", f"hydra.run.dir={tmp_path / 'run'}")
+    assert outcome.code == 0, outcome.output
+    assert "Validation scores of gru" in outcome.output
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text(encoding="utf-8"))
+    history = pd.read_csv(tmp_path / "run" / "history.csv")
+    assert metrics["split"] == "val"
+    assert metrics["test"]["accuracy"] == pytest.approx(history["val/accuracy"].iloc[-1])
+
+
+def test_a_run_with_quantiles_keeps_its_calibration_in_its_checkpoint(lab: Lab, tmp_path: Path) -> None:
+    from omegaconf import OmegaConf
+
+    folder = tmp_path / "run"
+    outcome = lab.run(*SMALL["forecast"], "task.quantiles=[0.1,0.5,0.9]", f"hydra.run.dir={folder}")
+    assert outcome.code == 0, outcome.output
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    assert {"crps", "coverage_80", "width_80"} <= metrics["test"].keys()
+    kept = pd.read_parquet(folder / "predictions.parquet")
+    data = build_datamodule(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")))  # type: ignore[arg-type]
+    task = load_task(folder / "checkpoints" / "best.ckpt")
+    with_shifts = np.concatenate([task.predict_step(batch, 0).numpy() for batch in data.test_dataloader()])
+    assert np.abs(task.shifts.numpy()).max() > 0  # type: ignore[operator]
+    np.testing.assert_allclose(with_shifts.reshape(-1, 3), kept[["q0.1", "q0.5", "q0.9"]].to_numpy(), atol=1e-4)

@@ -134,7 +134,7 @@ def test_quantiles_are_drawn_as_a_fan_of_the_intervals_between_them(tmp_path: Pa
     bands = figure.axes[0].collections
     assert [band.get_label() for band in bands] == ["80% of outcomes", "50% of outcomes"]
     for band, (low, high) in zip(bands, ((1, 9), (2.5, 7.5)), strict=True):
-        heights = band.get_paths()[0].vertices[:, 1]
+        heights = np.asarray(band.get_paths()[0].vertices)[:, 1]
         assert [heights.min(), heights.max()] == [low, high]
 
 

@@ -63,11 +63,45 @@ def test_the_runs_of_two_classifiers_are_paired_by_row(tmp_path: Path) -> None:
     assert compare("cls", [ours], [elsewhere]) is None
 
 
+def test_of_several_seeds_the_median_counts_twice(tmp_path: Path) -> None:
+    rows, truth = np.arange(100), np.array(["a"] * 100, dtype=object)
+    runs = [
+        run_of(tmp_path / f"s{n}", row=rows, target=truth, prediction=np.where(rows < n, "a", "b").astype(object))
+        for n in (60, 68, 90)
+    ]
+    other = run_of(tmp_path / "other", row=rows, target=truth, prediction=np.where(rows < 60, "a", "b").astype(object))
+    found = compare("cls", runs, [other])
+    assert found is not None
+    assert found.text.startswith("8:0")
+    assert found.p == pytest.approx(2 * 2 / 2**8)
+
+
+def forecasts(hours: int, error: float) -> dict[str, np.ndarray]:
+    origins = np.repeat(pd.date_range("2016-01-01", periods=hours, freq="h").to_numpy(), 2)
+    zeros = np.zeros(2 * hours)
+    return {"origin": origins, "step": np.tile([1, 2], hours), "target": zeros, "prediction": zeros + error}
+
+
 def test_the_runs_of_two_forecasters_are_paired_by_origin_and_averaged_over_seeds(tmp_path: Path) -> None:
-    origins = np.repeat(pd.date_range("2016-01-01", periods=400, freq="h").to_numpy(), 2)
-    zeros = np.zeros(800)
-    seeds = [run_of(tmp_path / f"s{n}", origin=origins, target=zeros, prediction=zeros + n) for n in (1, 2)]
-    other = run_of(tmp_path / "other", origin=origins, target=zeros, prediction=zeros - 2)
-    found = compare("forecast", seeds, [other])
+    seeds = [run_of(tmp_path / f"s{n}", **forecasts(4000, n)) for n in (1, 2)]
+    found = compare("forecast", seeds, [run_of(tmp_path / "other", **forecasts(4000, -2))])
     assert found is not None
     assert found.text == "-0.500 [-0.500, -0.500], p < 0.001"
+
+
+def test_of_few_weeks_no_test_is_made(tmp_path: Path) -> None:
+    ours, other = (run_of(tmp_path / name, **forecasts(400, error)) for name, error in (("ours", 1), ("other", 2)))
+    found = compare("forecast", [ours], [other])
+    assert found is not None
+    assert found.text == "-1.000, too few weeks to test"
+    assert np.isnan(found.p)
+
+
+@pytest.mark.parametrize("task", ["cls", "forecast"])
+def test_runs_with_other_truths_are_not_compared(task: str, tmp_path: Path) -> None:
+    columns = forecasts(4000, 1.0)
+    columns["row"] = np.arange(8000)
+    ours = run_of(tmp_path / "ours", **columns)
+    assert compare(task, [ours], [ours]) is not None
+    other = run_of(tmp_path / "other", **{**columns, "target": columns["target"] + 1})
+    assert compare(task, [ours], [other]) is None
