@@ -138,6 +138,10 @@ def main() -> None:
     gc.disable()  # the imports create a million objects and drop none: looking for garbage among them takes a second
     schema.register()
     OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
+    if {"-sc", "--shell-completion"} & set(sys.argv[1:]):
+        from runs import completion
+
+        completion.install()
     sweeping = bool({"-m", "--multirun"} & set(sys.argv[1:]))
     sys.argv[1:] = [quoted(argument, sweeping) for argument in sys.argv[1:]]
     try:

@@ -76,6 +76,10 @@ def test_shell_completion_answers_without_the_heavy_imports() -> None:
     done = python("-X", "importtime", "run.py", "-sc", "query=bash", COMP_LINE="python run.py model=", COMP_POINT="20")
     assert set(done.stdout.split()) >= {f"model={model}" for model in MODELS}
     assert not modules_imported(done.stderr) & set(HEAVY)
+    line = "python run.py task.pooling=m"
+    done = python("-X", "importtime", "run.py", "-sc", "query=bash", COMP_LINE=line, COMP_POINT=str(len(line)))
+    assert done.stdout.split() == ["task.pooling=max", "task.pooling=max_mean", "task.pooling=mean"]
+    assert not modules_imported(done.stderr) & set(HEAVY)
 
 
 def test_the_whole_configuration_can_be_shown() -> None:
