@@ -204,13 +204,9 @@ class Recorder(Checkpoint):
         if trainer.is_global_zero:
             self._write_history()
 
-    def fit_baseline(self, trainer: pl.Trainer, task: Any, datamodule: Any) -> None:
-        """Fit a baseline to the training split, score it on the validation split, and keep it as `best.ckpt`."""
-        started = time.perf_counter()
-        batches = datamodule.train_dataloader()
-        task.model.fit([next(iter(batches))] if self.trial else list(batches))
-        self._seconds_before = time.perf_counter() - started
-        trainer.validate(task, datamodule=datamodule, verbose=False)
+    def record_baseline(self, trainer: pl.Trainer, seconds: float) -> None:
+        """Keep a baseline that took so long to fit and has been scored on the validation split, as `best.ckpt`."""
+        self._seconds_before = seconds
         if self.trial:
             return
         scores = {name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith("val/")}

@@ -21,6 +21,12 @@ SCORES = {
     "cls": ("accuracy", "precision_macro", "recall_macro", "f1_macro"),
     "forecast": ("mae", "median_ae", "rmse", "bias", "skill"),
 }
+TESTS = {
+    "cls": "examples that only this model has right : that only the reference has; p of McNemar's exact test",
+    "forecast": "difference of the mean errors with its 95% interval and p, from a bootstrap of weeks",
+}
+KEPT = ("task", "model", "data", "sample", "split", "seed", "backend", "parameters", "best_epoch")
+"""What a row takes over from `metrics.json`."""
 
 
 class CompareSweep(Callback):
@@ -42,9 +48,6 @@ class CompareSweep(Callback):
             failures.append("comparison")
 
 
-KEPT = ("task", "model", "data", "sample", "split", "seed", "backend", "parameters", "best_epoch")
-
-
 def write_comparison(folder: Path, runs: list[Path]) -> None:
     """Write `comparison.csv`, `comparison.md` and `learning_curves.png/.svg` into `folder`, and print the table.
 
@@ -63,12 +66,10 @@ def write_comparison(folder: Path, runs: list[Path]) -> None:
         suffix = "" if rows["task"].nunique() == 1 else f"_{task}"
         table.to_csv(folder / f"comparison{suffix}.csv", index=False)
         shown = _shown(table, SCORES[str(task)], reference)
-        texts.append(shown.to_markdown(index=False, disable_numparse=True))
-        splits = {"test": "Test", "val": "Validation"}
-        kinds = " and ".join(sorted(splits[name].lower() for name in set(of_task["split"]))).capitalize()
-        _print_table(shown, f"{kinds} scores, {task}: mean ± standard deviation over runs")
-        if "validation" in kinds.lower():
-            texts.append(f"{kinds} scores.")
+        split = " and ".join(sorted(set(of_task["split"])))
+        title = f"Scores of the {split} split, {task}: mean ± standard deviation over runs"
+        _print_table(shown, title)
+        texts += [title, shown.to_markdown(index=False, disable_numparse=True)]
         if len(table) > 1:
             texts.append(f"against {reference}: {TESTS[str(task)]}")
         _draw(folder / f"learning_curves{suffix}", of_task)
@@ -91,12 +92,6 @@ def summarise(rows: pd.DataFrame, scores: tuple[str, ...]) -> pd.DataFrame:
     for name in ("parameters", "seconds_per_epoch", "best_epoch"):
         table[name] = groups[name].mean().to_numpy()
     return table
-
-
-TESTS = {
-    "cls": "examples that only this model has right : that only the reference has; p of McNemar's exact test.",
-    "forecast": "difference of the mean errors with its 95% interval and p, from a bootstrap of weeks.",
-}
 
 
 def _add_differences(table: pd.DataFrame, rows: pd.DataFrame, task: str) -> str:

@@ -63,10 +63,11 @@ def train(
     if logger is not None and checkpoint is None and not trial:
         _log_hyperparameters(logger, config, datamodule.name)
 
-    if isinstance(task.model, Baseline):
+    baseline = isinstance(task.model, Baseline)
+    if baseline:
         if trainer.world_size > 1:
             raise ConfigError(f"model={config['model']['name']} is fitted by one process: add trainer=cpu")
-        recorder.fit_baseline(trainer, task, datamodule)
+        _fit_baseline(task, trainer, datamodule, recorder)
     else:
         trainer.fit(task, datamodule=datamodule, ckpt_path=folder / "checkpoints" / LAST if resume else None)
         if recorder.best:
@@ -75,7 +76,7 @@ def train(
     if task.calibrates and split == "test":  # scored on the split it was fitted to, a calibration looks perfect
         _calibrate(task, trainer, datamodule, None if trial else folder / "checkpoints" / BEST)
     started = time.perf_counter()
-    encoder: Any = getattr(task.model, "encoder", None)
+    encoder: Any = None if baseline else task.model.encoder
     examples = {"datamodule": datamodule} if split == "test" else {"dataloaders": datamodule.val_dataloader()}
     trainer.test(task, **examples, verbose=False)
     metrics = {
@@ -84,7 +85,7 @@ def train(
         "data": datamodule.name,
         "sample": datamodule.is_sample,
         "seed": config["seed"],
-        "backend": getattr(encoder, "chosen_backend", None if encoder is None else "none"),
+        "backend": None if baseline else getattr(encoder, "chosen_backend", "none"),
         "parameters": task.num_parameters,
         "seconds": round(recorder.seconds, 2),
         "test_seconds": round(time.perf_counter() - started, 2),
@@ -99,6 +100,16 @@ def train(
     if trainer.is_global_zero:
         write_results(folder, config, metrics, task, datamodule, pd.DataFrame(recorder.history), logger)
     return metrics
+
+
+def _fit_baseline(task: Any, trainer: pl.Trainer, datamodule: Any, recorder: Recorder) -> None:
+    """Fit a baseline to the training split, and score it on the validation split."""
+    started = time.perf_counter()
+    batches = datamodule.train_dataloader()
+    task.model.fit([next(iter(batches))] if recorder.trial else list(batches))
+    seconds = time.perf_counter() - started
+    trainer.validate(task, datamodule=datamodule, verbose=False)
+    recorder.record_baseline(trainer, seconds)
 
 
 def _calibrate(task: Task, trainer: pl.Trainer, datamodule: Any, best: Path | None) -> None:

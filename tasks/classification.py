@@ -69,8 +69,9 @@ class ClassificationTask(Task):
             model = build_model(inputs, encoder, len(classes), pooling, dropout, **tokens)
         super().__init__(model, **task_options)
         self.classes, self.label_smoothing = classes, label_smoothing
-        wanted = baseline is None and ngrams is not None and ngrams["characters"] + ngrams["words"] > 0
-        self.votes = NgramVotes(len(classes), **ngrams) if ngrams is not None and wanted else None
+        self.votes: NgramVotes | None = None
+        if baseline is None and ngrams is not None and ngrams["characters"] + ngrams["words"] > 0:
+            self.votes = NgramVotes(len(classes), **ngrams)
         per_class: dict[str, Any] = {"num_classes": len(classes), "average": "none"}
         scores = MetricCollection(
             {
@@ -86,7 +87,6 @@ class ClassificationTask(Task):
             {name: MulticlassCalibrationError(len(classes), n_bins=15) for name in ("ece", "ece_uncalibrated")}
         )
         self.kept: Any = nn.ModuleDict({name: CatMetric() for name in ("index", "targets", "probabilities")})
-        self.for_calibration: Any = nn.ModuleDict({name: CatMetric() for name in ("logits", "targets")})
         self.temperature: Tensor
         self.register_buffer("temperature", torch.ones(()))
 
@@ -114,15 +114,8 @@ class ClassificationTask(Task):
     def calibrates(self) -> bool:
         return True
 
-    def update_calibration(self, outputs: Tensor, batch: Batch) -> None:
-        self.for_calibration["logits"].update(outputs)
-        self.for_calibration["targets"].update(batch["targets"])
-
-    def finish_calibration(self) -> None:
-        kept = {name: metric.compute() for name, metric in self.for_calibration.items()}
-        for metric in self.for_calibration.values():
-            metric.reset()
-        self.temperature.fill_(best_temperature(kept["logits"].cpu().double(), kept["targets"].cpu().long()))
+    def calibrate(self, outputs: Tensor, targets: Tensor) -> None:
+        self.temperature.fill_(best_temperature(outputs.double(), targets.long()))
 
     def update_test(self, outputs: Tensor, batch: Batch) -> None:
         probabilities = (outputs / self.temperature).softmax(dim=-1)

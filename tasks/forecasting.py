@@ -96,7 +96,6 @@ class ForecastingTask(Task):
         self.facts, self.criterion, self.base = facts, criterion, base
         self.val_mae = MeanAbsoluteError()
         self.kept: Any = nn.ModuleDict({name: CatMetric() for name in ("index", "targets", "forecasts", "naive")})
-        self.for_calibration: Any = nn.ModuleDict({name: CatMetric() for name in ("targets", "forecasts")})
         self.levels = [round(float(level), 6) for level in levels]
         self.shifts: Tensor
         self.register_buffer("shifts", torch.zeros(facts["horizon"], len(levels)))
@@ -144,17 +143,10 @@ class ForecastingTask(Task):
     def calibrates(self) -> bool:
         return bool(self.levels)
 
-    def update_calibration(self, outputs: Tensor, batch: Batch) -> None:
-        self.for_calibration["forecasts"].update(outputs)
-        self.for_calibration["targets"].update(batch["targets"])
-
-    def finish_calibration(self) -> None:
-        kept = {name: metric.compute() for name, metric in self.for_calibration.items()}
-        for metric in self.for_calibration.values():
-            metric.reset()
+    def calibrate(self, outputs: Tensor, targets: Tensor) -> None:
         for number, level in enumerate(self.levels):
             if level != 0.5:
-                missed = (kept["targets"] - kept["forecasts"][..., number]).cpu().numpy()
+                missed = (targets - outputs[..., number]).numpy()
                 self.shifts[:, number] = torch.from_numpy(np.quantile(missed, level, axis=0))
 
     def update_test(self, outputs: Tensor, batch: Batch) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
-from torchmetrics import MeanMetric
+from torchmetrics import CatMetric, MeanMetric
 
 Batch = dict[str, Tensor]
 """What a data module yields: `inputs`, `targets`, `index`, and per task `lengths`, `history`, `climatology`."""
@@ -28,8 +28,7 @@ class Task(pl.LightningModule):
     """A model with its loss, optimizer and scores.
 
     `blueprint`, set by whoever builds the task, is kept in its checkpoints: plain values to build it again from.
-    A task whose probabilities can be calibrated collects what it needs in a validation while `calibrating`, which
-    scores and logs nothing, and then sets its buffers.
+    A validation while `calibrating` scores and logs nothing: its outputs are kept, and given to `calibrate`.
 
     After a test, `scores` holds the flat test scores, `details` whatever else belongs into `metrics.json`, and
     `predictions()` one or more rows per test example.
@@ -54,6 +53,7 @@ class Task(pl.LightningModule):
         self.train_loss, self.val_loss = MeanMetric(), MeanMetric()
         self.train_loss.persistent(True)  # in checkpoints: an epoch resumed in its middle reports its whole mean
         self.calibrating = False
+        self.for_calibration: Any = nn.ModuleDict({name: CatMetric() for name in ("outputs", "targets")})
         self.blueprint: dict[str, Any] = {}
         self.scores: dict[str, float] = {}
         self.details: dict[str, Any] = {}
@@ -87,11 +87,8 @@ class Task(pl.LightningModule):
         """Whether there is something to calibrate."""
         return False
 
-    def update_calibration(self, outputs: Tensor, batch: Batch) -> None:
-        """Take note of one validation batch."""
-
-    def finish_calibration(self) -> None:
-        """Set the buffers, on every process."""
+    def calibrate(self, outputs: Tensor, targets: Tensor) -> None:
+        """Set buffers by all outputs of the validation split (N, …) and their truths, the same on every process."""
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["blueprint"] = self.blueprint
@@ -129,14 +126,18 @@ class Task(pl.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         loss, outputs = self.loss(batch)
         if self.calibrating:
-            self.update_calibration(outputs, batch)
+            self.for_calibration["outputs"].update(outputs)
+            self.for_calibration["targets"].update(batch["targets"])
             return
         self.val_loss.update(loss, weight=len(batch["targets"]))
         self.update_validation(outputs, batch)
 
     def on_validation_epoch_end(self) -> None:
         if self.calibrating:
-            self.finish_calibration()
+            kept = {name: metric.compute().cpu() for name, metric in self.for_calibration.items()}
+            self.calibrate(kept["outputs"], kept["targets"])
+            for metric in self.for_calibration.values():
+                metric.reset()
             return
         self.log("val/loss", self.val_loss.compute(), prog_bar=True)
         self.val_loss.reset()

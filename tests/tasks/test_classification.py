@@ -173,9 +173,7 @@ def test_calibrated_probabilities_are_tempered_and_leave_every_prediction_as_it_
     logits = 6 * torch.randn(3000, 4)  # far too sure
     logits[torch.arange(3000), torch.from_numpy(targets)] += 3
     plain, tempered = build(), build()
-    for part in torch.arange(3000).split(700):
-        tempered.update_calibration(logits[part], {"targets": torch.from_numpy(targets)[part]})
-    tempered.finish_calibration()
+    tempered.calibrate(logits, torch.from_numpy(targets))
     assert tempered.temperature > 1.5
     for task in (plain, tempered):
         after_test(task, targets, logits, batch_size=700)

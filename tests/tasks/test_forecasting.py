@@ -242,10 +242,8 @@ def test_calibration_puts_each_levels_share_of_the_validation_below_it_and_leave
     task = quantile_task()
     batches = [make_batch(300, seed=seed) for seed in range(4)]
     before = task.predict_step(batches[0], 0)
-    for batch in batches:
-        task.update_calibration(task(batch).detach(), batch)
-    task.finish_calibration()
     truth = torch.cat([batch["targets"] for batch in batches])
+    task.calibrate(torch.cat([task(batch).detach() for batch in batches]), truth)
     shifted = torch.cat([task(batch).detach() + task.shifts for batch in batches])
     shares = (truth.unsqueeze(-1) <= shifted).float().mean(dim=0)
     for number in (0, 1, 3, 4):
