@@ -13,6 +13,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib import font_manager
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MultipleLocator
 
@@ -158,7 +159,9 @@ def forecasts(windows: Sequence[Mapping[str, Any]], model: str, target: str) -> 
             if level < 0.5 and round(1 - level, 6) in quantiles:
                 share = f"{100 * (1 - 2 * level):.0f}% of outcomes" if level in (0.05, 0.1, 0.25) else None
                 bounds = (quantiles[level], quantiles[round(1 - level, 6)])
-                axes.fill_between(future, *bounds, color=COLOURS[1], alpha=0.05 + 0.2 * level, linewidth=0, label=share)
+                # Solid, each over the wider ones: the legend then has the colours of the fan.
+                colour = 1 - (1 - np.array(to_rgb(COLOURS[1]))) * (0.1 + level)
+                axes.fill_between(future, *bounds, color=colour, linewidth=0, label=share)
         axes.plot(future, window["truth"], color="#000000", linewidth=1.4, label="truth")
         axes.plot(future, window["forecast"], color=COLOURS[1], linewidth=1.6, label=model)
         axes.axvline(0, color="#aaaaaa", linewidth=0.8, linestyle=":")
@@ -183,7 +186,9 @@ def learning_curves(curves: Mapping[str, Sequence[pd.DataFrame]], monitor: str) 
                 continue
             table = pd.concat(runs, axis=1)
             colour = COLOURS[number % len(COLOURS)]
-            if table.index.max() == 0:  # a baseline, which knows no epochs
+            if table.index.max() == 0:  # a baseline knows no epochs, and the loss of a margin is no cross-entropy
+                if name != monitor:
+                    continue
                 axes.axhline(table.to_numpy().mean(), color=colour, linestyle="--", label=label)
                 continue
             axes.plot(table.index, table.mean(axis=1), color=colour, marker="o", markersize=3, label=label)

@@ -138,10 +138,11 @@ def test_quantiles_are_drawn_as_a_fan_of_the_intervals_between_them(tmp_path: Pa
         assert [heights.min(), heights.max()] == [low, high]
 
 
-def test_a_baseline_is_a_level_line_among_the_learning_curves(tmp_path: Path) -> None:
+def test_a_baseline_is_a_level_line_among_the_monitored_scores(tmp_path: Path) -> None:
     fitted = pd.DataFrame({"epoch": [0], "val/loss": [1.5], "val/f1": [0.8]})
     figure = drawn(figures.learning_curves({"nb": [fitted], "gru": [HISTORY]}, "val/f1"), tmp_path / "curves")
-    level, gru = figure.axes[0].lines
-    assert points(level, "y") == [1.5, 1.5]
+    assert [line.get_label() for line in figure.axes[0].lines] == ["gru"]
+    level, gru = figure.axes[1].lines
+    assert points(level, "y") == [0.8, 0.8]
     assert level.get_label() == "nb"
-    assert points(gru, "y") == HISTORY["val/loss"].tolist()
+    assert points(gru, "y") == HISTORY["val/f1"].tolist()
