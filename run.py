@@ -105,7 +105,12 @@ def help_text() -> str:
     """The answer to `--help`. Hydra's own composes everything first, which takes seconds."""
     folder = Path(__file__).parent / "conf"
     order = ("task", "model", "data", "optimizer", "scheduler", "trainer", "callbacks", "logger", "experiment")
-    groups = {group: sorted(path.stem for path in (folder / group).glob("*.yaml")) for group in order}
+    groups = {
+        group: sorted(
+            path.relative_to(folder / group).with_suffix("").as_posix() for path in (folder / group).rglob("*.yaml")
+        )
+        for group in order
+    }
     return HELP.format(groups="\n".join(f"  {group:<12}{', '.join(names)}" for group, names in groups.items()))
 
 

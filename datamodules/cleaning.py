@@ -31,8 +31,19 @@ def duration(key: str, value: Any) -> int:
     return total
 
 
-def instant(key: str, value: Any) -> np.datetime64:
-    """A date or date and time, datetime64[us]; `key` names the setting in errors."""
+def instant(
+    key: str, value: Any, *, before: np.datetime64 | None = None, after: np.datetime64 | None = None
+) -> np.datetime64:
+    """A date or date and time, datetime64[us]; `key` names the setting in errors.
+
+    With `before` or `after`, it may also be a duration before or behind that time, in `1y` a calendar year.
+    """
+    origin = before if after is None else after
+    if origin is not None and re.fullmatch(r"\s*(\d+\s*[a-z]+\s*)+", str(value).lower()):
+        years = re.fullmatch(r"\s*(\d+)\s*y\s*", str(value).lower())
+        length = pd.DateOffset(years=int(years[1])) if years else pd.Timedelta(duration(key, value), unit="us")
+        shifted = pd.Timestamp(origin) - length if after is None else pd.Timestamp(origin) + length
+        return shifted.to_datetime64().astype("datetime64[us]")
     try:
         date = pd.Timestamp(str(value))
     except ValueError:

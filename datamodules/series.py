@@ -49,7 +49,8 @@ class SeriesDataModule(pl.LightningDataModule):
         lookback, horizon, season: durations, multiples of `step`.
         stride: steps from one window to the next.
         split: `date` (train < `val_from` <= val < `test_from` <= test < `test_until`) or `fraction` (the last
-            `test_fraction` of the rows, and `val_fraction` before it).
+            `test_fraction` of the rows, and `val_fraction` before it). `val_from` and `test_until` may be durations
+            (`90d`, or `1y` for a calendar year) before and behind `test_from`.
         reach_back: a window belongs to the split of its targets, and the inputs of a split's first windows lie before
             it, as they would in use; false: inputs must lie in the split as well.
         batch_size, num_workers, seed: of the batches and their order.
@@ -223,7 +224,11 @@ class SeriesDataModule(pl.LightningDataModule):
             )
 
     def _parse_dates(self, dates: Mapping[str, str | None]) -> list[np.datetime64 | None]:
-        known = [instant(key, value) for key, value in dates.items() if key != "test_until" or value is not None]
+        """The first times of validation and test, and the first behind the test if there is one."""
+        test = instant("test_from", dates["test_from"])
+        known = [instant("val_from", dates["val_from"], before=test), test]
+        if dates["test_until"] is not None:
+            known.append(instant("test_until", dates["test_until"], after=test))
         if known != sorted(set(known)):
             raise DataError(f"data.val_from < data.test_from < data.test_until must hold: {dict(dates)}")
         return [*known, None][:3]

@@ -7,12 +7,14 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
+from runs.analysis import average, scores
 from runs.statistics import compare
 
 log = logging.getLogger(__name__)
@@ -27,6 +29,10 @@ TESTS = {
 }
 KEPT = ("task", "model", "data", "sample", "split", "seed", "backend", "parameters", "best_epoch")
 """What a row takes over from `metrics.json`."""
+REPEATED = ("seed=", "data.test_from=")
+"""Overrides whose values a row averages over."""
+OWN = ("model=", "task=", *REPEATED)
+"""Overrides that don't say what tells a row from others of its model."""
 
 
 class CompareSweep(Callback):
@@ -51,18 +57,22 @@ class CompareSweep(Callback):
 def write_comparison(folder: Path, runs: list[Path]) -> None:
     """Write `comparison.csv`, `comparison.md` and `learning_curves.png/.svg` into `folder`, and print the table.
 
-    Runs that differ only in their seed share a row. Each row is tested against a reference, the sweep's first baseline
-    or else its first row. Runs that failed are listed under the table.
+    Runs that differ only in their seed, or in where the test begins, share a row; of several seeds, a further row has
+    the scores of their averaged predictions. Each row is tested against a reference: the sweep's first baseline with
+    the same other settings, or else its first row. Below the table are scores by class and length of text, or by season
+    and year, and the runs that failed.
     """
     statuses = {run: json.loads((run / "status.json").read_text(encoding="utf-8")) for run in runs}
     # A run that was prolonged and then stopped has the scores of its shorter training: it isn't finished.
     finished = [run for run in runs if statuses[run]["state"] == "finished" and (run / "metrics.json").exists()]
-    rows = pd.DataFrame([_row(run, label) for run, label in zip(finished, _labels(finished, statuses), strict=True)])
+    metrics = {run: json.loads((run / "metrics.json").read_text(encoding="utf-8")) for run in finished}
+    variants = _variants([statuses[run]["overrides"] for run in finished])
+    rows = pd.DataFrame([_row(run, metrics[run], variant) for run, variant in zip(finished, variants, strict=True)])
     failed = {run.name: statuses[run] for run in runs if run not in finished}
     texts = []
     for task, of_task in rows.groupby("task", sort=False) if len(rows) else []:
         table = summarise(of_task, SCORES[str(task)])
-        reference = _add_differences(table, of_task, str(task))
+        table, reference = _with_predictions(table, of_task, str(task))
         suffix = "" if rows["task"].nunique() == 1 else f"_{task}"
         table.to_csv(folder / f"comparison{suffix}.csv", index=False)
         shown = _shown(table, SCORES[str(task)], reference)
@@ -72,6 +82,8 @@ def write_comparison(folder: Path, runs: list[Path]) -> None:
         texts += [title, shown.to_markdown(index=False, disable_numparse=True)]
         if len(table) > 1:
             texts.append(f"against {reference}: {TESTS[str(task)]}")
+        for part, shown_part in _parts(of_task, metrics).items():
+            texts += [part, shown_part.to_markdown(floatfmt=".4f")]
         _draw(folder / f"learning_curves{suffix}", of_task)
     if sample := sorted(set(rows.loc[rows["sample"], "data"])) if len(rows) else []:
         texts.append(f"**{', '.join(sample)}: built-in sample data, not a real data set.**")
@@ -94,21 +106,50 @@ def summarise(rows: pd.DataFrame, scores: tuple[str, ...]) -> pd.DataFrame:
     return table
 
 
-def _add_differences(table: pd.DataFrame, rows: pd.DataFrame, task: str) -> str:
-    """Test each label against a reference, whose name is returned: columns `difference` and `p`."""
-    fitted = rows.loc[rows["backend"].isna(), "label"]
-    reference = str(fitted.iloc[0] if len(fitted) else rows["label"].iloc[0])
-    runs = {label: group.sort_values("seed")["folder"].tolist() for label, group in rows.groupby("label")}
-    found = [None if label == reference else compare(task, runs[label], runs[reference]) for label in table["label"]]
-    table["difference"] = ["" if each is None else each.text for each in found]
-    table["p"] = [float("nan") if each is None else each.p for each in found]
-    return reference
+def _with_predictions(table: pd.DataFrame, rows: pd.DataFrame, task: str) -> tuple[pd.DataFrame, str]:
+    """The table with what takes the runs' predictions, and the name of the model that all are tested against.
+
+    A row more for each label with several seeds, the scores of their average; columns `difference` and `p`.
+    """
+    fitted = rows.loc[rows["backend"].isna(), "model"]
+    reference = str(fitted.iloc[0] if len(fitted) else rows["model"].iloc[0])
+    of_reference = rows[rows["model"] == reference].drop_duplicates("variant")
+    references = dict(zip(of_reference["variant"], of_reference["label"], strict=True))
+    default = of_reference["label"].iloc[0]
+    groups = {label: group.sort_values("seed") for label, group in rows.groupby("label", sort=False)}
+    opponents = {label: _predictions(groups[label]) for label in references.values()}
+    lines: list[dict[str, Any]] = []
+    for line in ({str(name): value for name, value in line.items()} for line in table.to_dict("records")):
+        group = groups[line["label"]]
+        of_label = opponents.get(line["label"]) or _predictions(group)
+        opponent = references.get(group["variant"].iloc[0], default)
+        lines.append({**line, **_difference(task, of_label, opponents[opponent], line["label"] == opponent)})
+        if len(group) > 1 and group["seed"].is_unique and group["backend"].notna().all():
+            mean = average(task, of_label)
+            name = f"{line['label']}, {len(group)} seeds averaged"
+            size = {"parameters": group["parameters"].sum(), "seconds_per_epoch": group["seconds_per_epoch"].sum()}
+            lines.append(
+                {**line, "label": name, **dict.fromkeys((f"{score}_std" for score in SCORES[task]), np.nan)}
+                | {**scores(task, mean), **size, **_difference(task, [mean], opponents[opponent], False)}
+            )
+    return pd.DataFrame(lines), reference
 
 
-def _row(run: Path, label: str) -> dict[str, Any]:
-    metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+def _difference(
+    task: str, runs: list[pd.DataFrame], reference: list[pd.DataFrame], same: bool
+) -> dict[str, str | float]:
+    found = None if same else compare(task, runs, reference)
+    return {"difference": "", "p": np.nan} if found is None else {"difference": found.text, "p": found.p}
+
+
+def _predictions(rows: pd.DataFrame) -> list[pd.DataFrame]:
+    return [pd.read_parquet(folder / "predictions.parquet") for folder in rows["folder"]]
+
+
+def _row(run: Path, metrics: dict[str, Any], variant: str) -> dict[str, Any]:
     return {
-        "label": label,
+        "label": f"{metrics['model']} {variant}".strip(),
+        "variant": variant,
         "folder": run,
         **{name: metrics[name] for name in KEPT},
         "seconds_per_epoch": metrics["seconds"] / max(1, metrics["epochs"]),
@@ -116,16 +157,28 @@ def _row(run: Path, label: str) -> dict[str, Any]:
     }
 
 
-def _labels(runs: list[Path], statuses: dict[Path, dict[str, Any]]) -> list[str]:
-    """What tells a run from the others, seeds aside: its model, and the overrides that not all runs share."""
-    models = [json.loads((run / "metrics.json").read_text(encoding="utf-8"))["model"] for run in runs]
-    overrides = [
-        [word for word in statuses[run]["overrides"] if not word.startswith(("seed=", "model=", "task="))]
-        for run in runs
-    ]
-    shared = set.intersection(*map(set, overrides)) if overrides else set()
-    own = [[word for word in words if word not in shared] for words in overrides]
-    return [" ".join([model, *words]) for model, words in zip(models, own, strict=True)]
+def _variants(overrides: list[list[str]]) -> list[str]:
+    """What tells each run from the others beside its model and seed: the overrides that not all of them share."""
+    others = [[word for word in words if not word.startswith(OWN)] for words in overrides]
+    shared = set.intersection(*map(set, others)) if others else set()
+    return [" ".join(word for word in words if word not in shared) for words in others]
+
+
+def _parts(rows: pd.DataFrame, metrics: dict[Path, dict[str, Any]]) -> dict[str, pd.DataFrame]:
+    """Tables of parts of the split by label, each a mean over its runs, by their titles."""
+    found: list[tuple[str, str, str, float]] = []  # table, part, label, score
+    for run, label in zip(rows["folder"], rows["label"], strict=True):
+        for each in metrics[run].get("per_class", []):
+            found.append(("F1 by class", each["class"], label, each["f1"]))
+        for kind, parts in metrics[run]["breakdown"].items():
+            score, title = ("accuracy", "characters") if kind == "length" else ("mae", kind)
+            found += [(f"{score} by {title}", part, label, values[score]) for part, values in parts.items()]
+    table = pd.DataFrame(found, columns=["table", "part", "label", "score"])
+    return {
+        str(title): of_title.pivot_table("score", "part", "label", sort=False).rename_axis(index=None, columns=None)
+        for title, of_title in table.groupby("table", sort=False)
+        if of_title["part"].nunique() > 1
+    }
 
 
 def _shown(table: pd.DataFrame, scores: tuple[str, ...], reference: str) -> pd.DataFrame:

@@ -79,7 +79,7 @@ def _groups() -> list[str]:
 
 
 def _names(group: str) -> list[str]:
-    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    return sorted(path.relative_to(CONF / group).with_suffix("").as_posix() for path in (CONF / group).rglob("*.yaml"))
 
 
 def _file(group: str, name: str) -> dict[str, Any]:

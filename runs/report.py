@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 
 from runs import figures
+from runs.analysis import breakdown, likely_label_errors
 from runs.checkpoints import write_atomically
 from tasks import Task
 
@@ -26,7 +27,7 @@ def write_results(
     history: pd.DataFrame,
     logger: Logger | None,
 ) -> None:
-    """Write `predictions.parquet`, `figures/`, TensorBoard's test events and `metrics.json`.
+    """Write `predictions.parquet`, `likely_label_errors.csv`, `figures/`, TensorBoard's test events and `metrics.json`.
 
     `metrics.json` comes last: its presence says that the run is complete.
     """
@@ -35,10 +36,13 @@ def write_results(
     described = datamodule.describe(metrics["split"], index).reset_index(drop=True)
     predictions = pd.concat([described.drop(columns=predictions.columns, errors="ignore"), predictions], axis=1)
     predictions.to_parquet(folder / "predictions.parquet", index=False)
+    metrics["breakdown"] = breakdown(metrics["task"], predictions)
     drawn = {}
     if "train/loss" in history:
         drawn["loss"] = figures.loss_curves(history, config["task"]["monitor"], config["task"]["mode"])
     if metrics["task"] == "cls":
+        suspects = likely_label_errors(predictions)
+        suspects.to_csv(folder / "likely_label_errors.csv", index=False, encoding="utf-8-sig")  # the mark is for Excel
         labels = figures.readable([row["class"] for row in metrics["per_class"]], datamodule.facts.get("english") or {})
         drawn["confusion"] = figures.confusion_matrix(metrics["confusion"], labels)
     else:

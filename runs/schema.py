@@ -243,9 +243,11 @@ class SeriesConfig(DataConfig):
     stride: int = option(1, "steps from one window to the next", least=1)
     season: str = option("1d", f"period of the seasonal naive forecast: {DURATION}")
     split: str = option("date", "chronological, by date or by fraction", choices=("date", "fraction"))
-    val_from: Optional[str] = option("2015-01-01", "start of validation (split=date)")
+    val_from: Optional[str] = option("2015-01-01", "start of validation (split=date), or how long before the test: 1y")
     test_from: Optional[str] = option("2016-01-01", "start of the test (split=date)")
-    test_until: Optional[str] = option(None, "end of the test (split=date); the file's end if not given")
+    test_until: Optional[str] = option(
+        None, "end of the test (split=date), or how long it is: 1y; the file's end if not given"
+    )
     reach_back: bool = option(
         True, "a window belongs to the split of its targets; false: its inputs must lie in it, too"
     )

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 FEWEST_WEEKS = 20  # of fewer blocks a bootstrap is too sure
-EXAMPLE = ["origin", "step", "target"]
 
 
 @dataclass(frozen=True)
@@ -67,44 +65,44 @@ def week_block_bootstrap(
     return float((errors - other).mean()), float(low), float(high), min(1.0, float(p))
 
 
-def compare(task: str, runs: list[Path], reference: list[Path]) -> Difference | None:
-    """The runs of one model, one per seed, against those of another; None unless all are of the same examples.
+def compare(task: str, runs: Sequence[pd.DataFrame], reference: Sequence[pd.DataFrame]) -> Difference | None:
+    """The predictions of one model's runs against those of another; None unless both are of the same examples.
 
-    Classification: McNemar's test for each seed; counts are those of the seed with the median p, and of several seeds p
-    is twice the median (Rüschendorf 1982). Forecasting: the mean error of each window over the seeds, and the weeks
-    drawn; of fewer than `FEWEST_WEEKS` weeks no test is made, and p is NaN.
+    Classification: one run per seed, and McNemar's test for each; counts are those of the seed with the median p, and
+    of several seeds p is twice the median (Rüschendorf 1982). Forecasting: runs may differ in their seed and in the
+    windows they forecast; the mean error of each window over the runs that have it, and the weeks drawn. Of fewer than
+    `FEWEST_WEEKS` weeks no test is made, and p is NaN.
     """
-    pairs = [(run, reference[min(number, len(reference) - 1)]) for number, run in enumerate(runs)]
     if task == "cls":
         tests = []
-        for run, other in pairs:
-            ours, theirs = (_predictions(path, ["row"]) for path in (run, other))
+        for number, run in enumerate(runs):
+            ours, theirs = (
+                table.sort_values("row", ignore_index=True)
+                for table in (run, reference[min(number, len(reference) - 1)])
+            )
             if not ours[["row", "target"]].equals(theirs[["row", "target"]]):
                 return None
             tests.append(mcnemar(*((each["target"] == each["prediction"]).to_numpy() for each in (ours, theirs))))
         better, worse, p = sorted(tests, key=lambda test: test[2])[len(tests) // 2]
         p = p if len(tests) == 1 else min(1.0, 2 * p)
         return Difference(f"{better}:{worse}, p {_shown(p)}", p)
-    errors: list[pd.Series] = []
-    known: list[Any] = []
-    for of_model in (runs, reference):
-        tables = [_predictions(run, ["origin", "step"]) for run in of_model]
-        known = known or tables[:1]
-        if any(not table[EXAMPLE].equals(known[0][EXAMPLE]) for table in tables):
-            return None
-        each = [(table["prediction"] - table["target"]).abs().groupby(table["origin"]).mean() for table in tables]
-        errors.append(pd.concat(each, axis=1).mean(axis=1))
-    ours, theirs = errors
-    weeks = pd.DatetimeIndex(ours.index).to_period("W").astype(str).to_numpy()
+    ours, theirs = (_by_window(each) for each in (runs, reference))
+    if not ours[["origin", "target"]].equals(theirs[["origin", "target"]]):
+        return None
+    weeks = ours["origin"].dt.to_period("W").astype(str).to_numpy()
     if len(np.unique(weeks)) < FEWEST_WEEKS:
-        return Difference(f"{(ours - theirs).mean():+.3f}, too few weeks to test", float("nan"))
-    difference, low, high, p = week_block_bootstrap(ours.to_numpy(), theirs.to_numpy(), weeks)
+        return Difference(f"{(ours['error'] - theirs['error']).mean():+.3f}, too few weeks to test", float("nan"))
+    difference, low, high, p = week_block_bootstrap(ours["error"].to_numpy(), theirs["error"].to_numpy(), weeks)
     return Difference(f"{difference:+.3f} [{low:+.3f}, {high:+.3f}], p {_shown(p)}", p)
 
 
-def _predictions(run: Path, key: list[str]) -> pd.DataFrame:
-    table = pd.read_parquet(run / "predictions.parquet", columns=[*key, "target", "prediction"])
-    return table.sort_values(key, ignore_index=True)
+def _by_window(runs: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Each window's `origin`, mean `target` and mean absolute `error` over the runs that forecast it, in time order."""
+    each = []
+    for run in runs:
+        windows = run.assign(error=(run["prediction"] - run["target"]).abs()).groupby("origin")
+        each.append(windows[["target", "error"]].mean())
+    return pd.concat(each).groupby(level="origin").agg({"target": "first", "error": "mean"}).reset_index()
 
 
 def _shown(p: float) -> str:

@@ -215,7 +215,7 @@ class ForecastingTask(Task):
             }
 
     def predictions(self) -> pd.DataFrame:
-        """A row per window and step: columns `index, step` (from 1), `target, prediction`, in the target's unit.
+        """A row per window and step: `index, step` (from 1), `target, prediction, seasonal_naive`, in the data's unit.
 
         With quantiles, a column `q0.05` and the like for each.
         """
@@ -227,6 +227,7 @@ class ForecastingTask(Task):
                 "step": torch.arange(1, horizon + 1).repeat(windows).numpy(),
                 "target": self._predicted["targets"].flatten().numpy(),
                 "prediction": self.median(forecasts).flatten().numpy(),
+                "seasonal_naive": self._predicted["naive"].flatten().numpy(),
             }
         )
         for number, level in enumerate(self.levels):

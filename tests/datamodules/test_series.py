@@ -16,7 +16,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from datamodules.cleaning import clean, duration, spell
+from datamodules.cleaning import clean, duration, instant, spell
 from datamodules.series import SeriesDataModule
 from datamodules.sources import DataError, file_sha256
 from datamodules.windows import Climatology, WindowDataset, window_starts
@@ -200,7 +200,7 @@ def test_fractions_need_no_dates_and_dates_are_asked_for_by_name(tmp_path: Path)
     unset: dict[str, Any] = {"val_from": None, "test_from": None}
     data = ready(tmp_path, hourly(range(100)), split="fraction", **unset)
     assert data.report["splits"]["train"]["rows"] == 70
-    with pytest.raises(DataError, match=r"data\.val_from=None is not a date"):
+    with pytest.raises(DataError, match=r"data\.test_from=None is not a date"):
         module(tmp_path, hourly(range(100)), split="date", **unset)
 
 
@@ -212,6 +212,19 @@ def test_a_filled_value_comes_from_before_the_split_only_if_inputs_may(
     frame.loc[48, "p"] = -9999  # the first row of validation
     data = ready(tmp_path, frame, missing="ffill", reach_back=reach_back)
     assert len(data.dataset("val")) == windows
+
+
+def test_validation_and_test_may_be_given_by_how_long_they_are(tmp_path: Path) -> None:
+    frame = hourly(range(200))
+    dates = ready(tmp_path, frame, val_from="2020-01-03T00:00", test_from="2020-01-05", test_until="2020-01-06T12:00")
+    durations = ready(tmp_path, frame, val_from="2d", test_from="2020-01-05", test_until="1d12h")
+    for split in ("train", "val", "test"):
+        assert durations.report["splits"][split] == dates.report["splits"][split]
+    years = instant("test_until", "1y", after=np.datetime64("2016-01-01", "us"))
+    assert (years, instant("val_from", "2Y", before=years)) == (
+        np.datetime64("2017-01-01"),
+        np.datetime64("2015-01-01"),
+    )
 
 
 def test_rows_from_test_until_on_are_not_used(tmp_path: Path) -> None:

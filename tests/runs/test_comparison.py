@@ -82,15 +82,20 @@ def test_a_sweep_finishes_its_other_runs_when_some_fail_and_says_which(swept: tu
 def test_the_comparison_of_a_sweep_is_that_of_its_runs(swept: tuple[Path, Outcome]) -> None:
     folder, _ = swept
     table = pd.read_csv(folder / "comparison.csv").set_index("label")
-    assert sorted(table.index) == ["gru", "rnn"]
-    for model in table.index:
+    assert list(table.index) == ["rnn", "rnn, 2 seeds averaged", "gru", "gru, 2 seeds averaged"]
+    for model in ("rnn", "gru"):
         runs = [run for run in metrics_in(folder) if run["model"] == model]
         assert table["runs"][model] == 2
         for score in SCORES["forecast"]:
             values = [run["test"][score] for run in runs]
             assert table[score][model] == pytest.approx(np.mean(values))
             assert table[f"{score}_std"][model] == pytest.approx(np.std(values, ddof=1))
+        runs = [run for run in sorted(folder.glob(f"*_{model}_*")) if (run / "metrics.json").exists()]
+        both = [pd.read_parquet(run / "predictions.parquet") for run in runs]
+        errors = (both[0]["prediction"] + both[1]["prediction"]) / 2 - both[0]["target"]
+        assert table["mae"][f"{model}, 2 seeds averaged"] == pytest.approx(errors.abs().mean())
     text = (folder / "comparison.md").read_text(encoding="utf-8")
+    assert "mae by season" in text
     assert f"{table['mae']['gru']:.4f} ± {table['mae_std']['gru']:.4f}" in text
     assert "built-in sample data, not a real data set" in text
     for suffix in (".png", ".svg"):
@@ -113,7 +118,8 @@ def test_a_run_that_was_prolonged_and_then_stopped_is_not_compared(swept: tuple[
     status = json.loads((runs[0] / "status.json").read_text(encoding="utf-8"))
     (runs[0] / "status.json").write_text(json.dumps({**status, "state": "running"}), encoding="utf-8")
     write_comparison(tmp_path, runs)
-    assert pd.read_csv(tmp_path / "comparison.csv")["runs"].sum() == len(runs) - 1
+    table = pd.read_csv(tmp_path / "comparison.csv")
+    assert table.loc[~table["label"].str.contains("averaged"), "runs"].sum() == len(runs) - 1
     assert f"FAILED {runs[0].name}: running" in (tmp_path / "comparison.md").read_text(encoding="utf-8")
 
 
@@ -134,3 +140,60 @@ def test_a_sweep_without_any_finished_run_is_still_reported(tmp_path: Path) -> N
     write_comparison(tmp_path, [run])
     assert "FAILED 0_cls_gru_seed0: failed: no room" in (tmp_path / "comparison.md").read_text(encoding="utf-8")
     assert not (tmp_path / "comparison.csv").exists()
+
+
+def forecast_run(folder: Path, model: str, seed: int, overrides: list[str], start: str, error: float) -> Path:
+    """A finished run whose every forecast is wrong by `error`."""
+    folder.mkdir()
+    origins = pd.date_range(start, periods=24 * 7 * 30, freq="h")
+    table = pd.DataFrame({"origin": origins, "step": 1, "target": 0.0, "prediction": error, "seasonal_naive": 4.0})
+    table.to_parquet(folder / "predictions.parquet")
+    metrics = {
+        **{"task": "forecast", "model": model, "data": "d", "sample": False, "split": "test", "seed": seed},
+        **{"backend": None if model == "ridge" else "cpu", "parameters": 5, "best_epoch": 1, "seconds": 1, "epochs": 1},
+        "test": dict.fromkeys(SCORES["forecast"], abs(error)),
+        "breakdown": {"year": {start[:4]: {"mae": abs(error)}}},
+    }
+    words = [f"model={model}", f"seed={seed}", *overrides]
+    for name, content in {
+        "metrics": metrics,
+        "status": {"state": "finished", "overrides": words, "error": None, "time": ""},
+    }.items():
+        (folder / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
+    (folder / "config.yaml").write_text("task: {monitor: val/mae}", encoding="utf-8")
+    return folder
+
+
+def test_a_row_is_tested_against_the_baseline_with_the_same_other_settings(tmp_path: Path) -> None:
+    runs = [
+        forecast_run(tmp_path / f"{model}{step}{seed}", model, seed, [f"data.step={step}"], start, error * (1 + seed))
+        for step, start in (("1h", "2015-01-01"), ("2h", "2016-01-01"))
+        for model, error in (("gru", -1.0), ("ridge", 2.0))
+        for seed in ((0, 1) if model == "gru" else (0,))
+    ]
+    write_comparison(tmp_path, runs)
+    table = pd.read_csv(tmp_path / "comparison.csv").set_index("label")
+    for step in ("1h", "2h"):  # -1 and -2 against 2, of other hours for each step
+        assert table["difference"][f"gru data.step={step}"].startswith("-0.500 [")
+        assert table["mae"][f"gru data.step={step}, 2 seeds averaged"] == pytest.approx(1.5)
+        assert pd.isna(table["difference"][f"ridge data.step={step}"])
+
+
+def test_the_years_of_a_backtest_share_a_row_and_are_told_apart_below_it(tmp_path: Path) -> None:
+    runs = [
+        forecast_run(tmp_path / f"{model}{year}", model, 0, [f"data.test_from={year}-01-01"], f"{year}-01-01", error)
+        for year, error in ((2015, 1.0), (2016, 2.0))
+        for model in ("ridge", "gru")
+    ]
+    write_comparison(tmp_path, runs)
+    table = pd.read_csv(tmp_path / "comparison.csv")
+    assert table["label"].tolist() == ["ridge", "gru"]  # one seed: nothing to average
+    assert table["mae"].tolist() == [1.5, 1.5]
+    assert table["runs"].tolist() == [2, 2]
+    assert table["difference"][1].startswith("+0.000 [")
+    text = (tmp_path / "comparison.md").read_text(encoding="utf-8")
+    by_year = text[text.index("mae by year") :]
+    assert [line.split()[1::2] for line in by_year.splitlines()[4:6]] == [
+        ["2015", "1.0000", "1.0000"],
+        ["2016", "2.0000", "2.0000"],
+    ]

@@ -49,8 +49,11 @@ def test_names_of_options_are_those_that_hydra_composes(line: str, hydras: BashC
 @pytest.mark.parametrize("group", [*schema.SCHEMAS, "experiment", "logger"])
 def test_the_choices_of_a_group_are_its_files(group: str, hydras: BashCompletion) -> None:
     found = complete(f"{group}=")
-    assert found == sorted(f"{group}={path.stem}" for path in (CONF / group).glob("*.yaml"))
-    assert found == hydras._query("config", f"{group}=")
+    assert found is not None
+    files = (path.relative_to(CONF / group).with_suffix("").as_posix() for path in (CONF / group).rglob("*.yaml"))
+    assert found == sorted(f"{group}={file}" for file in files)
+    hydra_offers = [choice for choice in hydras._query("config", f"{group}=") if not choice.endswith("/")]
+    assert [choice for choice in found if "/" not in choice] == hydra_offers  # Hydra shows no folder's files
 
 
 def test_the_value_of_an_option_is_offered_or_all_that_it_may_have() -> None:

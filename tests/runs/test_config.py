@@ -76,7 +76,12 @@ def composed(*overrides: str) -> DictConfig:
 
 def options_of(*groups: str) -> list[str]:
     """`group=name` for every file of the groups."""
-    return [f"{group}={path.stem}" for group in groups for path in sorted((CONF / group).glob("*.yaml"))]
+    files = {group: sorted((CONF / group).rglob("*.yaml")) for group in groups}
+    return [
+        f"{group}={path.relative_to(CONF / group).with_suffix('').as_posix()}"
+        for group, paths in files.items()
+        for path in paths
+    ]
 
 
 def batch_for(task: str) -> dict[str, torch.Tensor]:

@@ -80,6 +80,12 @@ def test_scores_can_be_computed_again_from_the_predictions(task: str, folder: Pa
         assert metrics["test"]["accuracy"] == pytest.approx((table["target"] == table["prediction"]).mean(), abs=1e-6)
         assert (table["target"] == table["label"]).all()
         assert all(isinstance(text, str) for text in table["text"])
+        parts = metrics["breakdown"]["length"].values()
+        right = sum(part["accuracy"] * part["examples"] for part in parts)
+        assert right == pytest.approx((table["target"] == table["prediction"]).sum())
+        suspects = pd.read_csv(folder / "likely_label_errors.csv", encoding="utf-8-sig")
+        assert list(suspects) == ["row", "text", "label", "suggested", "p_label", "p_suggested"]
+        assert suspects["text"].tolist() == table.set_index("row")["text"][suspects["row"]].tolist()
         return
     errors = (table["prediction"] - table["target"]).astype(float)
     assert metrics["test"]["mae"] == pytest.approx(errors.abs().mean(), rel=1e-5)
@@ -87,6 +93,12 @@ def test_scores_can_be_computed_again_from_the_predictions(task: str, folder: Pa
     assert metrics["test"]["rmse"] == pytest.approx(np.sqrt((errors**2).mean()), rel=1e-5)
     assert metrics["test"]["mae_day2"] == pytest.approx(errors[table["step"] > 24].abs().mean(), rel=1e-5)
     assert metrics["windows"] * 48 == len(table)
+    naive = (table["seasonal_naive"] - table["target"]).abs().mean()
+    assert metrics["test"]["skill"] == pytest.approx(1 - errors.abs().mean() / naive, rel=1e-4)
+    seasons = metrics["breakdown"]["season"].values()
+    assert sum(part["mae"] * part["examples"] for part in seasons) == pytest.approx(
+        metrics["test"]["mae"] * metrics["windows"], rel=1e-5
+    )
     assert (table["first_target"] - table["origin"] == pd.Timedelta("1h")).all()
 
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from math import comb
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -42,66 +41,69 @@ def test_the_interval_holds_the_true_difference_as_often_as_it_says() -> None:
     assert 0.88 <= held / 200 <= 0.99
 
 
-def run_of(folder: Path, **columns: np.ndarray) -> Path:
-    folder.mkdir()
-    pd.DataFrame(columns).to_parquet(folder / "predictions.parquet")
-    return folder
+def answers(row: np.ndarray, target: np.ndarray, prediction: np.ndarray) -> pd.DataFrame:
+    return pd.DataFrame({"row": row, "target": target, "prediction": prediction})
 
 
-def test_the_runs_of_two_classifiers_are_paired_by_row(tmp_path: Path) -> None:
+def test_the_runs_of_two_classifiers_are_paired_by_row() -> None:
     rows, truth = np.arange(100), np.array(["a"] * 100, dtype=object)
     right = np.where(rows < 80, "a", "b").astype(object)
-    ours = run_of(tmp_path / "ours", row=rows, target=truth, prediction=right)
+    ours = answers(rows, truth, right)
     shuffled = np.random.default_rng(0).permutation(100)
     theirs = np.where(rows < 60, "a", "b").astype(object)
-    other = run_of(tmp_path / "other", row=rows[shuffled], target=truth, prediction=theirs[shuffled])
+    other = answers(rows[shuffled], truth, theirs[shuffled])
     found = compare("cls", [ours], [other])
     assert found is not None
     assert found.text == "20:0, p < 0.001"
     assert found.p == pytest.approx(2 / 2**20)
-    elsewhere = run_of(tmp_path / "elsewhere", row=rows + 1, target=truth, prediction=right)
+    elsewhere = answers(rows + 1, truth, right)
     assert compare("cls", [ours], [elsewhere]) is None
 
 
-def test_of_several_seeds_the_median_counts_twice(tmp_path: Path) -> None:
+def test_of_several_seeds_the_median_counts_twice() -> None:
     rows, truth = np.arange(100), np.array(["a"] * 100, dtype=object)
-    runs = [
-        run_of(tmp_path / f"s{n}", row=rows, target=truth, prediction=np.where(rows < n, "a", "b").astype(object))
-        for n in (60, 68, 90)
-    ]
-    other = run_of(tmp_path / "other", row=rows, target=truth, prediction=np.where(rows < 60, "a", "b").astype(object))
+    runs = [answers(rows, truth, np.where(rows < n, "a", "b").astype(object)) for n in (60, 68, 90)]
+    other = answers(rows, truth, np.where(rows < 60, "a", "b").astype(object))
     found = compare("cls", runs, [other])
     assert found is not None
     assert found.text.startswith("8:0")
     assert found.p == pytest.approx(2 * 2 / 2**8)
 
 
-def forecasts(hours: int, error: float) -> dict[str, np.ndarray]:
-    origins = np.repeat(pd.date_range("2016-01-01", periods=hours, freq="h").to_numpy(), 2)
+def forecasts(hours: int, error: float, start: str = "2016-01-01") -> pd.DataFrame:
+    origins = np.repeat(pd.date_range(start, periods=hours, freq="h").to_numpy(), 2)
     zeros = np.zeros(2 * hours)
-    return {"origin": origins, "step": np.tile([1, 2], hours), "target": zeros, "prediction": zeros + error}
+    return pd.DataFrame(
+        {"origin": origins, "step": np.tile([1, 2], hours), "target": zeros, "prediction": zeros + error}
+    )
 
 
-def test_the_runs_of_two_forecasters_are_paired_by_origin_and_averaged_over_seeds(tmp_path: Path) -> None:
-    seeds = [run_of(tmp_path / f"s{n}", **forecasts(4000, n)) for n in (1, 2)]
-    found = compare("forecast", seeds, [run_of(tmp_path / "other", **forecasts(4000, -2))])
+def test_the_runs_of_two_forecasters_are_paired_by_origin_and_averaged_over_seeds() -> None:
+    found = compare("forecast", [forecasts(4000, 1), forecasts(4000, 2)], [forecasts(4000, -2)])
     assert found is not None
     assert found.text == "-0.500 [-0.500, -0.500], p < 0.001"
 
 
-def test_of_few_weeks_no_test_is_made(tmp_path: Path) -> None:
-    ours, other = (run_of(tmp_path / name, **forecasts(400, error)) for name, error in (("ours", 1), ("other", 2)))
-    found = compare("forecast", [ours], [other])
+def test_the_windows_of_a_backtests_years_are_put_together() -> None:
+    """Two seeds in 2015 and one in 2016: each window counts once."""
+    ours = [forecasts(3000, 1, "2015-01-01"), forecasts(3000, 2, "2015-01-01"), forecasts(1000, 3)]
+    others = [forecasts(1000, -2), forecasts(3000, -2, "2015-01-01")]
+    found = compare("forecast", ours, others)
+    assert found is not None
+    assert float(found.text.split()[0]) == pytest.approx((3000 * -0.5 + 1000 * 1) / 4000, abs=1e-3)
+    assert compare("forecast", ours[:2], others) is None
+
+
+def test_of_few_weeks_no_test_is_made() -> None:
+    found = compare("forecast", [forecasts(400, 1)], [forecasts(400, 2)])
     assert found is not None
     assert found.text == "-1.000, too few weeks to test"
     assert np.isnan(found.p)
 
 
 @pytest.mark.parametrize("task", ["cls", "forecast"])
-def test_runs_with_other_truths_are_not_compared(task: str, tmp_path: Path) -> None:
-    columns = forecasts(4000, 1.0)
-    columns["row"] = np.arange(8000)
-    ours = run_of(tmp_path / "ours", **columns)
+def test_runs_with_other_truths_are_not_compared(task: str) -> None:
+    ours = forecasts(4000, 1.0).assign(row=np.arange(8000))
     assert compare(task, [ours], [ours]) is not None
-    other = run_of(tmp_path / "other", **{**columns, "target": columns["target"] + 1})
+    other = ours.assign(target=ours["target"] + 1)
     assert compare(task, [ours], [other]) is None

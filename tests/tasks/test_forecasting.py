@@ -174,9 +174,10 @@ def test_predictions_are_a_row_per_window_and_step() -> None:
     batch = make_batch(3, seed=2)
     forecasts = forecasts_for(batch)
     frame = after_test(build(), (forecasts, batch)).predictions()
-    assert list(frame) == ["index", "step", "target", "prediction"]
+    assert list(frame) == ["index", "step", "target", "prediction", "seasonal_naive"]
+    values = (batch["targets"], forecasts, batch["history"][:, [-4, -3, -2, -1, -4, -3]])  # a season has four steps
     rows = [
-        [20 + window, step + 1, batch["targets"][window, step].item(), forecasts[window, step].item()]
+        [20 + window, step + 1, *(value[window, step].item() for value in values)]
         for window in range(3)
         for step in range(6)
     ]

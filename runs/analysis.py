@@ -1,0 +1,134 @@
+"""What predictions tell beyond the scores: parts of a split, averages of several runs, labels that look wrong.
+
+A table of predictions is what `predictions.parquet` holds. Of a classification, a row per text, with `target`,
+`prediction` and `p(class)` for every class; of a forecast, a row per window and step, with `origin`, `step`, `target`,
+`prediction`, `seasonal_naive` and perhaps quantiles `q0.05`, `q0.5`, ….
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+import torch
+from torchmetrics.functional import classification as metrics
+
+LENGTHS = (0, 10, 30, 60, 130)  # characters at which a part begins
+SEASONS = ("Dec-Feb", "Mar-May", "Jun-Aug", "Sep-Nov")
+
+
+def scores(task: str, predictions: pd.DataFrame) -> dict[str, float]:
+    """The scores that comparisons show, as the task defines them."""
+    if task == "forecast":
+        errors = (predictions["prediction"] - predictions["target"]).to_numpy(np.float64)
+        naive = (predictions["seasonal_naive"] - predictions["target"]).abs().mean()
+        mae = float(np.abs(errors).mean())
+        return {
+            "mae": mae,
+            "median_ae": float(np.median(np.abs(errors))),
+            "rmse": float(np.sqrt(np.square(errors).mean())),
+            "bias": float(errors.mean()),
+            "skill": 1 - mae / float(naive) if naive else np.nan,
+        }
+    classes = pd.Index(classes_of(predictions))
+    truth, answer = (
+        torch.from_numpy(classes.get_indexer(pd.Index(predictions[name]))) for name in ("target", "prediction")
+    )
+    averaged = {
+        "precision_macro": metrics.multiclass_precision,
+        "recall_macro": metrics.multiclass_recall,
+        "f1_macro": metrics.multiclass_f1_score,
+    }
+    macro = {name: score(answer, truth, len(classes), average="none") for name, score in averaged.items()}
+    return {"accuracy": (truth == answer).double().mean().item()} | {k: v.mean().item() for k, v in macro.items()}
+
+
+def classes_of(predictions: pd.DataFrame) -> list[str]:
+    """The classes that a classification's table has probabilities of."""
+    return [name[2:-1] for name in map(str, predictions) if name.startswith("p(")]
+
+
+def breakdown(task: str, predictions: pd.DataFrame) -> dict[str, dict[str, dict[str, float]]]:
+    """Scores of parts of the split: of texts by their length in characters, of windows by season and by year.
+
+    Returns:
+        `{"length": {"10-29": {"accuracy": …, "examples": …}, …}}`, or `season` and `year`, each part with `mae`,
+        `median_ae`, `skill` and the number of its windows. Parts without an example are left out.
+    """
+    if task == "cls":
+        right = (predictions["target"] == predictions["prediction"]).groupby(_lengths(predictions["text"]))
+        parts = right.agg(["mean", "size"]).itertuples()
+        return {"length": {name: {"accuracy": float(mean), "examples": int(size)} for name, mean, size in parts}}
+    origin = predictions["origin"].dt
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for kind, part in {"season": origin.month % 12 // 3, "year": origin.year}.items():
+        found[kind] = {}
+        for number, rows in predictions.groupby(part):
+            name = SEASONS[number] if kind == "season" else str(number)  # pyright: ignore[reportCallIssue, reportArgumentType]
+            of_part = scores(task, rows)
+            shown = {score: of_part[score] for score in ("mae", "median_ae", "skill")}
+            found[kind][name] = {**shown, "examples": rows["origin"].nunique()}
+    return found
+
+
+def _lengths(texts: pd.Series) -> pd.Series:
+    between = [f"{low}-{high - 1}" for low, high in pairwise(LENGTHS[1:])]
+    names = [f"under {LENGTHS[1]}", *between, f"{LENGTHS[-1]} and more"]
+    found = np.digitize(texts.str.len(), LENGTHS[1:])
+    part = pd.Series(pd.Categorical.from_codes(found, dtype=pd.CategoricalDtype(names, ordered=True)), texts.index)
+    return part.cat.remove_unused_categories()
+
+
+def average(task: str, runs: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """The predictions of an ensemble: the mean of several runs' probabilities, or forecasts and quantiles.
+
+    Raises:
+        ValueError: the runs aren't of the same examples in the same order.
+    """
+    first = runs[0]
+    same = ["target", *(["row"] if task == "cls" else ["origin", "step"])]
+    if any(not run[same].equals(first[same]) for run in runs[1:]):
+        raise ValueError("the runs have predicted different examples")
+    averaged = ("p(",) if task == "cls" else ("prediction", "q0")
+    names = [name for name in map(str, first) if name.startswith(averaged)]
+    mean = first.assign(**{name: np.mean([run[name] for run in runs], axis=0) for name in names})
+    if task == "cls":
+        best = mean[names].to_numpy().argmax(axis=1)
+        mean["prediction"] = pd.Index(classes_of(first))[best]
+        mean["probability"] = mean[names].to_numpy().max(axis=1)
+    return mean
+
+
+def likely_label_errors(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Texts whose label the model contradicts with confidence, the surest first (confident learning).
+
+    A class counts as confident from t_j = mean of p(j) over the texts labelled j on (Northcutt et al. 2021). A text is
+    suspected if, of the classes with p(j) >= t_j, the most probable one isn't its label. The model must not have been
+    trained on the texts.
+
+    Returns:
+        Columns `row, text, label, suggested, p_label, p_suggested`; by p_label - p_suggested, rising.
+    """
+    classes = classes_of(predictions)
+    probabilities = predictions[[f"p({name})" for name in classes]].to_numpy()
+    labels = pd.Index(classes).get_indexer(pd.Index(predictions["target"]))
+    own = probabilities[np.arange(len(labels)), labels]
+    thresholds = [
+        own[labels == number].mean() if (labels == number).any() else np.inf for number in range(len(classes))
+    ]
+    confident = np.where(probabilities >= thresholds, probabilities, -np.inf)
+    suggested = confident.argmax(axis=1)
+    suspected = np.isfinite(confident.max(axis=1)) & (suggested != labels)
+    table = pd.DataFrame(
+        {
+            "row": predictions["row"],
+            "text": predictions["text"],
+            "label": predictions["target"],
+            "suggested": pd.Index(classes)[suggested],
+            "p_label": own,
+            "p_suggested": probabilities[np.arange(len(labels)), suggested],
+        }
+    )[suspected]
+    return table.iloc[(table["p_label"] - table["p_suggested"]).argsort(kind="stable")].reset_index(drop=True)

@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import accuracy_score, precision_recall_fscore_support
+
+from runs.analysis import average, breakdown, likely_label_errors, scores
+
+CLASSES = ["书籍", "平板", "水果"]
+
+
+def answers(size: int, seed: int, classes: list[str] = CLASSES) -> pd.DataFrame:
+    """Predictions of `size` texts, some right."""
+    generator = np.random.default_rng(seed)
+    truth = np.random.default_rng(99).integers(0, len(classes), size)
+    logits = generator.normal(size=(size, len(classes)))
+    logits[np.arange(size), truth] += 1
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    names = np.array(classes, dtype=object)
+    return pd.DataFrame(
+        {
+            "row": np.arange(size),
+            "text": ["好" * (1 + 7 * (number % 30)) for number in range(size)],
+            "target": names[truth],
+            "prediction": names[probabilities.argmax(axis=1)],
+            "probability": probabilities.max(axis=1),
+            **{f"p({name})": probabilities[:, number] for number, name in enumerate(classes)},
+        }
+    )
+
+
+def forecasts(origins: pd.DatetimeIndex, seed: int, horizon: int = 4) -> pd.DataFrame:
+    generator = np.random.default_rng(seed)
+    size = len(origins) * horizon
+    target = np.random.default_rng(98).normal(size=size)
+    return pd.DataFrame(
+        {
+            "origin": origins.repeat(horizon),
+            "step": np.tile(np.arange(1, horizon + 1), len(origins)),
+            "target": target,
+            "prediction": target + generator.normal(size=size),
+            "seasonal_naive": target + 2 * np.random.default_rng(97).normal(size=size),
+            "q0.05": target - generator.random(size),
+            "q0.5": target,
+        }
+    )
+
+
+def test_classification_scores_are_sklearns_also_for_a_class_that_never_occurs() -> None:
+    table = answers(300, 0, [*CLASSES, "never"])
+    table = table[table["target"] != "never"]
+    found = scores("cls", table)
+    macro = precision_recall_fscore_support(
+        table["target"],
+        table["prediction"],
+        labels=[*CLASSES, "never"],
+        average="macro",
+        zero_division=0,  # pyright: ignore
+    )[:3]
+    assert found["accuracy"] == pytest.approx(accuracy_score(table["target"], table["prediction"]))
+    assert [found[f"{name}_macro"] for name in ("precision", "recall", "f1")] == pytest.approx(list(macro))
+
+
+def test_forecast_scores_are_those_of_their_definitions() -> None:
+    table = forecasts(pd.date_range("2016-01-01", periods=50, freq="h"), 0)
+    errors = (table["prediction"] - table["target"]).to_numpy()
+    naive = (table["seasonal_naive"] - table["target"]).abs().mean()
+    assert scores("forecast", table) == pytest.approx(
+        {
+            "mae": np.abs(errors).mean(),
+            "median_ae": np.median(np.abs(errors)),
+            "rmse": np.sqrt((errors**2).mean()),
+            "bias": errors.mean(),
+            "skill": 1 - np.abs(errors).mean() / naive,
+        }
+    )
+
+
+def test_texts_are_parted_by_their_characters() -> None:
+    table = answers(300, 0)
+    table["text"] = np.where(np.arange(300) < 50, "好" * 9, np.where(np.arange(300) < 120, "好" * 10, "好" * 500))
+    right = (table["target"] == table["prediction"]).to_numpy()
+    assert breakdown("cls", table) == {
+        "length": {
+            "under 10": {"accuracy": pytest.approx(right[:50].mean()), "examples": 50},
+            "10-29": {"accuracy": pytest.approx(right[50:120].mean()), "examples": 70},
+            "130 and more": {"accuracy": pytest.approx(right[120:].mean()), "examples": 180},
+        }
+    }
+
+
+def test_windows_are_parted_by_the_season_and_year_in_which_they_begin() -> None:
+    origins = pd.DatetimeIndex(["2015-12-31 23:00", "2016-02-29", "2016-03-01", "2016-11-30 23:00"])
+    table = forecasts(origins, 0)
+    found = breakdown("forecast", table)
+    assert {name: part["examples"] for name, part in found["season"].items()} == {
+        "Dec-Feb": 2,
+        "Mar-May": 1,
+        "Sep-Nov": 1,
+    }
+    assert {name: part["examples"] for name, part in found["year"].items()} == {"2015": 1, "2016": 3}
+    winter = table[table["origin"] < "2016-03-01"]
+    assert found["season"]["Dec-Feb"]["mae"] == pytest.approx((winter["prediction"] - winter["target"]).abs().mean())
+    assert found["season"]["Dec-Feb"]["skill"] == pytest.approx(scores("forecast", winter)["skill"])
+
+
+def test_an_ensemble_answers_with_its_members_mean() -> None:
+    members = [answers(200, seed) for seed in range(3)]
+    mean = average("cls", members)
+    names = [f"p({name})" for name in CLASSES]
+    expected = np.mean([member[names].to_numpy() for member in members], axis=0)
+    np.testing.assert_allclose(mean[names].to_numpy(), expected)
+    assert mean["prediction"].tolist() == [CLASSES[best] for best in expected.argmax(axis=1)]
+    assert mean["probability"].tolist() == pytest.approx(expected.max(axis=1))
+    assert scores("cls", mean)["accuracy"] > max(scores("cls", member)["accuracy"] for member in members)
+    origins = pd.date_range("2016-01-01", periods=20, freq="h")
+    several = [forecasts(origins, seed) for seed in range(2)]
+    mean = average("forecast", several)
+    for name in ("prediction", "q0.05"):
+        np.testing.assert_allclose(mean[name], (several[0][name] + several[1][name]) / 2)
+    assert mean["target"].equals(several[0]["target"])
+
+
+def test_predictions_of_other_examples_are_not_averaged() -> None:
+    with pytest.raises(ValueError, match="different examples"):
+        average("cls", [answers(20, 0), answers(20, 1).assign(row=range(1, 21))])
+    with pytest.raises(ValueError, match="different examples"):
+        average("forecast", [forecasts(pd.date_range(f"{y}-01-01", periods=3), 0) for y in (2015, 2016)])
+
+
+def test_swapped_labels_are_found_and_ranked_by_how_sure_the_model_is() -> None:
+    generator = np.random.default_rng(0)
+    truth = generator.integers(0, 3, 600)
+    sure = generator.uniform(0.8, 0.99, 600)
+    probabilities = np.repeat((1 - sure)[:, None] / 2, 3, axis=1)
+    probabilities[np.arange(600), truth] = sure
+    labels = truth.copy()
+    swapped = np.array([5, 77, 300, 599])
+    labels[swapped] = (truth[swapped] + 1) % 3
+    probabilities[swapped] = 0.005
+    probabilities[swapped, truth[swapped]] = 0.99
+    names = np.array(CLASSES, dtype=object)
+    table = pd.DataFrame({"row": np.arange(600), "text": "t", "target": names[labels]})
+    table[[f"p({name})" for name in CLASSES]] = probabilities
+    found = likely_label_errors(table)
+    assert sorted(found["row"]) == swapped.tolist()
+    assert found["label"].tolist() == names[labels[found["row"]]].tolist()
+    assert found["suggested"].tolist() == names[truth[found["row"]]].tolist()
+    gap = found["p_label"] - found["p_suggested"]
+    assert gap.is_monotonic_increasing
+
+
+def test_without_a_contradiction_no_label_is_suspected() -> None:
+    table = answers(50, 0)
+    table["target"] = table["prediction"]
+    assert likely_label_errors(table).empty
