@@ -151,6 +151,19 @@ def test_swapped_labels_are_found_and_ranked_by_how_sure_the_model_is() -> None:
     assert gap.is_monotonic_increasing
 
 
+def test_a_text_is_suspected_exactly_by_the_rule_of_confident_learning() -> None:
+    table = answers(400, 0)
+    thresholds = {name: table.loc[table["target"] == name, f"p({name})"].mean() for name in CLASSES}
+    expected = {}
+    for line in table.to_dict("records"):
+        confident = [name for name in CLASSES if line[f"p({name})"] >= thresholds[name]]
+        if confident and (best := max(confident, key=lambda name: line[f"p({name})"])) != line["target"]:
+            expected[line["row"]] = best
+    found = likely_label_errors(table)
+    assert dict(zip(found["row"], found["suggested"], strict=True)) == expected
+    assert 0 < len(expected) < (table["target"] != table["prediction"]).sum()
+
+
 def test_without_a_contradiction_no_label_is_suspected() -> None:
     table = answers(50, 0)
     table["target"] = table["prediction"]
