@@ -6,7 +6,7 @@ PY := $(BIN)/python
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-all check bench
+.PHONY: help setup run test test-all results check bench
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1	\2/p' Makefile | while IFS='	' read -r name what; do printf '%-10s%s\n' "$$name" "$$what"; done
@@ -30,6 +30,9 @@ test-all: $(READY)  ## all tests, the slow ones too
 
 bench: $(READY)  ## time our layers against torch.nn's
 	$(PY) run.py -cn benchmark $(ARGS)
+
+results: $(READY)  ## run all studies (hours; goes on where it was) and write RESULTS.md
+	$(PY) run.py -cn results $(ARGS)
 
 check: $(READY)  ## lint, format, types and the import rules
 	$(PY) -m ruff check

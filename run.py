@@ -32,6 +32,8 @@ def job(config: DictConfig) -> float | None:
         sys.exit(f"error: {error}")
     if HydraConfig.get().job.config_name == "benchmark":
         from runs.benchmark import run
+    elif HydraConfig.get().job.config_name == "results":
+        from runs.results import run
     else:
         from runs.job import run
     collect_garbage()
@@ -81,6 +83,7 @@ Examples
   python run.py -m model=rnn,gru,lstm,bilstm seed=0,1,2       a sweep, compared at its end
   python run.py -m task=cls model=tfidf_svm,bilstm            against what one would try first
   python run.py -cn benchmark                                 our layers against torch.nn's
+  python run.py -cn results                                   all studies of the project, and RESULTS.md from them
 
 Groups: choose with group=name
 {groups}

@@ -378,6 +378,17 @@ class BenchmarkConfig:
     batches: int = option(60, "batches of a training that are timed", least=1)
 
 
+@dataclass
+class ResultsConfig:
+    """All studies, and the page of their results."""
+
+    studies: dict[str, Any] = option({}, "by name: title, command, and perhaps a score of the source report")
+    only: list[str] = option([], "names of the studies to run; all if not given")
+    train: bool = option(True, "false: write the page from the runs that there are")
+    folder: str = option("outputs/results", "where the studies' runs are")
+    output: str = option("RESULTS.md", "the page")
+
+
 SCHEMAS: dict[str, list[type]] = {
     "task": [ClassificationConfig, ForecastingConfig],
     "data": [TextConfig, SeriesConfig],
@@ -395,6 +406,7 @@ def register() -> None:
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
     store.store(name="BenchmarkConfig", node=BenchmarkConfig)
+    store.store(name="ResultsConfig", node=ResultsConfig)
     for schemas in SCHEMAS.values():
         for schema in schemas:
             store.store(group="schema", name=schema.__name__, node=schema)

@@ -1,0 +1,170 @@
+"""All studies of the project, and the page that says what they found."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from omegaconf import DictConfig
+
+from runs.build import plain
+from runs.checkpoints import write_atomically
+from runs.schema import ConfigError, validate
+
+log = logging.getLogger(__name__)
+
+PROGRAM = Path(__file__).parents[1] / "run.py"
+ARCHITECTURES = ("rnn", "gru", "lstm", "bilstm")
+MAIN = {"cls": "f1_macro", "forecast": "mae"}
+
+
+def run(config: DictConfig) -> None:
+    """Run the studies that aren't finished, one after the other, and write the page.
+
+    Raises:
+        ConfigError: an option is out of range, or `only` names an unknown study.
+        SystemExit: with 1, a study failed; the page holds the others.
+    """
+    validate(config)
+    settings = plain(config)
+    studies, folder = settings["studies"], Path(settings["folder"])
+    if unknown := set(settings["only"]) - set(studies):
+        raise ConfigError(f"only={sorted(unknown)} is unknown; studies are {', '.join(studies)}")
+    for name, study in studies.items():
+        if missing := {"title", "command"} - set(study):
+            raise ConfigError(f"studies.{name} has no {' and no '.join(sorted(missing))}")
+    failed = []
+    for number, name in enumerate(chosen := settings["only"] or list(studies), 1):
+        if not settings["train"]:
+            break
+        words = ["-m", *shlex.split(studies[name]["command"])]
+        log.info(f"study {number} of {len(chosen)}, {name}: python run.py {shlex.join(words)}")
+        words.append(f"hydra.sweep.dir={(folder / name).as_posix()}")
+        if subprocess.run([sys.executable, str(PROGRAM), *words], check=False).returncode:
+            failed.append(name)
+    page = Path(settings["output"])
+    sections = [_section(studies[name], folder / name, page) for name in studies if (folder / name).is_dir()]
+    text = "\n\n".join([INTRODUCTION.format(torch=torch.__version__, cores=os.cpu_count()), *filter(None, sections)])
+    write_atomically(page, (text + "\n").encode())
+    log.info(f"wrote {page}" + (f"; failed: {', '.join(failed)}" if failed else ""))
+    if failed:
+        raise SystemExit(1)
+
+
+INTRODUCTION = """# Results
+
+Written by `make results`, which runs every command below that hasn't finished yet and draws this page from what the
+runs left in their folders. Scores are means ± standard deviations over seeds; the split that they are of stands above
+each table. Settings were chosen on the validation split, and the test split was scored once. Ablations score the
+validation split. Times are those of the machine that wrote this page: {cores} CPU cores, torch {torch}."""
+
+
+def _section(study: dict[str, Any], folder: Path, page: Path) -> str:
+    """A study's title, command, tables, figure and what follows from them; empty if nothing has finished yet."""
+    table = folder / "comparison.csv"
+    if not table.exists():
+        return ""
+    rows = pd.read_csv(table).set_index("label")
+    metrics = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*/metrics.json"))]
+    task = metrics[0]["task"]
+    parts = [
+        f"## {study['title']}",
+        f"```\npython run.py -m {study['command']}\n```",
+        (folder / "comparison.md").read_text(encoding="utf-8").strip(),
+    ]
+    if source := study.get("source"):
+        parts.append(_beside_source(rows, **source))
+    if set(ARCHITECTURES) <= set(rows.index):
+        parts.append(_analysis(rows, metrics, task))
+    if (figure := folder / "learning_curves.svg").exists():
+        copy = page.parent / "docs" / "results" / f"{folder.name}.svg"
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(figure, copy)
+        parts.append(f"![learning curves]({copy.relative_to(page.parent).as_posix()})")
+    return "\n\n".join(parts)
+
+
+def _beside_source(rows: pd.DataFrame, score: str, values: dict[str, float]) -> str:
+    found = [(name, value, rows.loc[name, score]) for name, value in values.items() if name in rows.index]
+    table = pd.DataFrame(found, columns=["model", f"{score}, the source report", "here"])
+    return f"Beside the source report:\n\n{table.to_markdown(index=False, floatfmt='.4f')}"
+
+
+def _analysis(rows: pd.DataFrame, metrics: list[dict[str, Any]], task: str) -> str:
+    """Convergence, cost, the gain of gates and of a second direction, and where each architecture fails."""
+    score = MAIN[task]
+    names = {"parameters": "parameters", "best_epoch": "epochs to best", "seconds_per_epoch": "seconds per epoch"}
+    cost = rows.reindex(ARCHITECTURES)[list(names)].rename(columns=names)
+    cost["seconds to best"] = cost["epochs to best"] * cost["seconds per epoch"]
+    fastest, soonest = cost["seconds to best"].idxmin(), cost["epochs to best"].idxmin()
+    gru, lstm, bilstm = (
+        _gain(rows, name, other, score) for name, other in (("gru", "rnn"), ("lstm", "rnn"), ("bilstm", "lstm"))
+    )
+    failures = _failures_of_texts if task == "cls" else _failures_of_forecasts
+    lines = [
+        "**Convergence and cost.** "
+        f"{_upper(soonest)} needs the fewest epochs to its best validation score, {_upper(fastest)} the least time.",
+        cost.to_markdown(floatfmt=",.1f"),
+        f"**Gates.** Against the RNN, {score} changes by {gru} with the GRU's gates and by {lstm} with the LSTM's.",
+        f"**Direction.** Against the LSTM, {score} changes by {bilstm} with a second direction.",
+        "**Where each fails.**",
+        pd.DataFrame(
+            {_upper(n): failures([m for m in metrics if m["model"] == n]) for n in ARCHITECTURES}
+        ).T.to_markdown(),
+    ]
+    return "\n\n".join(lines)
+
+
+def _gain(rows: pd.DataFrame, name: str, other: str, score: str) -> str:
+    """The difference of two means with its standard error over seeds."""
+    (mean, spread, runs), (mean2, spread2, runs2) = (
+        rows.loc[each, [score, f"{score}_std", "runs"]].astype(float) for each in (name, other)
+    )
+    error = math.sqrt(spread**2 / runs + spread2**2 / runs2)
+    return f"{mean - mean2:+.4f}" + ("" if math.isnan(error) else f" (standard error {error:.4f})")
+
+
+def _failures_of_texts(runs: list[dict[str, Any]]) -> dict[str, str]:
+    """Of one architecture: its worst class, its most frequent mistake, and its accuracy on the shortest texts."""
+    classes = [each["class"] for each in runs[0]["per_class"]]
+    recall = np.mean([[each["recall"] for each in run["per_class"]] for run in runs], axis=0)
+    mistakes = np.mean([run["confusion"] for run in runs], axis=0) * (1 - np.eye(len(classes)))
+    truth, answer = np.unravel_index(mistakes.argmax(), mistakes.shape)
+    shortest = next(iter(runs[0]["breakdown"]["length"]))
+    accuracy = np.mean([run["breakdown"]["length"][shortest]["accuracy"] for run in runs])
+    return {
+        "least recall": f"{recall.min():.3f}, {classes[recall.argmin()]}",
+        "most frequent mistake": f"{classes[truth]} taken for {classes[answer]}, {mistakes.max():.0f} times",
+        f"accuracy {shortest} characters": f"{accuracy:.3f}",
+    }
+
+
+def _failures_of_forecasts(runs: list[dict[str, Any]]) -> dict[str, str]:
+    """Of one architecture: its mean error in its worst and best season, and at the first and last step."""
+    seasons = {
+        name: np.mean([run["breakdown"]["season"][name]["mae"] for run in runs])
+        for name in runs[0]["breakdown"]["season"]
+    }
+    steps = np.mean([run["mae_by_step"] for run in runs], axis=0)
+    worst, best = max(seasons, key=lambda name: seasons[name]), min(seasons, key=lambda name: seasons[name])
+    return {
+        "worst season": f"{seasons[worst]:.2f}, {worst}",
+        "best season": f"{seasons[best]:.2f}, {best}",
+        "first step": f"{steps[0]:.2f}",
+        "last step": f"{steps[-1]:.2f}",
+    }
+
+
+def _upper(name: Any) -> str:
+    return {"bilstm": "BiLSTM"}.get(name, str(name).upper())

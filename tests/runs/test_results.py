@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from runs.results import ARCHITECTURES
+from tests.runs.lab import ROOT, SMALL, Lab, Outcome
+
+STUDIES = yaml.safe_load((ROOT / "conf" / "results.yaml").read_text(encoding="utf-8"))["studies"]
+
+
+def write_results(lab: Lab, folder: Path, *words: str) -> Outcome:
+    """Two small studies of one's own, one of them broken; the project's are not run."""
+    common = " ".join(word for word in SMALL["cls"] if not word.startswith("model="))
+    studies = {
+        "small": f"{common} model=rnn,gru,lstm,bilstm seed=0,1 trainer.max_epochs=1 logger=none",
+        "broken": f"{common} model=cell",
+    }
+    own = [f'+studies.{name}={{title: "Own {name}", command: "{command}"}}' for name, command in studies.items()]
+    return lab.run("-cn", "results", *own, f"folder={folder}/studies", f"output={folder}/RESULTS.md", *words)
+
+
+@pytest.fixture(scope="module")
+def written(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
+    folder = tmp_path_factory.mktemp("results")
+    return folder, write_results(lab, folder, "only=[broken,small]")
+
+
+def test_a_study_that_fails_leaves_the_others_and_the_page_and_an_exit_code(written: tuple[Path, Outcome]) -> None:
+    folder, outcome = written
+    assert outcome.code == 1, outcome.output
+    assert "failed: broken" in outcome.output
+    page = (folder / "RESULTS.md").read_text(encoding="utf-8")
+    assert "## Own small" in page
+    assert "## Own broken" not in page
+
+
+def test_the_page_holds_commands_tables_figures_and_what_the_numbers_say(written: tuple[Path, Outcome]) -> None:
+    folder, _ = written
+    page = (folder / "RESULTS.md").read_text(encoding="utf-8")
+    rows = pd.read_csv(folder / "studies" / "small" / "comparison.csv").set_index("label")
+    assert "python run.py -m task=cls data=sample_reviews" in page
+    assert (folder / "studies" / "small" / "comparison.md").read_text(encoding="utf-8").strip() in page
+    assert (folder / "docs" / "results" / "small.svg").exists()
+    assert "](docs/results/small.svg)" in page
+    gain = rows["f1_macro"]["gru"] - rows["f1_macro"]["rnn"]
+    assert f"f1_macro changes by {gain:+.4f} (standard error" in page
+    to_best = (rows["best_epoch"] * rows["seconds_per_epoch"])[list(ARCHITECTURES)].idxmin()
+    assert f"{'BiLSTM' if to_best == 'bilstm' else to_best.upper()} the least time" in page
+    runs = [json.loads(p.read_text(encoding="utf-8")) for p in (folder / "studies/small").glob("*_gru_*/metrics.json")]
+    recalls = pd.DataFrame([{each["class"]: each["recall"] for each in run["per_class"]} for run in runs]).mean()
+    assert f"{recalls.min():.3f}, " in page
+
+
+def test_what_has_finished_is_not_run_again(lab: Lab, written: tuple[Path, Outcome]) -> None:
+    folder, _ = written
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("metrics.json")}
+    assert len(before) == 8
+    outcome = write_results(lab, folder, "only=[small]")
+    assert outcome.code == 0, outcome.output
+    assert outcome.output.count("finished already") == 8
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("metrics.json")} == before
+
+
+def test_an_unknown_study_is_named(lab: Lab, tmp_path: Path) -> None:
+    outcome = write_results(lab, tmp_path, "only=[smal]")
+    assert outcome.code == 1
+    assert "only=['smal'] is unknown; studies are report_cls, best_cls" in outcome.output
+    assert "Traceback" not in outcome.output
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_study_of_the_project_composes(name: str, lab: Lab, tmp_path: Path) -> None:
+    words = [word.split(",")[0] for word in STUDIES[name]["command"].split()]
+    outcome = lab.run(*words, "--cfg", "job", folder=tmp_path)
+    assert outcome.code == 0, outcome.output
+    source = STUDIES[name].get("source", {})
+    assert not source or set(source) == {"score", "values"}
