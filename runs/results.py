@@ -115,13 +115,13 @@ def _analysis(rows: pd.DataFrame, metrics: list[dict[str, Any]], task: str) -> s
     lines = [
         "**Convergence and cost.** "
         f"{_upper(soonest)} needs the fewest epochs to its best validation score, {_upper(fastest)} the least time.",
-        cost.to_markdown(floatfmt=",.1f"),
+        cost.to_markdown(floatfmt=("", ",.0f", ".1f", ".1f", ".1f")),
         f"**Gates.** Against the RNN, {score} changes by {gru} with the GRU's gates and by {lstm} with the LSTM's.",
         f"**Direction.** Against the LSTM, {score} changes by {bilstm} with a second direction.",
         "**Where each fails.**",
         pd.DataFrame(
             {_upper(n): failures([m for m in metrics if m["model"] == n]) for n in ARCHITECTURES}
-        ).T.to_markdown(),
+        ).T.to_markdown(disable_numparse=True),
     ]
     return "\n\n".join(lines)
 
