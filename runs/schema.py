@@ -335,6 +335,12 @@ class CallbacksConfig:
     """What watches a training."""
 
     early_stopping: Optional[EarlyStoppingConfig] = None
+    averaging: Optional[float] = option(
+        None,
+        "decay per step of a running average of the weights, which is then validated and kept",
+        above=0,
+        most=0.9999,
+    )
     resume_every_n_steps: int = option(200, "steps between two resume points inside an epoch", least=1)
     extra: list[Any] = option([], "further Lightning callbacks, each with its _target_")
 

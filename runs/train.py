@@ -13,7 +13,14 @@ from typing import Any
 import pandas as pd
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, EarlyStopping, LambdaCallback, RichProgressBar
+from pytorch_lightning.callbacks import (
+    Callback,
+    EarlyStopping,
+    EMAWeightAveraging,
+    LambdaCallback,
+    RichProgressBar,
+    WeightAveraging,
+)
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException  # pyright: ignore
@@ -72,6 +79,8 @@ def train(
         trainer.fit(task, datamodule=datamodule, ckpt_path=folder / "checkpoints" / LAST if resume else None)
         if recorder.best:
             task.load_state_dict(read_checkpoint(folder / "checkpoints" / BEST)["state_dict"])
+        # It would put the last average in the place of the best one at the next validation, which calibrates.
+        trainer.callbacks = [each for each in trainer.callbacks if not isinstance(each, WeightAveraging)]  # pyright: ignore
     split = config["score_on"]
     if task.calibrates and split == "test":  # scored on the split it was fitted to, a calibration looks perfect
         _calibrate(task, trainer, datamodule, None if trial else folder / "checkpoints" / BEST)
@@ -175,6 +184,8 @@ def _build_trainer(
         # Behind the validation, not at the epoch's end: the resume point is written between the two.
         watch = {"monitor": config["task"]["monitor"], "mode": config["task"]["mode"], "check_finite": False}
         callbacks.append(EarlyStopping(**watch, **stopping, check_on_train_epoch_end=False))
+    if decay := config["callbacks"]["averaging"]:
+        callbacks.append(EMAWeightAveraging(decay=decay))
     if options["enable_progress_bar"]:
         callbacks.append(RichProgressBar(leave=False))
     options |= {

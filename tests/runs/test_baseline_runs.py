@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from runs.build import build_datamodule, load_task
+from runs.checkpoints import read_checkpoint
 from tests.runs.lab import SMALL, Lab
 
 BASELINES = {
@@ -139,11 +141,20 @@ def test_scores_can_be_the_validations(lab: Lab, tmp_path: Path) -> None:
     assert metrics["test"]["accuracy"] == pytest.approx(history["val/accuracy"].iloc[-1])
 
 
-def test_a_run_with_quantiles_keeps_its_calibration_in_its_checkpoint(lab: Lab, tmp_path: Path) -> None:
+@pytest.mark.parametrize("averaging", [None, 0.9])
+def test_a_run_with_quantiles_keeps_its_calibration_in_its_checkpoint(
+    averaging: float | None, lab: Lab, tmp_path: Path
+) -> None:
     from omegaconf import OmegaConf
 
     folder = tmp_path / "run"
-    outcome = lab.run(*SMALL["forecast"], "task.quantiles=[0.1,0.5,0.9]", f"hydra.run.dir={folder}")
+    words = [
+        "task.quantiles=[0.1,0.5,0.9]",
+        "optimizer.lr=0.1",
+        "task.mode=max",
+    ]  # the worst epoch, which isn't the last
+    words += [] if averaging is None else [f"callbacks.averaging={averaging}"]
+    outcome = lab.run(*SMALL["forecast"], *words, f"hydra.run.dir={folder}")
     assert outcome.code == 0, outcome.output
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     assert {"crps", "coverage_80", "width_80"} <= metrics["test"].keys()
@@ -153,3 +164,12 @@ def test_a_run_with_quantiles_keeps_its_calibration_in_its_checkpoint(lab: Lab, 
     with_shifts = np.concatenate([task.predict_step(batch, 0).numpy() for batch in data.test_dataloader()])
     assert np.abs(task.shifts.numpy()).max() > 0  # type: ignore[operator]
     np.testing.assert_allclose(with_shifts.reshape(-1, 3), kept[["q0.1", "q0.5", "q0.9"]].to_numpy(), atol=1e-4)
+    with torch.no_grad():  # what is kept is what was validated: of a run that averages its weights, the average
+        missed = [batch["targets"][..., None] - task(batch) for batch in data.val_dataloader()]
+    low, median, high = torch.cat(missed).unbind(dim=-1)
+    assert metrics["best_score"] == pytest.approx(median.abs().mean().item(), rel=1e-5)
+    expected = [np.quantile(low, 0.1, axis=0), np.zeros(48), np.quantile(high, 0.9, axis=0)]
+    np.testing.assert_allclose(task.shifts.numpy(), np.stack(expected, axis=1), atol=1e-4)  # type: ignore[operator]
+    assert metrics["best_epoch"] < metrics["epochs"]
+    last = read_checkpoint(folder / "checkpoints" / "last.ckpt")
+    assert ("averaging_state" in last) == (averaging is not None)
