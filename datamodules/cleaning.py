@@ -39,10 +39,17 @@ def instant(
     With `before` or `after`, it may also be a duration before or behind that time, in `1y` a calendar year.
     """
     origin = before if after is None else after
-    if origin is not None and re.fullmatch(r"\s*(\d+\s*[a-z]+\s*)+", str(value).lower()):
+    if origin is not None and re.fullmatch(r"\s*([\d.]+\s*[a-z]+\s*)+", str(value).lower()):
         years = re.fullmatch(r"\s*(\d+)\s*y\s*", str(value).lower())
-        length = pd.DateOffset(years=int(years[1])) if years else pd.Timedelta(duration(key, value), unit="us")
-        shifted = pd.Timestamp(origin) - length if after is None else pd.Timestamp(origin) + length
+        try:
+            length = pd.DateOffset(years=int(years[1])) if years else pd.Timedelta(duration(key, value), unit="us")
+            shifted = pd.Timestamp(origin) - length if after is None else pd.Timestamp(origin) + length
+            if not 0 < shifted.year < 10000:
+                raise OverflowError
+        except DataError as error:
+            raise DataError(f"{error}, or 1y for a calendar year") from error
+        except (ValueError, OverflowError) as error:
+            raise DataError(f"data.{key}={value!r} leads out of the calendar") from error
         return shifted.to_datetime64().astype("datetime64[us]")
     try:
         date = pd.Timestamp(str(value))

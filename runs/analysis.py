@@ -1,8 +1,8 @@
 """What predictions tell beyond the scores: parts of a split, averages of several runs, labels that look wrong.
 
 A table of predictions is what `predictions.parquet` holds. Of a classification, a row per text, with `target`,
-`prediction` and `p(class)` for every class; of a forecast, a row per window and step, with `origin`, `step`, `target`,
-`prediction`, `seasonal_naive` and perhaps quantiles `q0.05`, `q0.5`, ….
+`prediction` and `p(class)` for every class; of a forecast, a row per window and step, with `origin` (the time of the
+window's last input), `first_target`, `step`, `target`, `prediction` and `seasonal_naive`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from torchmetrics.functional import classification as metrics
 
-LENGTHS = (0, 10, 30, 60, 130)  # characters at which a part begins
+LENGTHS = (10, 30, 60, 130)  # characters at which a part begins
 SEASONS = ("Dec-Feb", "Mar-May", "Jun-Aug", "Sep-Nov")
 
 
@@ -23,15 +23,18 @@ def scores(task: str, predictions: pd.DataFrame) -> dict[str, float]:
     """The scores that comparisons show, as the task defines them."""
     if task == "forecast":
         errors = (predictions["prediction"] - predictions["target"]).to_numpy(np.float64)
-        naive = (predictions["seasonal_naive"] - predictions["target"]).abs().mean()
         mae = float(np.abs(errors).mean())
-        return {
+        found = {
             "mae": mae,
             "median_ae": float(np.median(np.abs(errors))),
             "rmse": float(np.sqrt(np.square(errors).mean())),
             "bias": float(errors.mean()),
-            "skill": 1 - mae / float(naive) if naive else np.nan,
+            "skill": np.nan,
         }
+        if "seasonal_naive" in predictions:  # older runs have kept none
+            naive = (predictions["seasonal_naive"] - predictions["target"]).abs().mean()
+            found["skill"] = 1 - mae / float(naive) if naive else np.nan
+        return found
     classes = pd.Index(classes_of(predictions))
     truth, answer = (
         torch.from_numpy(classes.get_indexer(pd.Index(predictions[name]))) for name in ("target", "prediction")
@@ -51,7 +54,7 @@ def classes_of(predictions: pd.DataFrame) -> list[str]:
 
 
 def breakdown(task: str, predictions: pd.DataFrame) -> dict[str, dict[str, dict[str, float]]]:
-    """Scores of parts of the split: of texts by their length in characters, of windows by season and by year.
+    """Scores of parts of the split: of texts by their length, of windows by season and year of their first target.
 
     Returns:
         `{"length": {"10-29": {"accuracy": …, "examples": …}, …}}`, or `season` and `year`, each part with `mae`,
@@ -61,9 +64,9 @@ def breakdown(task: str, predictions: pd.DataFrame) -> dict[str, dict[str, dict[
         right = (predictions["target"] == predictions["prediction"]).groupby(_lengths(predictions["text"]))
         parts = right.agg(["mean", "size"]).itertuples()
         return {"length": {name: {"accuracy": float(mean), "examples": int(size)} for name, mean, size in parts}}
-    origin = predictions["origin"].dt
+    begin = predictions["first_target"].dt
     found: dict[str, dict[str, dict[str, float]]] = {}
-    for kind, part in {"season": origin.month % 12 // 3, "year": origin.year}.items():
+    for kind, part in {"season": begin.month % 12 // 3, "year": begin.year}.items():
         found[kind] = {}
         for number, rows in predictions.groupby(part):
             name = SEASONS[number] if kind == "season" else str(number)  # pyright: ignore[reportCallIssue, reportArgumentType]
@@ -74,30 +77,27 @@ def breakdown(task: str, predictions: pd.DataFrame) -> dict[str, dict[str, dict[
 
 
 def _lengths(texts: pd.Series) -> pd.Series:
-    between = [f"{low}-{high - 1}" for low, high in pairwise(LENGTHS[1:])]
-    names = [f"under {LENGTHS[1]}", *between, f"{LENGTHS[-1]} and more"]
-    found = np.digitize(texts.str.len(), LENGTHS[1:])
+    between = [f"{low}-{high - 1}" for low, high in pairwise(LENGTHS)]
+    names = [f"under {LENGTHS[0]}", *between, f"{LENGTHS[-1]} and more"]
+    found = np.digitize(texts.str.len(), LENGTHS)
     part = pd.Series(pd.Categorical.from_codes(found, dtype=pd.CategoricalDtype(names, ordered=True)), texts.index)
     return part.cat.remove_unused_categories()
 
 
-def average(task: str, runs: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """The predictions of an ensemble: the mean of several runs' probabilities, or forecasts and quantiles.
+def average(task: str, runs: Sequence[pd.DataFrame]) -> pd.DataFrame | None:
+    """The predictions of an ensemble, the mean of several runs' probabilities or forecasts.
 
-    Raises:
-        ValueError: the runs aren't of the same examples in the same order.
+    None if the runs aren't of the same examples in the same order.
     """
     first = runs[0]
     same = ["target", *(["row"] if task == "cls" else ["origin", "step"])]
     if any(not run[same].equals(first[same]) for run in runs[1:]):
-        raise ValueError("the runs have predicted different examples")
-    averaged = ("p(",) if task == "cls" else ("prediction", "q0")
-    names = [name for name in map(str, first) if name.startswith(averaged)]
-    mean = first.assign(**{name: np.mean([run[name] for run in runs], axis=0) for name in names})
+        return None
+    names = ["prediction"] if task == "forecast" else [f"p({name})" for name in classes_of(first)]
+    mean = first[[*same, *first.columns.intersection(["seasonal_naive"])]].copy()
+    mean[names] = np.mean([run[names].to_numpy() for run in runs], axis=0)
     if task == "cls":
-        best = mean[names].to_numpy().argmax(axis=1)
-        mean["prediction"] = pd.Index(classes_of(first))[best]
-        mean["probability"] = mean[names].to_numpy().max(axis=1)
+        mean["prediction"] = pd.Index(classes_of(first))[mean[names].to_numpy().argmax(axis=1)]
     return mean
 
 

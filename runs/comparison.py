@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
 from runs.analysis import average, scores
-from runs.statistics import compare
+from runs.statistics import Difference, compare
 
 log = logging.getLogger(__name__)
 
@@ -29,10 +30,6 @@ TESTS = {
 }
 KEPT = ("task", "model", "data", "sample", "split", "seed", "backend", "parameters", "best_epoch")
 """What a row takes over from `metrics.json`."""
-REPEATED = ("seed=", "data.test_from=")
-"""Overrides whose values a row averages over."""
-OWN = ("model=", "task=", *REPEATED)
-"""Overrides that don't say what tells a row from others of its model."""
 
 
 class CompareSweep(Callback):
@@ -48,25 +45,32 @@ class CompareSweep(Callback):
             return
         folder = Path(config.hydra.sweep.dir)
         try:
-            write_comparison(folder, sorted(path.parent for path in folder.glob("*/status.json")))
+            runs = (path.parent for path in folder.glob("*/status.json"))
+            write_comparison(folder, sorted(runs, key=lambda run: (_number(run), run)))
         except Exception:  # Hydra would log it and exit with 0
             log.exception("error: the comparison failed; the runs themselves are in %s", folder)
             failures.append("comparison")
 
 
+def _number(run: Path) -> float:
+    """Of the job that made it, 10 behind 9; last, a folder that was named otherwise."""
+    number = run.name.partition("_")[0]
+    return int(number) if number.isdecimal() else np.inf
+
+
 def write_comparison(folder: Path, runs: list[Path]) -> None:
     """Write `comparison.csv`, `comparison.md` and `learning_curves.png/.svg` into `folder`, and print the table.
 
-    Runs that differ only in their seed, or in where the test begins, share a row; of several seeds, a further row has
-    the scores of their averaged predictions. Each row is tested against a reference: the sweep's first baseline with
-    the same other settings, or else its first row. Below the table are scores by class and length of text, or by season
-    and year, and the runs that failed.
+    Runs that differ only in their seed, or in the year of a backtest, share a row; of several seeds, a further row has
+    the scores of their averaged predictions. Each row is tested against a reference: the sweep's first baseline, or
+    else its first model, with the same other settings, or else as it stands first. Below the table are scores by class
+    and length of text, or by season and year, and the runs that failed.
     """
     statuses = {run: json.loads((run / "status.json").read_text(encoding="utf-8")) for run in runs}
     # A run that was prolonged and then stopped has the scores of its shorter training: it isn't finished.
     finished = [run for run in runs if statuses[run]["state"] == "finished" and (run / "metrics.json").exists()]
     metrics = {run: json.loads((run / "metrics.json").read_text(encoding="utf-8")) for run in finished}
-    variants = _variants([statuses[run]["overrides"] for run in finished])
+    variants = _variants(finished, statuses)
     rows = pd.DataFrame([_row(run, metrics[run], variant) for run, variant in zip(finished, variants, strict=True)])
     failed = {run.name: statuses[run] for run in runs if run not in finished}
     texts = []
@@ -82,8 +86,9 @@ def write_comparison(folder: Path, runs: list[Path]) -> None:
         texts += [title, shown.to_markdown(index=False, disable_numparse=True)]
         if len(table) > 1:
             texts.append(f"against {reference}: {TESTS[str(task)]}")
-        for part, shown_part in _parts(of_task, metrics).items():
-            texts += [part, shown_part.to_markdown(floatfmt=".4f")]
+        for part, values in _parts(of_task, metrics).items():
+            shown = values.map(lambda value: "" if pd.isna(value) else f"{value:.4f}")
+            texts += [part, shown.to_markdown(disable_numparse=True)]
         _draw(folder / f"learning_curves{suffix}", of_task)
     if sample := sorted(set(rows.loc[rows["sample"], "data"])) if len(rows) else []:
         texts.append(f"**{', '.join(sample)}: built-in sample data, not a real data set.**")
@@ -107,43 +112,69 @@ def summarise(rows: pd.DataFrame, scores: tuple[str, ...]) -> pd.DataFrame:
 
 
 def _with_predictions(table: pd.DataFrame, rows: pd.DataFrame, task: str) -> tuple[pd.DataFrame, str]:
-    """The table with what takes the runs' predictions, and the name of the model that all are tested against.
+    """The table with what takes the runs' predictions, and what its rows are tested against, in words.
 
-    A row more for each label with several seeds, the scores of their average; columns `difference` and `p`.
+    A row more for each label with several seeds of the same examples, the scores of their average; columns `reference`,
+    `difference` and `p`.
     """
-    fitted = rows.loc[rows["backend"].isna(), "model"]
-    reference = str(fitted.iloc[0] if len(fitted) else rows["model"].iloc[0])
-    of_reference = rows[rows["model"] == reference].drop_duplicates("variant")
-    references = dict(zip(of_reference["variant"], of_reference["label"], strict=True))
-    default = of_reference["label"].iloc[0]
     groups = {label: group.sort_values("seed") for label, group in rows.groupby("label", sort=False)}
-    opponents = {label: _predictions(groups[label]) for label in references.values()}
+    opponents = _opponents(rows)
     lines: list[dict[str, Any]] = []
     for line in ({str(name): value for name, value in line.items()} for line in table.to_dict("records")):
-        group = groups[line["label"]]
-        of_label = opponents.get(line["label"]) or _predictions(group)
-        opponent = references.get(group["variant"].iloc[0], default)
-        lines.append({**line, **_difference(task, of_label, opponents[opponent], line["label"] == opponent)})
-        if len(group) > 1 and group["seed"].is_unique and group["backend"].notna().all():
-            mean = average(task, of_label)
+        group, opponent = groups[line["label"]], opponents[line["label"]]
+        several = len(group) > 1 and group["seed"].is_unique and group["backend"].notna().all()
+        of_label = _predictions(task, group) if several or opponent else []
+        reference = _predictions(task, groups[opponent]) if opponent else []
+        lines.append(line | _difference(task, of_label, reference, opponent))
+        if several and (mean := average(task, of_label)) is not None:
             name = f"{line['label']}, {len(group)} seeds averaged"
-            size = {"parameters": group["parameters"].sum(), "seconds_per_epoch": group["seconds_per_epoch"].sum()}
-            lines.append(
-                {**line, "label": name, **dict.fromkeys((f"{score}_std" for score in SCORES[task]), np.nan)}
-                | {**scores(task, mean), **size, **_difference(task, [mean], opponents[opponent], False)}
-            )
-    return pd.DataFrame(lines), reference
+            cost = {"parameters": group["parameters"].sum(), "seconds_per_epoch": group["seconds_per_epoch"].sum()}
+            spread = dict.fromkeys((f"{score}_std" for score in SCORES[task]), np.nan)
+            reference = reference or of_label  # the reference's own seeds, apart
+            tested = _difference(task, [mean], reference, opponent or line["label"])
+            lines.append(line | {"label": name} | spread | cost | scores(task, mean) | tested)
+    against = {opponent for opponent in opponents.values() if opponent}
+    words = against.pop() if len(against) == 1 else f"{_first(rows)['model']} with the same settings"
+    return pd.DataFrame(lines), words
+
+
+def _first(rows: pd.DataFrame) -> pd.Series:
+    """The first run of a baseline, or else the first run."""
+    fitted = rows[rows["backend"].isna()]
+    return (fitted if len(fitted) else rows).iloc[0]
+
+
+def _opponents(rows: pd.DataFrame) -> dict[str, str | None]:
+    """What each label is tested against: the first model with the same other settings, or else as it stands first."""
+    first = _first(rows)
+    same = {
+        variant: label for variant, label in rows.loc[rows["model"] == first["model"], ["variant", "label"]].to_numpy()
+    }
+    found: dict[str, str | None] = {}
+    for label, variant in rows[["label", "variant"]].drop_duplicates().to_numpy():
+        opponent = same.get(variant, first["label"])
+        found[label] = next((each for each in (opponent, first["label"]) if each != label), None)
+    return found
 
 
 def _difference(
-    task: str, runs: list[pd.DataFrame], reference: list[pd.DataFrame], same: bool
-) -> dict[str, str | float]:
-    found = None if same else compare(task, runs, reference)
-    return {"difference": "", "p": np.nan} if found is None else {"difference": found.text, "p": found.p}
+    task: str, runs: list[pd.DataFrame], reference: list[pd.DataFrame], opponent: str | None
+) -> dict[str, Any]:
+    if opponent is None:
+        return {"reference": "", "difference": "", "p": np.nan}
+    found = compare(task, runs, reference) or Difference("other examples", np.nan)
+    return {"reference": opponent, "difference": found.text, "p": found.p}
 
 
-def _predictions(rows: pd.DataFrame) -> list[pd.DataFrame]:
-    return [pd.read_parquet(folder / "predictions.parquet") for folder in rows["folder"]]
+def _predictions(task: str, rows: pd.DataFrame) -> list[pd.DataFrame]:
+    """The tables of some runs, without what no score needs: those of forecasts are long."""
+    needed = {"forecast": {"origin", "step", "target", "prediction", "seasonal_naive"}}.get(task)
+    files = [folder / "predictions.parquet" for folder in rows["folder"]]
+    names = [pq.read_schema(file).names for file in files]
+    return [
+        pd.read_parquet(file, columns=[name for name in held if needed is None or name in needed])
+        for file, held in zip(files, names, strict=True)
+    ]
 
 
 def _row(run: Path, metrics: dict[str, Any], variant: str) -> dict[str, Any]:
@@ -157,28 +188,40 @@ def _row(run: Path, metrics: dict[str, Any], variant: str) -> dict[str, Any]:
     }
 
 
-def _variants(overrides: list[list[str]]) -> list[str]:
-    """What tells each run from the others beside its model and seed: the overrides that not all of them share."""
-    others = [[word for word in words if not word.startswith(OWN)] for words in overrides]
+def _variants(runs: list[Path], statuses: dict[Path, dict[str, Any]]) -> list[str]:
+    """What tells each run from the others beside its model and seed: the overrides that not all of them share.
+
+    Where the test has an end, runs that differ in its beginning alone are the years of a backtest.
+    """
+    others = []
+    for run in runs:
+        data = OmegaConf.load(run / "config.yaml").data
+        backtest = data.get("split") == "date" and data.get("test_until") is not None
+        own = ("model=", "task=", "seed=", *(["data.test_from="] if backtest else []))
+        others.append([word for word in statuses[run]["overrides"] if not word.startswith(own)])
     shared = set.intersection(*map(set, others)) if others else set()
     return [" ".join(word for word in words if word not in shared) for words in others]
 
 
 def _parts(rows: pd.DataFrame, metrics: dict[Path, dict[str, Any]]) -> dict[str, pd.DataFrame]:
-    """Tables of parts of the split by label, each a mean over its runs, by their titles."""
-    found: list[tuple[str, str, str, float]] = []  # table, part, label, score
+    """Tables of parts of the split by label, by their titles: means over its runs, weighted with their examples."""
+    found: list[tuple[str, str, str, float, int]] = []
     for run, label in zip(rows["folder"], rows["label"], strict=True):
         for each in metrics[run].get("per_class", []):
-            found.append(("F1 by class", each["class"], label, each["f1"]))
-        for kind, parts in metrics[run]["breakdown"].items():
+            found.append(("F1 by class", each["class"], label, each["f1"], each["support"]))
+        for kind, parts in metrics[run].get("breakdown", {}).items():
             score, title = ("accuracy", "characters") if kind == "length" else ("mae", kind)
-            found += [(f"{score} by {title}", part, label, values[score]) for part, values in parts.items()]
-    table = pd.DataFrame(found, columns=["table", "part", "label", "score"])
-    return {
-        str(title): of_title.pivot_table("score", "part", "label", sort=False).rename_axis(index=None, columns=None)
-        for title, of_title in table.groupby("table", sort=False)
-        if of_title["part"].nunique() > 1
-    }
+            found += [(f"{score} by {title}", part, label, of[score], of["examples"]) for part, of in parts.items()]
+    table = pd.DataFrame(found, columns=["title", "part", "label", "score", "examples"]).query("examples > 0")
+    tables = {}
+    for title, of_title in table.groupby("title", sort=False):
+        sums = of_title.assign(score=of_title["score"] * of_title["examples"]).pivot_table(
+            ["score", "examples"], "part", "label", aggfunc="sum", sort=False
+        )
+        means = (sums["score"] / sums["examples"]).rename_axis(index=None, columns=None)
+        if len(means) > 1:
+            tables[str(title)] = means.sort_index() if str(title).endswith("year") else means
+    return tables
 
 
 def _shown(table: pd.DataFrame, scores: tuple[str, ...], reference: str) -> pd.DataFrame:
@@ -207,8 +250,6 @@ def _print_table(shown: pd.DataFrame, title: str) -> None:
 
 def _draw(path: Path, rows: pd.DataFrame) -> None:
     # matplotlib is slow to import; a process that composes a configuration and stops needs none of it
-    from omegaconf import OmegaConf
-
     from runs import figures
 
     monitor = OmegaConf.load(rows["folder"].iloc[0] / "config.yaml").task.monitor

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
-import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from omegaconf import DictConfig
 
 from runs.build import plain
@@ -24,6 +24,7 @@ from runs.schema import ConfigError, validate
 
 log = logging.getLogger(__name__)
 
+INTERRUPTED = (130, 143, -2, -15)  # exit codes
 PROGRAM = Path(__file__).parents[1] / "run.py"
 ARCHITECTURES = ("rnn", "gru", "lstm", "bilstm")
 MAIN = {"cls": "f1_macro", "forecast": "mae"}
@@ -37,6 +38,7 @@ def run(config: DictConfig) -> None:
         SystemExit: with 1, a study failed; the page holds the others.
     """
     validate(config)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # and the study ends with us
     settings = plain(config)
     studies, folder = settings["studies"], Path(settings["folder"])
     if unknown := set(settings["only"]) - set(studies):
@@ -48,14 +50,24 @@ def run(config: DictConfig) -> None:
     for number, name in enumerate(chosen := settings["only"] or list(studies), 1):
         if not settings["train"]:
             break
-        words = ["-m", *shlex.split(studies[name]["command"])]
-        log.info(f"study {number} of {len(chosen)}, {name}: python run.py {shlex.join(words)}")
-        words.append(f"hydra.sweep.dir={(folder / name).as_posix()}")
-        if subprocess.run([sys.executable, str(PROGRAM), *words], check=False).returncode:
+        command = studies[name]["command"]
+        log.info(f"study {number} of {len(chosen)}, {name}: python run.py -m {command}")
+        place = _folder(folder, name, command).as_posix().replace("'", "\\'")
+        words = ["-m", *shlex.split(command), f"hydra.sweep.dir='{place}'"]
+        code = subprocess.run([sys.executable, str(PROGRAM), *words], check=False).returncode
+        if code in INTERRUPTED:
+            raise SystemExit(code)
+        if code:
             failed.append(name)
     page = Path(settings["output"])
-    sections = [_section(studies[name], folder / name, page) for name in studies if (folder / name).is_dir()]
-    text = "\n\n".join([INTRODUCTION.format(torch=torch.__version__, cores=os.cpu_count()), *filter(None, sections)])
+    sections = [INTRODUCTION]
+    for name, study in studies.items():
+        try:
+            sections.append(_section(study, _folder(folder, name, study["command"]), page))
+        except Exception:  # the other studies are worth their page all the same
+            log.exception(f"error: {name} can't be summarised")
+            failed.append(name)
+    text = "\n\n".join(filter(None, sections))
     write_atomically(page, (text + "\n").encode())
     log.info(f"wrote {page}" + (f"; failed: {', '.join(failed)}" if failed else ""))
     if failed:
@@ -65,9 +77,13 @@ def run(config: DictConfig) -> None:
 INTRODUCTION = """# Results
 
 Written by `make results`, which runs every command below that hasn't finished yet and draws this page from what the
-runs left in their folders. Scores are means ± standard deviations over seeds; the split that they are of stands above
-each table. Settings were chosen on the validation split, and the test split was scored once. Ablations score the
-validation split. Times are those of the machine that wrote this page: {cores} CPU cores, torch {torch}."""
+runs left in their folders. Scores are means ± standard deviations over runs: over seeds, and in a backtest over years.
+The split that they are of stands above each table."""
+
+
+def _folder(folder: Path, name: str, command: str) -> Path:
+    """A study's own: under another command it is another study, whose runs don't mix with those of the old one."""
+    return folder / f"{name}-{hashlib.sha256(command.encode()).hexdigest()[:8]}"
 
 
 def _section(study: dict[str, Any], folder: Path, page: Path) -> str:
@@ -78,17 +94,15 @@ def _section(study: dict[str, Any], folder: Path, page: Path) -> str:
     rows = pd.read_csv(table).set_index("label")
     metrics = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*/metrics.json"))]
     task = metrics[0]["task"]
-    parts = [
-        f"## {study['title']}",
-        f"```\npython run.py -m {study['command']}\n```",
-        (folder / "comparison.md").read_text(encoding="utf-8").strip(),
-    ]
+    parts = [f"## {study['title']}", f"```\npython run.py -m {study['command']}\n```"]
+    parts += [note] if (note := study.get("note")) else []
+    parts.append((folder / "comparison.md").read_text(encoding="utf-8").strip())
     if source := study.get("source"):
         parts.append(_beside_source(rows, **source))
-    if set(ARCHITECTURES) <= set(rows.index):
+    if set(ARCHITECTURES) <= set(rows.index) and rows.loc[[*ARCHITECTURES], "best_epoch"].notna().all():
         parts.append(_analysis(rows, metrics, task))
     if (figure := folder / "learning_curves.svg").exists():
-        copy = page.parent / "docs" / "results" / f"{folder.name}.svg"
+        copy = page.parent / "docs" / "results" / f"{folder.name.rpartition('-')[0]}.svg"
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(figure, copy)
         parts.append(f"![learning curves]({copy.relative_to(page.parent).as_posix()})")
@@ -138,7 +152,7 @@ def _gain(rows: pd.DataFrame, name: str, other: str, score: str) -> str:
 def _failures_of_texts(runs: list[dict[str, Any]]) -> dict[str, str]:
     """Of one architecture: its worst class, its most frequent mistake, and its accuracy on the shortest texts."""
     classes = [each["class"] for each in runs[0]["per_class"]]
-    recall = np.mean([[each["recall"] for each in run["per_class"]] for run in runs], axis=0)
+    recall = np.mean([[each["recall"] if each["support"] else 1 for each in run["per_class"]] for run in runs], axis=0)
     mistakes = np.mean([run["confusion"] for run in runs], axis=0) * (1 - np.eye(len(classes)))
     truth, answer = np.unravel_index(mistakes.argmax(), mistakes.shape)
     shortest = next(iter(runs[0]["breakdown"]["length"]))
@@ -152,10 +166,8 @@ def _failures_of_texts(runs: list[dict[str, Any]]) -> dict[str, str]:
 
 def _failures_of_forecasts(runs: list[dict[str, Any]]) -> dict[str, str]:
     """Of one architecture: its mean error in its worst and best season, and at the first and last step."""
-    seasons = {
-        name: np.mean([run["breakdown"]["season"][name]["mae"] for run in runs])
-        for name in runs[0]["breakdown"]["season"]
-    }
+    known = [run["breakdown"]["season"] for run in runs]
+    seasons = {name: np.mean([season[name]["mae"] for season in known if name in season]) for name in known[0]}
     steps = np.mean([run["mae_by_step"] for run in runs], axis=0)
     worst, best = max(seasons, key=lambda name: seasons[name]), min(seasons, key=lambda name: seasons[name])
     return {

@@ -388,7 +388,7 @@ class BenchmarkConfig:
 class ResultsConfig:
     """All studies, and the page of their results."""
 
-    studies: dict[str, Any] = option({}, "by name: title, command, and perhaps a score of the source report")
+    studies: dict[str, Any] = option({}, "by name: title, command, perhaps a note and a score of the source report")
     only: list[str] = option([], "names of the studies to run; all if not given")
     train: bool = option(True, "false: write the page from the runs that there are")
     folder: str = option("outputs/results", "where the studies' runs are")

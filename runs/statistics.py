@@ -68,18 +68,16 @@ def week_block_bootstrap(
 def compare(task: str, runs: Sequence[pd.DataFrame], reference: Sequence[pd.DataFrame]) -> Difference | None:
     """The predictions of one model's runs against those of another; None unless both are of the same examples.
 
-    Classification: one run per seed, and McNemar's test for each; counts are those of the seed with the median p, and
-    of several seeds p is twice the median (Rüschendorf 1982). Forecasting: runs may differ in their seed and in the
-    windows they forecast; the mean error of each window over the runs that have it, and the weeks drawn. Of fewer than
-    `FEWEST_WEEKS` weeks no test is made, and p is NaN.
+    Classification: one run per seed, and McNemar's test for each pair, a single run's with all of the others; counts
+    are those of the pair with the median p, and of several pairs p is twice the median (Rüschendorf 1982). Forecasting:
+    runs may differ in their seed and in the windows they forecast; the mean error of each window over the runs that
+    have it, and the weeks drawn. Of fewer than `FEWEST_WEEKS` weeks no test is made, and p is NaN.
     """
     if task == "cls":
         tests = []
-        for number, run in enumerate(runs):
-            ours, theirs = (
-                table.sort_values("row", ignore_index=True)
-                for table in (run, reference[min(number, len(reference) - 1)])
-            )
+        for number in range(len(runs) if len(runs) > 1 else len(reference)):
+            pair = (each[min(number, len(each) - 1)] for each in (runs, reference))
+            ours, theirs = (table.sort_values("row", ignore_index=True) for table in pair)
             if not ours[["row", "target"]].equals(theirs[["row", "target"]]):
                 return None
             tests.append(mcnemar(*((each["target"] == each["prediction"]).to_numpy() for each in (ours, theirs))))
@@ -87,7 +85,7 @@ def compare(task: str, runs: Sequence[pd.DataFrame], reference: Sequence[pd.Data
         p = p if len(tests) == 1 else min(1.0, 2 * p)
         return Difference(f"{better}:{worse}, p {_shown(p)}", p)
     ours, theirs = (_by_window(each) for each in (runs, reference))
-    if not ours[["origin", "target"]].equals(theirs[["origin", "target"]]):
+    if ours is None or theirs is None or not ours[["origin", "target"]].equals(theirs[["origin", "target"]]):
         return None
     weeks = ours["origin"].dt.to_period("W").astype(str).to_numpy()
     if len(np.unique(weeks)) < FEWEST_WEEKS:
@@ -96,13 +94,20 @@ def compare(task: str, runs: Sequence[pd.DataFrame], reference: Sequence[pd.Data
     return Difference(f"{difference:+.3f} [{low:+.3f}, {high:+.3f}], p {_shown(p)}", p)
 
 
-def _by_window(runs: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Each window's `origin`, mean `target` and mean absolute `error` over the runs that forecast it, in time order."""
+def _by_window(runs: Sequence[pd.DataFrame]) -> pd.DataFrame | None:
+    """Each window's `origin`, mean `target` and mean absolute `error` over the runs that forecast it, in time order.
+
+    None if the runs don't agree about the targets.
+    """
     each = []
     for run in runs:
-        windows = run.assign(error=(run["prediction"] - run["target"]).abs()).groupby("origin")
-        each.append(windows[["target", "error"]].mean())
-    return pd.concat(each).groupby(level="origin").agg({"target": "first", "error": "mean"}).reset_index()
+        errors = pd.DataFrame({"target": run["target"], "error": (run["prediction"] - run["target"]).abs()})
+        each.append(errors.groupby(run["origin"]).mean())
+    windows = pd.concat(each).groupby(level="origin")
+    targets = windows["target"].agg(["min", "max"])
+    if not targets["min"].equals(targets["max"]):
+        return None
+    return pd.DataFrame({"target": targets["min"], "error": windows["error"].mean()}).reset_index()
 
 
 def _shown(p: float) -> str:

@@ -152,7 +152,7 @@ def forecast_run(folder: Path, model: str, seed: int, overrides: list[str], star
         **{"task": "forecast", "model": model, "data": "d", "sample": False, "split": "test", "seed": seed},
         **{"backend": None if model == "ridge" else "cpu", "parameters": 5, "best_epoch": 1, "seconds": 1, "epochs": 1},
         "test": dict.fromkeys(SCORES["forecast"], abs(error)),
-        "breakdown": {"year": {start[:4]: {"mae": abs(error)}}},
+        "breakdown": {"year": {start[:4]: {"mae": abs(error), "examples": len(table)}}},
     }
     words = [f"model={model}", f"seed={seed}", *overrides]
     for name, content in {
@@ -160,7 +160,8 @@ def forecast_run(folder: Path, model: str, seed: int, overrides: list[str], star
         "status": {"state": "finished", "overrides": words, "error": None, "time": ""},
     }.items():
         (folder / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
-    (folder / "config.yaml").write_text("task: {monitor: val/mae}", encoding="utf-8")
+    config = {"task": {"monitor": "val/mae"}, "data": {"split": "date", "test_until": "1y"}}
+    OmegaConf.save(config, folder / "config.yaml")
     return folder
 
 
@@ -176,7 +177,9 @@ def test_a_row_is_tested_against_the_baseline_with_the_same_other_settings(tmp_p
     for step in ("1h", "2h"):  # -1 and -2 against 2, of other hours for each step
         assert table["difference"][f"gru data.step={step}"].startswith("-0.500 [")
         assert table["mae"][f"gru data.step={step}, 2 seeds averaged"] == pytest.approx(1.5)
-        assert pd.isna(table["difference"][f"ridge data.step={step}"])
+    assert pd.isna(table["difference"]["ridge data.step=1h"])
+    assert table["difference"]["ridge data.step=2h"] == "other examples"
+    assert "against ridge with the same settings" in (tmp_path / "comparison.md").read_text(encoding="utf-8")
 
 
 def test_the_years_of_a_backtest_share_a_row_and_are_told_apart_below_it(tmp_path: Path) -> None:
@@ -197,3 +200,63 @@ def test_the_years_of_a_backtest_share_a_row_and_are_told_apart_below_it(tmp_pat
         ["2015", "1.0000", "1.0000"],
         ["2016", "2.0000", "2.0000"],
     ]
+
+
+def test_without_a_baseline_rows_are_tested_against_the_first_one(tmp_path: Path) -> None:
+    bases = {"mean": 1.0, "last": 0.5, "climatology": 2.0}
+    runs = [
+        forecast_run(tmp_path / f"{number}_gru", "gru", 0, [f"task.base={base}"], "2016-01-01", error)
+        for number, (base, error) in enumerate(bases.items())
+    ]
+    write_comparison(tmp_path, runs)
+    table = pd.read_csv(tmp_path / "comparison.csv").set_index("label")
+    assert pd.isna(table["difference"]["gru task.base=mean"])
+    assert table["difference"]["gru task.base=last"].startswith("-0.500 [")
+    assert table["difference"]["gru task.base=climatology"].startswith("+1.000 [")
+    assert "against gru task.base=mean" in (tmp_path / "comparison.md").read_text(encoding="utf-8")
+
+
+def test_seeds_of_other_examples_are_neither_averaged_nor_tested_but_compared(tmp_path: Path) -> None:
+    for model in ("ridge", "gru"):
+        for seed, start in enumerate(("2014-01-01", "2015-01-01")):
+            if (model, seed) != ("ridge", 1):
+                forecast_run(tmp_path / f"{model}{seed}", model, seed, ["data.step=1h"], start, 1.0)
+    write_comparison(tmp_path, sorted(tmp_path.iterdir()))
+    table = pd.read_csv(tmp_path / "comparison.csv").set_index("label")
+    assert list(table.index) == ["gru", "ridge"]
+    assert table["difference"]["gru"] == "other examples"
+
+
+def test_runs_that_older_code_has_finished_are_compared_all_the_same(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        run = forecast_run(tmp_path / f"{seed}_gru", "gru", seed, [], "2016-01-01", 1.0 + seed)
+        metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+        del metrics["breakdown"]
+        (run / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+        pd.read_parquet(run / "predictions.parquet").drop(columns="seasonal_naive").to_parquet(
+            run / "predictions.parquet"
+        )
+    write_comparison(tmp_path, sorted(tmp_path.iterdir()))
+    table = pd.read_csv(tmp_path / "comparison.csv").set_index("label")
+    assert table["mae"].tolist() == pytest.approx([1.5, 1.5])
+    assert pd.isna(table["skill"]["gru, 2 seeds averaged"])
+
+
+def test_a_part_counts_with_its_examples(tmp_path: Path) -> None:
+    for number, parts in enumerate([{"2015": (9.0, 1), "2016": (1.0, 99)}, {"2015": (3.0, 99)}]):
+        run = forecast_run(tmp_path / f"{number}_gru", "gru", number, [], f"{2016 - number}-01-01", 1.0)
+        metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+        metrics["breakdown"] = {"year": {year: {"mae": mae, "examples": n} for year, (mae, n) in parts.items()}}
+        (run / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+    write_comparison(tmp_path, sorted(tmp_path.iterdir()))
+    text = (tmp_path / "comparison.md").read_text(encoding="utf-8")
+    lines = [line.split()[1::2] for line in text[text.index("mae by year") :].splitlines()[4:6]]
+    assert lines == [["2015", "3.0600"], ["2016", "1.0000"]]
+
+
+def test_the_runs_of_a_sweep_are_in_the_order_of_their_jobs(tmp_path: Path) -> None:
+    for number in range(11):
+        forecast_run(tmp_path / f"{number}_gru", "gru", 0, [f"task.dropout=0.{number}"], "2016-01-01", 1.0)
+    CompareSweep().on_multirun_end(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}}))
+    table = pd.read_csv(tmp_path / "comparison.csv")
+    assert table["label"].tolist() == [f"gru task.dropout=0.{number}" for number in range(11)]

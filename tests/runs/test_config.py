@@ -13,6 +13,7 @@ import pytorch_lightning as pl
 import torch
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ValidationError
 
@@ -142,6 +143,25 @@ def test_every_experiment_builds_with_every_model(experiment: str, model: str, t
     check(composed(experiment, f"model={model}"), tmp_path)
 
 
+def sweeps_of(experiment: str) -> list[list[str]]:
+    """What an experiment's own sweep goes through, one list of values per option."""
+    params = compose("config", [experiment], return_hydra_config=True).hydra.sweeper.params
+    parsed = OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in (params or {}).items()])
+    return [[f"{each.key_or_group}={value}" for value in each.sweep_string_iterator()] for each in parsed]
+
+
+@pytest.mark.parametrize(
+    "experiment", [each for each in options_of("experiment") if "ablation/" in each or "back" in each]
+)
+def test_every_value_that_an_experiment_sweeps_through_builds(experiment: str, tmp_path: Path) -> None:
+    choices = sweeps_of(experiment)
+    assert choices
+    assert min(map(len, choices)) > 0
+    for values in choices:
+        for value in values:
+            check(composed(experiment, value, "model=gru"), tmp_path)
+
+
 @pytest.mark.parametrize("name", ["report_cls", "report_forecast"])
 @pytest.mark.parametrize(("model", "epochs"), [("rnn", 20), ("gru", 20), ("lstm", 10), ("bilstm", 10)])
 def test_the_reports_settings_train_each_model_as_long_as_the_report(name: str, model: str, epochs: int) -> None:
@@ -228,8 +248,8 @@ def test_a_value_outside_its_limits_is_refused_by_name_and_one_inside_accepted(
             continue  # no number of the option's type (nan for a whole number)
         with pytest.raises(ConfigError) as caught:
             validate(config)
-        shown = value if type(value) is not int or isinstance(default, int) or default is None else float(value)
-        named = (f"{full}={shown} is not", f"{full}={value} is not")  # fields of type Any keep the number's type
+        # A whole number is shown as one, or as its option's type has it.
+        named = tuple(f"{full}={shown} is not" for shown in (value, float(value) if type(value) is int else value))
         assert str(caught.value).startswith(named), value
     for value in inside(metadata, default):
         config, _ = changed(owner, key, [*default[:1], value] if several and value != default else value)

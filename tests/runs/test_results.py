@@ -20,6 +20,7 @@ def write_results(lab: Lab, folder: Path, *words: str) -> Outcome:
         "small": f"{common} model=rnn,gru,lstm,bilstm seed=0,1 trainer.max_epochs=1 logger=none",
         "broken": f"{common} model=cell",
     }
+    # As conf/results.yaml says it.
     own = [f'+studies.{name}={{title: "Own {name}", command: "{command}"}}' for name, command in studies.items()]
     return lab.run("-cn", "results", *own, f"folder={folder}/studies", f"output={folder}/RESULTS.md", *words)
 
@@ -42,16 +43,17 @@ def test_a_study_that_fails_leaves_the_others_and_the_page_and_an_exit_code(writ
 def test_the_page_holds_commands_tables_figures_and_what_the_numbers_say(written: tuple[Path, Outcome]) -> None:
     folder, _ = written
     page = (folder / "RESULTS.md").read_text(encoding="utf-8")
-    rows = pd.read_csv(folder / "studies" / "small" / "comparison.csv").set_index("label")
+    (small,) = (folder / "studies").glob("small-*")
+    rows = pd.read_csv(small / "comparison.csv").set_index("label")
     assert "python run.py -m task=cls data=sample_reviews" in page
-    assert (folder / "studies" / "small" / "comparison.md").read_text(encoding="utf-8").strip() in page
+    assert (small / "comparison.md").read_text(encoding="utf-8").strip() in page
     assert (folder / "docs" / "results" / "small.svg").exists()
     assert "](docs/results/small.svg)" in page
     gain = rows["f1_macro"]["gru"] - rows["f1_macro"]["rnn"]
     assert f"f1_macro changes by {gain:+.4f} (standard error" in page
     to_best = (rows["best_epoch"] * rows["seconds_per_epoch"])[list(ARCHITECTURES)].idxmin()
     assert f"{'BiLSTM' if to_best == 'bilstm' else to_best.upper()} the least time" in page
-    runs = [json.loads(p.read_text(encoding="utf-8")) for p in (folder / "studies/small").glob("*_gru_*/metrics.json")]
+    runs = [json.loads(p.read_text(encoding="utf-8")) for p in small.glob("*_gru_*/metrics.json")]
     recalls = pd.DataFrame([{each["class"]: each["recall"] for each in run["per_class"]} for run in runs]).mean()
     assert f"{recalls.min():.3f}, " in page
 

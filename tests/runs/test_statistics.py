@@ -70,6 +70,15 @@ def test_of_several_seeds_the_median_counts_twice() -> None:
     assert found.p == pytest.approx(2 * 2 / 2**8)
 
 
+def test_one_run_is_tested_against_every_seed_of_the_other() -> None:
+    rows, truth = np.arange(100), np.array(["a"] * 100, dtype=object)
+    several = [answers(rows, truth, np.where(rows < n, "a", "b").astype(object)) for n in (90, 60, 52)]
+    found = compare("cls", [several[1]], several)
+    assert found is not None
+    assert found.text.startswith("8:0")
+    assert found.p == pytest.approx(2 * 2 / 2**8)
+
+
 def forecasts(hours: int, error: float, start: str = "2016-01-01") -> pd.DataFrame:
     origins = np.repeat(pd.date_range(start, periods=hours, freq="h").to_numpy(), 2)
     zeros = np.zeros(2 * hours)
@@ -92,6 +101,8 @@ def test_the_windows_of_a_backtests_years_are_put_together() -> None:
     assert found is not None
     assert float(found.text.split()[0]) == pytest.approx((3000 * -0.5 + 1000 * 1) / 4000, abs=1e-3)
     assert compare("forecast", ours[:2], others) is None
+    contradicting = [ours[0], ours[1].assign(target=1.0), ours[2]]
+    assert compare("forecast", contradicting, others) is None
 
 
 def test_of_few_weeks_no_test_is_made() -> None:
