@@ -9,7 +9,10 @@ import gc
 import os
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -35,9 +38,27 @@ def job(config: DictConfig) -> float | None:
     elif HydraConfig.get().job.config_name == "results":
         from runs.results import run
     else:
-        from runs.job import run
+        with without_scipy_signal():
+            from runs.job import run
     collect_garbage()
     return run(config)
+
+
+@contextmanager
+def without_scipy_signal() -> Iterator[None]:
+    """Spare the import of torchmetrics that of `scipy.signal`.
+
+    It takes most of a second, and serves only to give it back, for a package that isn't used here, a name of old.
+    """
+    if "scipy.signal" in sys.modules:
+        yield
+        return
+    sys.modules["scipy.signal"] = stand_in = ModuleType("scipy.signal")
+    stand_in.hamming = None  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        yield
+    finally:
+        del sys.modules["scipy.signal"]  # whoever wants the real one gets it
 
 
 def run_folder(resume: str | None, new: str) -> str:

@@ -179,44 +179,57 @@ class Prepared:
         return np.cumsum(self.lengths) - self.lengths
 
     def save(self, file: Path) -> None:
-        """Write a checksum and the arrays, all or nothing: a crash leaves the old file or none."""
-        buffer, corpus = io.BytesIO(), self.corpus
+        """Write it all or nothing; see `write_arrays`."""
+        corpus = self.corpus
         strings = {"texts": corpus.texts, "labels": corpus.labels, "classes": corpus.classes, "types": self.types}
         arrays = {name: np.frombuffer("\0".join(values).encode(), dtype=np.uint8) for name, values in strings.items()}
         arrays["report"] = np.frombuffer(json.dumps(self.report).encode(), dtype=np.uint8)
-        np.savez(buffer, rows=corpus.rows, ids=self.ids, lengths=self.lengths, **arrays)  # pyright: ignore[reportArgumentType]
-        file.parent.mkdir(parents=True, exist_ok=True)
-        # Not `tempfile`, whose files are their maker's alone: the folder may be shared.
-        part = file.with_name(f"{file.name}.{uuid.uuid4().hex}.part")
-        try:
-            with part.open("xb") as target:
-                target.write(hashlib.sha256(buffer.getbuffer()).digest() + buffer.getvalue())
-                target.flush()
-                os.fsync(target.fileno())
-            os.replace(part, file)
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
+        write_arrays(file, rows=corpus.rows, ids=self.ids, lengths=self.lengths, **arrays)
 
     @classmethod
     def load(cls, file: Path) -> Prepared | None:
-        """None if there is no file that can be read, or if it is not as `save` left it, which is logged."""
-        try:
-            data = file.read_bytes()
-        except OSError:
+        """What `save` wrote; None where there is nothing that can be trusted."""
+        if (arrays := read_arrays(file)) is None:
             return None
-        if hashlib.sha256(data[32:]).digest() != data[:32]:
-            logger.warning("the cache %s is damaged; it is made anew", file)
-            return None
-        with np.load(io.BytesIO(data[32:]), allow_pickle=False) as arrays:
 
-            def text(name: str) -> str:
-                return arrays[name].tobytes().decode()
+        def text(name: str) -> str:
+            return arrays[name].tobytes().decode()
 
-            texts, labels, classes = (text(name).split("\0") for name in ("texts", "labels", "classes"))
-            types = text("types").split("\0") if text("types") else []  # cleaned texts hold no NUL
-            corpus = Corpus(texts, labels, arrays["rows"], classes)
-            return cls(corpus, json.loads(text("report")), types, arrays["ids"], arrays["lengths"])
+        texts, labels, classes = (text(name).split("\0") for name in ("texts", "labels", "classes"))
+        types = text("types").split("\0") if text("types") else []  # cleaned texts hold no NUL
+        corpus = Corpus(texts, labels, arrays["rows"], classes)
+        return cls(corpus, json.loads(text("report")), types, arrays["ids"], arrays["lengths"])
+
+
+def write_arrays(file: Path, **arrays: np.ndarray) -> None:
+    """Write a checksum and the arrays, all or nothing: a crash leaves the old file or none."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # pyright: ignore[reportArgumentType]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    # Not `tempfile`, whose files are their maker's alone: the folder may be shared.
+    part = file.with_name(f"{file.name}.{uuid.uuid4().hex}.part")
+    try:
+        with part.open("xb") as target:
+            target.write(hashlib.sha256(buffer.getbuffer()).digest() + buffer.getvalue())
+            target.flush()
+            os.fsync(target.fileno())
+        os.replace(part, file)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def read_arrays(file: Path) -> dict[str, np.ndarray] | None:
+    """None if there is no file that can be read, or if it is not as `write_arrays` left it, which is logged."""
+    try:
+        data = file.read_bytes()
+    except OSError:
+        return None
+    if hashlib.sha256(data[32:]).digest() != data[:32]:
+        logger.warning("the cache %s is damaged; it is made anew", file)
+        return None
+    with np.load(io.BytesIO(data[32:]), allow_pickle=False) as arrays:
+        return dict(arrays)
 
 
 class TextDataset(Dataset[Any]):

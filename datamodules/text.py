@@ -28,7 +28,9 @@ from .corpus import (
     clean_text,
     in_proportion,
     pad,
+    read_arrays,
     split_by_class,
+    write_arrays,
 )
 from .sampling import ResumableLoader, split_loader
 from .sources import (
@@ -155,7 +157,7 @@ class TextDataModule(pl.LightningDataModule):
         content = file_sha256(file) if file else None
         data = self._prepared(file, content)
         corpus = data.corpus
-        positions = split_by_class(corpus, str(file or self.name), **self._split)
+        positions = self._positions_of(corpus, str(file or self.name))
 
         seen = np.zeros(len(corpus), dtype=bool)
         seen[positions["train"]] = True
@@ -257,8 +259,20 @@ class TextDataModule(pl.LightningDataModule):
             data.save(cache)
         except OSError as error:
             logger.warning("cannot keep the tokens in %s (%s): the next start tokenises again", cache, error)
-        _sweep(cache)
+        _sweep(cache, "corpus")
         return data
+
+    def _positions_of(self, corpus: Corpus, where: str) -> dict[str, np.ndarray]:
+        """The split, from the cache if it was drawn before: the library that draws it takes a second to import."""
+        key = hashlib.sha256(json.dumps([self._split, version("scikit-learn"), corpus.labels, corpus.classes]).encode())
+        key.update(corpus.rows.tobytes() + Path(__file__).with_name("corpus.py").read_bytes())
+        cache = cache_folder(self._cache_dir) / f"split-{key.hexdigest()[:32]}.bin"
+        if (positions := read_arrays(cache)) is None:
+            positions = split_by_class(corpus, where, **self._split)
+            with contextlib.suppress(OSError):  # the next start draws it again
+                write_arrays(cache, **positions)
+            _sweep(cache, "split")
+        return positions
 
     def _read(self, file: Path | None) -> pd.DataFrame:
         columns = {self._text_column: "data.text_column", self._target: "data.target"}
@@ -403,9 +417,9 @@ def _tokenizer_version(tokenizer: str) -> str:
     return version("jieba") if tokenizer == "jieba" else "1"
 
 
-def _sweep(newest: Path) -> None:
-    """Delete old prepared files beside the `newest`: other settings, other data or other code made them."""
+def _sweep(newest: Path, kind: str) -> None:
+    """Delete old files of the cache beside the `newest`: other settings, other data or other code made them."""
     with contextlib.suppress(OSError):  # another process sweeps as well, or the folder is not ours
-        others = [file for file in newest.parent.glob("corpus-*.bin") if file != newest]
+        others = [file for file in newest.parent.glob(f"{kind}-*.bin") if file != newest]
         for old in sorted(others, key=lambda file: file.stat().st_mtime)[: -(KEPT - 1)]:
             old.unlink()

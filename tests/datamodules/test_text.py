@@ -422,6 +422,21 @@ def test_a_file_that_may_be_cut_off_is_warned_about_at_every_start(
     assert len(list(cache.glob("corpus-*"))) == 1
 
 
+def test_a_second_start_does_not_draw_the_split_again_but_for_other_seeds_and_labels(
+    table: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = [module(table, split_seed=seed) for seed in (0, 1)]
+    monkeypatch.setattr(text, "split_by_class", lambda *_, **__: pytest.fail("drawn again"))
+    for seed, first in enumerate(before):
+        again = module(table, split_seed=seed)
+        for split in SPLITS:
+            assert described(again, split) == described(first, split)
+    others = [(f"other {label}", review) for label, review in make_rows()]
+    for changes in ({"split_seed": 2}, {"test_fraction": 0.2}, {"path": write(tmp_path / "others.csv", others)}):
+        with pytest.raises(pytest.fail.Exception, match="drawn again"):
+            module(**{"path": table, **changes})  # type: ignore[arg-type]
+
+
 def test_another_column_and_another_limit_are_not_taken_from_the_cache(tmp_path: Path, cache: Path) -> None:
     file = tmp_path / "twice.csv"
     rows = [f"{label},{words},其他 {number}\n" for number, (label, words) in enumerate(make_rows())]

@@ -260,3 +260,19 @@ def test_two_runs_started_at_once_have_folders_of_their_own(lab: Lab, tmp_path: 
     assert [outcome.code for outcome in outcomes] == [0, 0], outcomes
     finished = [json.loads(path.read_text(encoding="utf-8")) for path in tmp_path.glob("outputs/*/*/metrics.json")]
     assert sorted(metrics["seed"] for metrics in finished) == [0, 1]
+
+
+def test_scipy_signal_is_spared_at_the_start_and_there_for_whoever_wants_it() -> None:
+    program = """
+import sys
+from run import without_scipy_signal
+with without_scipy_signal():
+    import runs.job
+assert "scipy.signal" not in sys.modules
+import scipy.signal
+assert scipy.signal.find_peaks([0, 1, 0])[0].tolist() == [1]
+with without_scipy_signal():  # once it is there, it stays
+    assert scipy.signal is sys.modules["scipy.signal"]
+assert scipy.signal is sys.modules["scipy.signal"]
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
