@@ -12,8 +12,6 @@ from itertools import pairwise
 
 import numpy as np
 import pandas as pd
-import torch
-from torchmetrics.functional import classification as metrics
 
 LENGTHS = (10, 30, 60, 130)  # characters at which a part begins
 SEASONS = ("Dec-Feb", "Mar-May", "Jun-Aug", "Sep-Nov")
@@ -35,17 +33,14 @@ def scores(task: str, predictions: pd.DataFrame) -> dict[str, float]:
             naive = (predictions["seasonal_naive"] - predictions["target"]).abs().mean()
             found["skill"] = 1 - mae / float(naive) if naive else np.nan
         return found
-    classes = pd.Index(classes_of(predictions))
-    truth, answer = (
-        torch.from_numpy(classes.get_indexer(pd.Index(predictions[name]))) for name in ("target", "prediction")
-    )
-    averaged = {
-        "precision_macro": metrics.multiclass_precision,
-        "recall_macro": metrics.multiclass_recall,
-        "f1_macro": metrics.multiclass_f1_score,
-    }
-    macro = {name: score(answer, truth, len(classes), average="none") for name, score in averaged.items()}
-    return {"accuracy": (truth == answer).double().mean().item()} | {k: v.mean().item() for k, v in macro.items()}
+    classes = classes_of(predictions)
+    truth, answer = predictions["target"].to_numpy(), predictions["prediction"].to_numpy()
+    right = np.array([((truth == name) & (answer == name)).sum() for name in classes])
+    found, held = (np.array([(labels == name).sum() for name in classes]) for labels in (answer, truth))
+    each = {"precision": right / np.maximum(found, 1), "recall": right / np.maximum(held, 1)}
+    each["f1"] = 2 * right / np.maximum(found + held, 1)
+    macro = {f"{name}_macro": float(of_classes.mean()) for name, of_classes in each.items()}
+    return {"accuracy": float((truth == answer).mean()), **macro}
 
 
 def classes_of(predictions: pd.DataFrame) -> list[str]:
