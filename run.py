@@ -116,6 +116,7 @@ Options: change with name=value
   data.batch_size, data.split_seed, task.pooling, task.dropout, optimizer.lr, optimizer.weight_decay
   model.encoder.hidden_size, model.encoder.num_layers, model.encoder.backend
   task.ngrams.characters, task.ngrams.words (votes of n-grams), task.quantiles (a forecast of probabilities)
+  callbacks.averaging=0.999   keep a running average of the weights
   score_on=val                score the validation split, while choosing between settings
   trainer.max_epochs, trainer.fast_dev_run=true (one batch of everything, to see that it works)
   hydra.run.dir=FOLDER        the run folder; by default a new one in outputs/
