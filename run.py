@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
@@ -20,6 +21,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from runs import schema
+
+PROGRAMS = {"benchmark": "runs.benchmark", "results": "runs.results"}
+"""What a configuration is for, by its name; others are runs."""
 
 
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")
@@ -33,15 +37,10 @@ def job(config: DictConfig) -> float | None:
         if OmegaConf.select(config, "debug", default=False):
             raise
         sys.exit(f"error: {error}")
-    if HydraConfig.get().job.config_name == "benchmark":
-        from runs.benchmark import run
-    elif HydraConfig.get().job.config_name == "results":
-        from runs.results import run
-    else:
-        with without_scipy_signal():
-            from runs.job import run
+    with without_scipy_signal():
+        program = import_module(PROGRAMS.get(HydraConfig.get().job.config_name or "", "runs.job"))
     collect_garbage()
-    return run(config)
+    return program.run(config)
 
 
 @contextmanager
@@ -128,14 +127,10 @@ python run.py --cfg job shows the whole configuration, with group=name and name=
 
 def help_text() -> str:
     """The answer to `--help`. Hydra's own composes everything first, which takes seconds."""
-    folder = Path(__file__).parent / "conf"
+    from runs.completion import choices
+
     order = ("task", "model", "data", "optimizer", "scheduler", "trainer", "callbacks", "logger", "experiment")
-    groups = {
-        group: sorted(
-            path.relative_to(folder / group).with_suffix("").as_posix() for path in (folder / group).rglob("*.yaml")
-        )
-        for group in order
-    }
+    groups = {group: choices(group) for group in order}
     return HELP.format(groups="\n".join(f"  {group:<12}{', '.join(names)}" for group, names in groups.items()))
 
 

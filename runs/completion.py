@@ -50,7 +50,7 @@ def complete(line: str) -> list[str] | None:
     tree = composed(before)
     if equals:
         node = _select(tree, key)
-        values = _names(key) if key in _groups() else _values_of(node) if isinstance(node, Leaf) else []
+        values = choices(key) if key in _groups() else _values_of(node) if isinstance(node, Leaf) else []
         return sorted(f"{key}={value}" for value in values if value.startswith(start))
     path, dot, _ = word.rpartition(".")
     node = _select(tree, path) if dot else tree
@@ -78,7 +78,8 @@ def _groups() -> list[str]:
     return sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in ("hydra", "__pycache__"))
 
 
-def _names(group: str) -> list[str]:
+def choices(group: str) -> list[str]:
+    """The names that group=name may have: the group's files, those in folders below it, too."""
     return sorted(path.relative_to(CONF / group).with_suffix("").as_posix() for path in (CONF / group).rglob("*.yaml"))
 
 

@@ -168,14 +168,7 @@ class ForecastingTask(Task):
         errors = self.median(kept["forecasts"]).double() - kept["targets"].double()  # (N, H)
         naive = (kept["naive"].double() - kept["targets"].double()).abs()
         by_step = errors.abs().mean(dim=0)
-        mae = errors.abs().mean().item()
-        self.scores = {
-            "mae": mae,
-            "median_ae": float(np.median(errors.abs().numpy())),
-            "rmse": errors.square().mean().sqrt().item(),
-            "bias": errors.mean().item(),
-            "skill": 1 - mae / naive.mean().item() if naive.any() else math.nan,  # nothing to improve on
-        }
+        self.scores = error_scores(errors, naive)
         # Rounded before it is divided: 144 steps of 10 minutes are a day, in floating point as well.
         days = (torch.arange(len(by_step)).double() * self.facts["step_hours"]).round(decimals=6).div(24).long()
         for day in days.unique().tolist():
@@ -238,6 +231,18 @@ class ForecastingTask(Task):
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Forecasts in the target's unit: (B, H), or with Q quantiles (B, H, Q), calibrated."""
         return self.calibrated(self(batch))
+
+
+def error_scores(errors: Tensor, naive: Tensor) -> dict[str, float]:
+    """The scores of forecasts whose errors these are, float64 of any shape, beside the absolute ones of the naive."""
+    mae = errors.abs().mean().item()
+    return {
+        "mae": mae,
+        "median_ae": float(np.median(errors.abs().numpy())),
+        "rmse": errors.square().mean().sqrt().item(),
+        "bias": errors.mean().item(),
+        "skill": 1 - mae / naive.mean().item() if naive.any() else math.nan,  # nothing to improve on
+    }
 
 
 def pinball(quantiles: Tensor, targets: Tensor, levels: Sequence[float]) -> Tensor:

@@ -74,6 +74,7 @@ def test_a_baseline_built_from_its_checkpoint_predicts_the_same(
         np.testing.assert_allclose(answers.flatten(), kept["prediction"], atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("task", "model"), PAIRS)
 def test_a_baseline_passes_a_trial_run(task: str, model: str, lab: Lab, tmp_path: Path) -> None:
     outcome = lab.run(*words(task, model), "trainer.fast_dev_run=true", f"hydra.run.dir={tmp_path / 'trial'}")
@@ -88,6 +89,7 @@ def test_a_finished_baseline_is_not_fitted_again(lab: Lab, fitted: Callable[[str
     assert "is finished already" in outcome.output
 
 
+@pytest.mark.slow
 def test_an_interrupted_baseline_is_fitted_anew(lab: Lab, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     assert lab.run(*words("forecast", "ridge"), f"hydra.run.dir={folder}").code == 0
@@ -100,6 +102,7 @@ def test_an_interrupted_baseline_is_fitted_anew(lab: Lab, tmp_path: Path) -> Non
     assert json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["test"] == metrics["test"]
 
 
+@pytest.mark.slow
 def test_a_sweep_compares_baselines_with_networks_and_goes_on_when_started_again(lab: Lab, tmp_path: Path) -> None:
     settings = [word for word in SMALL["cls"] if not word.startswith(("model=", "model."))]
     sweep = ["-m", *settings, "model=tfidf_nb,fasttext_like,rnn", "trainer.max_epochs=1", f"hydra.sweep.dir={tmp_path}"]
@@ -141,7 +144,7 @@ def test_scores_can_be_the_validations(lab: Lab, tmp_path: Path) -> None:
     assert metrics["test"]["accuracy"] == pytest.approx(history["val/accuracy"].iloc[-1])
 
 
-@pytest.mark.parametrize("averaging", [None, 0.9])
+@pytest.mark.parametrize("averaging", [pytest.param(None, marks=pytest.mark.slow), 0.9])
 def test_a_run_with_quantiles_keeps_its_calibration_in_its_checkpoint(
     averaging: float | None, lab: Lab, tmp_path: Path
 ) -> None:

@@ -275,9 +275,9 @@ with without_scipy_signal():  # once it is there, it stays
     assert scipy.signal is sys.modules["scipy.signal"]
 assert scipy.signal is sys.modules["scipy.signal"]
 """
-    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
+    assert subprocess.run([sys.executable, "-c", program], check=False, cwd=ROOT).returncode == 0
 
 
 def test_nothing_heavy_is_imported_before_the_configuration_is_found_to_be_right() -> None:
     program = "import sys, run, runs.comparison; assert not {'torch', 'sklearn', 'matplotlib'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
+    assert subprocess.run([sys.executable, "-c", program], check=False, cwd=ROOT).returncode == 0

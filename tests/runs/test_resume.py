@@ -103,6 +103,7 @@ def test_a_killed_run_resumed_ends_with_the_same_weights(
     assert result_of(tmp_path / "killed") == result_of(finished(task))
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumed_goes_on_with_its_average_of_the_weights(lab: Lab, tmp_path: Path) -> None:
     words = (*SMALL["forecast"], "callbacks.averaging=0.9", "task.quantiles=[0.1,0.5,0.9]")
     outcome = lab.run(*words, f"hydra.run.dir={tmp_path / 'whole'}")
