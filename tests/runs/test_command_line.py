@@ -262,6 +262,7 @@ def test_two_runs_started_at_once_have_folders_of_their_own(lab: Lab, tmp_path: 
     assert sorted(metrics["seed"] for metrics in finished) == [0, 1]
 
 
+@pytest.mark.slow
 def test_scipy_signal_is_spared_at_the_start_and_there_for_whoever_wants_it() -> None:
     program = """
 import sys
