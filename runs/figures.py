@@ -118,7 +118,7 @@ def confusion_matrix(counts: Sequence[Sequence[int]], labels: Sequence[str]) -> 
         )
     axes.set_xticks(range(len(labels)), labels, rotation=45, ha="right")
     axes.set_yticks(range(len(labels)), labels)
-    axes.set(xlabel="prediction", ylabel="truth", title="Confusion matrix of the test split (counts)")
+    axes.set(xlabel="prediction", ylabel="truth", title="Confusion matrix (counts)")
     axes.grid(visible=False)
     figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03, label="share of the true class (recall)")
     return figure
