@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import math
+import re
 import shlex
 import shutil
 import signal
@@ -32,6 +33,8 @@ MAIN = {"cls": "f1_macro", "forecast": "mae"}
 
 def run(config: DictConfig) -> None:
     """Run the studies that aren't finished, one after the other, and write the page.
+
+    A study without runs in `folder` keeps the section that the page has of it, if that is of the same command.
 
     Raises:
         ConfigError: an option is out of range, or `only` names an unknown study.
@@ -60,13 +63,16 @@ def run(config: DictConfig) -> None:
         if code:
             failed.append(name)
     page = Path(settings["output"])
+    before = _sections(page)
     sections = [INTRODUCTION]
     for name, study in studies.items():
         try:
-            sections.append(_section(study, _folder(folder, name, study["command"]), page))
+            found = _section(study, _folder(folder, name, study["command"]), page)
         except Exception:  # the other studies are worth their page all the same
             log.exception(f"error: {name} can't be summarised")
             failed.append(name)
+            found = ""
+        sections.append(found or before.get(_head(study), ""))
     text = "\n\n".join(filter(None, sections))
     write_atomically(page, (text + "\n").encode())
     log.info(f"wrote {page}" + (f"; failed: {', '.join(failed)}" if failed else ""))
@@ -79,6 +85,18 @@ INTRODUCTION = """# Results
 Written by `make results`, which runs every command below that hasn't finished yet and draws this page from what the
 runs left in their folders. Scores are means ± standard deviations over runs: over seeds, and in a backtest over years.
 The split that they are of stands above each table."""
+
+
+def _head(study: dict[str, Any]) -> str:
+    """How a study's section begins: with what makes it another study if it is changed."""
+    return f"## {study['title']}\n\n```\npython run.py -m {study['command']}\n```"
+
+
+def _sections(page: Path) -> dict[str, str]:
+    """The sections of a page by their heads: what isn't run here, perhaps was elsewhere, and stays as it is."""
+    text = page.read_text(encoding="utf-8") if page.exists() else ""
+    sections = [section.strip() for section in re.split(r"^(?=## )", text, flags=re.MULTILINE)]
+    return {"```".join(section.split("```")[:2]) + "```": section for section in sections}
 
 
 def _folder(folder: Path, name: str, command: str) -> Path:
@@ -94,7 +112,7 @@ def _section(study: dict[str, Any], folder: Path, page: Path) -> str:
     rows = pd.read_csv(table).set_index("label")
     metrics = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*/metrics.json"))]
     task = metrics[0]["task"]
-    parts = [f"## {study['title']}", f"```\npython run.py -m {study['command']}\n```"]
+    parts = [_head(study)]
     parts += [note] if (note := study.get("note")) else []
     parts.append((folder / "comparison.md").read_text(encoding="utf-8").strip())
     if source := study.get("source"):

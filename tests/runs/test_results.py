@@ -71,6 +71,24 @@ def test_what_has_finished_is_not_run_again(lab: Lab, written: tuple[Path, Outco
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("metrics.json")} == before
 
 
+@pytest.mark.slow
+def test_a_study_whose_runs_are_elsewhere_keeps_its_section_while_its_command_is_the_same(
+    lab: Lab, written: tuple[Path, Outcome]
+) -> None:
+    folder, _ = written
+    page = folder / "RESULTS.md"
+    before = page.read_text(encoding="utf-8")
+    section = before[before.index("## Own small") :]
+    elsewhere = f"folder={folder}/elsewhere"
+    outcome = write_results(lab, folder, "train=false", elsewhere)
+    assert outcome.code == 0, outcome.output
+    assert page.read_text(encoding="utf-8") == before
+    page.write_text(before.replace("seed=0,1 ", "seed=0,1,2 "), encoding="utf-8")
+    write_results(lab, folder, "train=false", elsewhere)
+    assert section[:12] not in page.read_text(encoding="utf-8")
+    page.write_text(before, encoding="utf-8")
+
+
 def test_an_unknown_study_is_named(lab: Lab, tmp_path: Path) -> None:
     outcome = write_results(lab, tmp_path, "only=[smal]")
     assert outcome.code == 1
