@@ -170,6 +170,7 @@ class ClassificationConfig(TaskConfig):
     monitor: str = option("val/f1", MONITOR, choices=("val/f1", "val/accuracy", "val/loss"))
     mode: str = option("max", "whether less or more of it is better", choices=("min", "max"))
     label_smoothing: float = option(0.0, "share of a target spread over all classes", least=0, most=1)
+    consistency: float = option(0.0, "weight of how differently a text is answered under two dropouts", least=0)
     ngrams: NgramsConfig = field(default_factory=NgramsConfig)
 
 

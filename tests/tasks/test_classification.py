@@ -9,11 +9,12 @@ import torch
 from sklearn.metrics import accuracy_score, confusion_matrix
 from sklearn.metrics import precision_recall_fscore_support as sklearn_scores
 from torch import Tensor
+from torch.distributions import Categorical, kl_divergence
 from torch.nn.functional import cross_entropy
 
 from rnn_cells import GRU
 from tasks import ClassificationTask, TokenEmbedding
-from tasks.classification import best_temperature
+from tasks.classification import best_temperature, divergence
 
 CLASSES = ["books", "书籍", "never seen", "phones"]
 TARGETS = np.array([0, 0, 0, 1, 1, 3, 3, 3, 3, 1])
@@ -191,3 +192,27 @@ def test_calibrated_probabilities_are_tempered_and_leave_every_prediction_as_it_
         if rows.any():
             gap += (rows.float().mean() * (right[rows].mean() - confidence[rows].mean()).abs()).item()
     assert tempered.scores["ece"] == pytest.approx(gap, abs=1e-5)
+
+
+def test_the_divergence_is_the_mean_of_both_relative_entropies() -> None:
+    logits, other = (logits_of(PREDICTIONS, seed=seed).double() for seed in (1, 2))
+    p, q = Categorical(logits=logits), Categorical(logits=other)
+    expected = (kl_divergence(p, q) + kl_divergence(q, p)).mean() / 2
+    torch.testing.assert_close(divergence(logits, other), expected)
+    assert divergence(logits, logits + 3).abs() < 1e-12  # a shift of all logits changes no probability
+
+
+def test_consistency_compares_two_answers_under_different_dropout_in_training_alone() -> None:
+    batch = {"inputs": torch.arange(2, 8).view(2, 3), "lengths": torch.tensor([3, 2]), "targets": torch.tensor([0, 3])}
+    task = build(dropout=0.5, consistency=2.0, label_smoothing=0.1)
+    torch.manual_seed(5)
+    answers = [task.logits(batch) for _ in range(2)]
+    entropies = [cross_entropy(answer, batch["targets"], label_smoothing=0.1) for answer in answers]
+    torch.manual_seed(5)
+    loss, logits = task.loss(batch)
+    assert not torch.equal(*answers)
+    torch.testing.assert_close(logits, answers[0])
+    torch.testing.assert_close(loss, sum(entropies) / 2 + 2 * divergence(*answers))
+    task.eval()
+    loss, logits = task.loss(batch)
+    torch.testing.assert_close(loss, cross_entropy(logits, batch["targets"], label_smoothing=0.1))
