@@ -176,6 +176,31 @@ def forecasts(windows: Sequence[Mapping[str, Any]], model: str, target: str) -> 
     return figure
 
 
+def memory(curves: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Norm of dh_T/ds_{T-k} by lag k (see `runs.memory`), the backward direction dashed; lines at a half and 1%."""
+    figure = _figure(7.5, 4.2)
+    axes = figure.subplots()
+    longest, lowest = 1, 1e-5
+    for number, (label, curve) in enumerate(curves.items()):
+        for direction, norms in curve["norm"].items():
+            shown = np.array(norms)
+            shown = shown[: np.argmin(shown > 0) if (shown == 0).any() else None]  # a logarithm has no 0
+            name = f"{label}, {direction}" if len(curve["norm"]) > 1 else label
+            style = "--" if direction == "backwards" else "-"
+            axes.plot(range(len(shown)), shown, style, color=COLOURS[number % len(COLOURS)], label=name)
+            longest = max(longest, int((shown > lowest).sum()))
+    for share, name in ((0.5, "a half"), (0.01, "1%")):
+        axes.axhline(share, color="#555555", linewidth=0.8, linestyle=":")
+        axes.annotate(name, (1, share), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
+    axes.set_yscale("log")
+    axes.set(xlim=(0, longest), xlabel="lag k (steps)")
+    axes.set_ylabel(r"$\|\partial h_T / \partial s_{T-k}\|_F\, /\, \sqrt{H}$")
+    axes.set_ylim(bottom=lowest)
+    axes.set_title("What the last output still owes to the state k steps before")
+    axes.legend()
+    return figure
+
+
 def learning_curves(curves: Mapping[str, Sequence[pd.DataFrame]], monitor: str) -> Figure:
     """Validation loss and monitored score by epoch: the mean over runs of one label, and the range between them."""
     figure = _figure(11, 4)

@@ -367,6 +367,15 @@ class Config:
 
 
 @dataclass
+class DescribeConfig(Config):
+    """What a run would be made of, or what one has learned to remember."""
+
+    run: Any = option(None, "run folder to describe, or several: [folder, folder]; none: what the options ask for")
+    sequences: int = option(8, "of the test split, over which the memory of a run is averaged", least=1)
+    output: Optional[str] = option(None, "the memory's figure and numbers; figures/memory of the run if not given")
+
+
+@dataclass
 class BenchmarkConfig:
     """A comparison of our layers with torch.nn's."""
 
@@ -410,7 +419,8 @@ SCHEMAS: dict[str, list[type]] = {
 def register() -> None:
     """Make the schemas known to Hydra."""
     store = ConfigStore.instance()
-    store.store(name="schema", node=Config)
+    for schema in (Config, DescribeConfig):
+        store.store(group="schema", name=schema.__name__, node=schema)
     store.store(name="BenchmarkConfig", node=BenchmarkConfig)
     store.store(name="ResultsConfig", node=ResultsConfig)
     for schemas in SCHEMAS.values():
@@ -425,7 +435,7 @@ def validate(config: DictConfig, prefix: str = "") -> None:
         ConfigError: a value is missing or out of range; the message names the key and what is allowed.
     """
     schema: Any = OmegaConf.get_type(config)
-    if schema is Config:
+    if schema in (Config, DescribeConfig):
         _check_pairing(config)
     if schema is TrainerConfig and config.max_steps == 0:
         raise ConfigError(f"{prefix}max_steps=0 is not allowed: it must be at least 1, or -1 for no limit")

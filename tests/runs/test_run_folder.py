@@ -20,7 +20,7 @@ from runs.build import build_datamodule, load_task, plain
 from tests.runs.lab import SECRET, SMALL, STEPS_PER_EPOCH
 
 TASKS = ("cls", "forecast")
-FIGURES = {"cls": {"loss", "confusion"}, "forecast": {"loss", "error_by_step", "forecasts"}}
+FIGURES = {"cls": {"loss", "confusion", "memory"}, "forecast": {"loss", "error_by_step", "forecasts", "memory"}}
 
 
 @pytest.fixture(params=TASKS)
@@ -60,6 +60,9 @@ def test_metrics_say_what_was_run_and_how_well_it_did(task: str, folder: Path) -
     keys = {"task", "model", "data", "seed", "backend", "parameters", "seconds", "epochs", "best_epoch", "test"}
     assert keys < set(metrics)
     assert (metrics["task"], metrics["seed"], metrics["epochs"]) == (task, 0, 3)
+    remembered = metrics["memory"]["norm"]["forwards"]
+    assert metrics["memory"]["lags"] == list(range(len(remembered)))
+    assert remembered[0] == 1
     assert metrics["model"] == {"cls": "gru", "forecast": "lstm"}[task]
     assert metrics["data"].startswith("sample_")
     history = pd.read_csv(folder / "history.csv")
