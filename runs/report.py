@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 
-from runs import figures
+from runs import board, figures
 from runs.analysis import breakdown, likely_label_errors
 from runs.checkpoints import write_atomically
 from runs.memory import memory_of_run
@@ -43,7 +43,7 @@ def write_results(
     metrics["breakdown"] = breakdown(metrics["task"], predictions)
     loader = datamodule.test_dataloader() if metrics["split"] == "test" else datamodule.val_dataloader()
     drawn = {}
-    if (memory := memory_of_run(task, loader.dataset)) is not None:
+    if not metrics["fast_dev_run"] and (memory := memory_of_run(task, loader.dataset)) is not None:
         metrics["memory"] = memory
         drawn["memory"] = figures.memory({metrics["model"]: memory})
     if "train/loss" in history:
@@ -58,7 +58,7 @@ def write_results(
     for name, figure in drawn.items():
         figures.save(figure, folder / "figures" / name)
     if isinstance(logger, TensorBoardLogger) and not metrics["fast_dev_run"]:
-        _write_events(logger, metrics, predictions, drawn, int(history["step"].iloc[-1]))
+        board.finish(logger, metrics, predictions, drawn, int(history["step"].iloc[-1]))
     write_json(folder / "metrics.json", metrics)
 
 
@@ -102,23 +102,3 @@ def _forecast_figures(
         "error_by_step": figures.error_by_step(errors, metrics["model"], hours, unit),
         "forecasts": figures.forecasts(windows, metrics["model"], facts["target"]),
     }
-
-
-def _write_events(
-    logger: TensorBoardLogger,
-    metrics: dict[str, Any],
-    predictions: pd.DataFrame,
-    drawn: dict[str, Figure],
-    step: int,
-) -> None:
-    """The test's scores beside the hyper-parameters, its figures, and texts that were misread."""
-    board = logger.experiment
-    for name, value in metrics["test"].items():
-        board.add_scalar(f"hp/{name}", value, step)
-    for name, figure in drawn.items():
-        board.add_figure(f"test/{name}", figure, step, close=False)
-    if metrics["task"] == "cls":
-        wrong = predictions[predictions["target"] != predictions["prediction"]].sort_values("probability").tail(20)
-        shown = wrong[["text", "target", "prediction", "probability"]].assign(text=wrong["text"].str.slice(0, 200))
-        board.add_text("test/misclassified", shown.to_markdown(index=False), step)
-    board.flush()
