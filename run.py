@@ -22,7 +22,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from runs import schema
 
-PROGRAMS = {"benchmark": "runs.benchmark", "describe": "runs.describe", "results": "runs.results"}
+PROGRAMS = {
+    "benchmark": "runs.benchmark",
+    "describe": "runs.describe",
+    "docs": "runs.docs",
+    "results": "runs.results",
+}
 """What a configuration is for, by its name; others are runs."""
 
 
@@ -106,6 +111,7 @@ Examples
   python run.py -cn describe run=FOLDER                       the same of a run, and how far back it remembers
   python run.py -cn benchmark                                 our layers against torch.nn's
   python run.py -cn results                                   all studies of the project, and RESULTS.md from them
+  python run.py -cn docs                                      docs/options.md: every option and choice
 
 Groups: choose with group=name
 {groups}

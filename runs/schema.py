@@ -68,7 +68,7 @@ class GRUEncoderConfig(EncoderConfig):
 class CellEncoderConfig(EncoderConfig):
     """`rnn_cells.Recurrent` around a cell of your own."""
 
-    cell: Any = MISSING
+    cell: Any = option(MISSING, "the class, as cell._target_=my_cells.MinGRU, with trust=[my_cells]")
 
 
 @dataclass
@@ -404,6 +404,13 @@ class ResultsConfig:
     output: str = option("RESULTS.md", "the page")
 
 
+@dataclass
+class DocsConfig:
+    """The page of all options."""
+
+    output: str = option("docs/options.md", "the page")
+
+
 SCHEMAS: dict[str, list[type]] = {
     "task": [ClassificationConfig, ForecastingConfig],
     "data": [TextConfig, SeriesConfig],
@@ -423,6 +430,7 @@ def register() -> None:
         store.store(group="schema", name=schema.__name__, node=schema)
     store.store(name="BenchmarkConfig", node=BenchmarkConfig)
     store.store(name="ResultsConfig", node=ResultsConfig)
+    store.store(name="DocsConfig", node=DocsConfig)
     for schemas in SCHEMAS.values():
         for schema in schemas:
             store.store(group="schema", name=schema.__name__, node=schema)
