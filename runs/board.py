@@ -129,6 +129,8 @@ def finish(
 
 
 def _table(rows: pd.DataFrame) -> str:
+    if rows.empty:
+        return "none"
     texts = rows["text"].str.slice(0, 200).str.replace(r"[|\s]+", " ", regex=True)  # in one cell of a Markdown table
     shown = rows[["text", "target", "prediction", "probability"]].assign(text=texts)
     return shown.to_markdown(index=False, floatfmt=".3f", disable_numparse=[0, 1, 2])

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from pytorch_lightning.loggers import TensorBoardLogger
 from sklearn.metrics import confusion_matrix
 from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -166,6 +167,26 @@ def test_texts_read_rightly_and_misread_are_shown_with_their_probability(finishe
         surest = rows.loc[rows["probability"].idxmax()]
         cells = [cell.strip() for cell in shown[2].strip("|").split("|")]
         assert cells[1:] == [surest["target"], surest["prediction"], f"{surest['probability']:.3f}"]
+
+
+def test_a_run_without_a_mistake_says_so(tmp_path: Path) -> None:
+    logger = TensorBoardLogger(tmp_path, name="", version="")
+    right = {
+        "text": ["a|b\nc"],
+        "target": ["x"],
+        "prediction": ["x"],
+        "probability": [0.9],
+        "p(x)": [0.9],
+        "p(y)": [0.1],
+    }
+    board.finish(logger, {"task": "cls"}, pd.DataFrame(right), {}, 5)
+    logger.finalize("success")
+    texts = {
+        name: str(np.asarray(make_ndarray(events_of(tmp_path).Tensors(f"test/{name}/text_summary")[0].tensor_proto)))
+        for name in ("right", "wrong")
+    }
+    assert "none" in texts["wrong"]
+    assert "| a b c" in texts["right"]
 
 
 def test_hyper_parameters_are_few_flat_and_those_of_the_command_line(tmp_path: Path) -> None:
