@@ -6,7 +6,7 @@ PY := $(BIN)/python
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-all results check bench
+.PHONY: help setup run test test-all results docs check bench
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1	\2/p' Makefile | while IFS='	' read -r name what; do printf '%-10s%s\n' "$$name" "$$what"; done
@@ -33,6 +33,9 @@ bench: $(READY)  ## time our layers against torch.nn's
 
 results: $(READY)  ## run all studies (hours; goes on where it was) and write RESULTS.md
 	$(PY) run.py -cn results $(ARGS)
+
+docs: $(READY)  ## write docs/options.md, every option and choice
+	$(PY) run.py -cn docs $(ARGS)
 
 check: $(READY)  ## lint, format, types and the import rules
 	$(PY) -m ruff check

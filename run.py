@@ -22,7 +22,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from runs import schema
 
-PROGRAMS = {"benchmark": "runs.benchmark", "results": "runs.results"}
+PROGRAMS = {
+    "benchmark": "runs.benchmark",
+    "describe": "runs.describe",
+    "docs": "runs.docs",
+    "results": "runs.results",
+}
 """What a configuration is for, by its name; others are runs."""
 
 
@@ -102,8 +107,11 @@ Examples
   python run.py model=lstm task=forecast optimizer.lr=3e-4    the next two days of temperature, from five
   python run.py -m model=rnn,gru,lstm,bilstm seed=0,1,2       a sweep, compared at its end
   python run.py -m task=cls model=tfidf_svm,bilstm            against what one would try first
+  python run.py -cn describe model=gru                        layers, equations, cost and backend of a network
+  python run.py -cn describe run=FOLDER                       the same of a run, and how far back it remembers
   python run.py -cn benchmark                                 our layers against torch.nn's
   python run.py -cn results                                   all studies of the project, and RESULTS.md from them
+  python run.py -cn docs                                      docs/options.md: every option and choice
 
 Groups: choose with group=name
 {groups}

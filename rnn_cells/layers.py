@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout
 
-from rnn_cells.backends import check_name, choose, name_of
+from rnn_cells.backends import check_name, choose, name_of, reasons
 from rnn_cells.cells import Cell, GRUCell, LSTMCell, RNNCell, State
 
 
@@ -152,6 +152,10 @@ class Recurrent(nn.Module):
         output = sequence.transpose(0, 1) if self.batch_first else sequence
         first, *others = stacked
         return output, stacked if others else first
+
+    def why_not(self, x: Tensor) -> dict[str, str | None]:
+        """What keeps each backend, fastest first, from running this layer on input like `x`; None: nothing."""
+        return reasons(self.cells[0], x)
 
     def _split_state(self, state: Tensor | State | None, batch_size: int) -> list[State]:
         """The initial state of each cell, from `torch.nn`'s layout."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import Field, dataclass, fields, is_dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from runs import schema
 
 CONF = Path(conf.__file__).parent
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where PyYAML was built with it
+NAMING = ("-cn", "--config-name")
+ROOTS = {"config": schema.Config, "describe": schema.DescribeConfig}
+"""The primary configurations that choose from the groups, and their schemas."""
 HERE = "/schema@_here_"  # in a defaults list, the schema that a file builds on
 
 
@@ -35,8 +39,8 @@ def install() -> None:
     hydras = CompletionPlugin._query
 
     def query(self: CompletionPlugin, config_name: str | None, line: str) -> list[str]:
-        found = complete(line) if config_name == "config" else None
-        return hydras(self, config_name, line) if found is None else found
+        found = complete(line)
+        return hydras(self, _program(line.split()), line) if found is None else found
 
     CompletionPlugin._query = query
 
@@ -44,10 +48,14 @@ def install() -> None:
 def complete(line: str) -> list[str] | None:
     """What may stand in the place of the last word of `line`; None where only Hydra knows: its own options, a file."""
     *before, word = line.split(" ")
+    if before and before[-1] in NAMING:
+        return sorted(path.stem for path in CONF.glob(f"{word}*.yaml"))
+    if (program := _program(before)) not in ROOTS:
+        return None
     key, equals, start = word.partition("=")
     if word.startswith(("hydra", "+", "~", "-")) or (start and CompletionPlugin._get_filename(word)[1] is not None):
         return None
-    tree = composed(before)
+    tree = composed(before, program)
     if equals:
         node = _select(tree, key)
         values = choices(key) if key in _groups() else _values_of(node) if isinstance(node, Leaf) else []
@@ -60,13 +68,18 @@ def complete(line: str) -> list[str] | None:
     return sorted({each for each in found if each.startswith(word)})
 
 
-def composed(words: Sequence[str]) -> dict[str, Any]:
+def _program(words: Sequence[str]) -> str:
+    """The primary configuration that the command line names."""
+    return next((name for flag, name in pairwise(words) if flag in NAMING), "config")
+
+
+def composed(words: Sequence[str], program: str = "config") -> dict[str, Any]:
     """The options of the configuration that `words` choose, nested, references not filled in."""
     root = yaml.load((CONF / "config.yaml").read_text(encoding="utf-8"), LOADER)
     listed = [entry for entry in root.pop("defaults") if isinstance(entry, dict)]
     chosen = {group: str(name) for entry in listed for group, name in entry.items() if group in _groups()}
     chosen |= {key: name for key, _, name in (word.partition("=") for word in words) if key in chosen}
-    tree = _merged(_declared(schema.Config), {key: value for key, value in root.items() if key != "hydra"})
+    tree = _merged(_declared(ROOTS[program]), {key: value for key, value in root.items() if key != "hydra"})
     for group, name in chosen.items():
         options = _file(group, name.replace("${task}", chosen["task"]))
         if group != "experiment":

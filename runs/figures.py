@@ -98,14 +98,15 @@ def loss_curves(history: pd.DataFrame, monitor: str, mode: str) -> Figure:
     return figure
 
 
-def confusion_matrix(counts: Sequence[Sequence[int]], labels: Sequence[str]) -> Figure:
-    """Counts of truth (rows) by prediction (columns), coloured by the share of the row."""
+def confusion_matrix(counts: Sequence[Sequence[int]], labels: Sequence[str], small: bool = False) -> Figure:
+    """Counts of truth (rows) by prediction (columns), coloured by the share of the row; small: the colours alone."""
     table = np.asarray(counts)
     share = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
-    figure = _figure(1.8 + 0.72 * len(labels), 1.4 + 0.62 * len(labels))
+    cell = (0.25, 0.2) if small else (0.72, 0.62)
+    figure = _figure(1.8 + cell[0] * len(labels), 1.4 + cell[1] * len(labels))
     axes = figure.subplots()
     image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    for row, column in np.ndindex(*table.shape):
+    for row, column in [] if small else np.ndindex(*table.shape):
         dark = share[row, column] > 0.5
         axes.text(
             column,
@@ -116,10 +117,14 @@ def confusion_matrix(counts: Sequence[Sequence[int]], labels: Sequence[str]) -> 
             fontsize=8,
             color="white" if dark else "black" if table[row, column] else "#bbbbbb",
         )
-    axes.set_xticks(range(len(labels)), labels, rotation=45, ha="right")
-    axes.set_yticks(range(len(labels)), labels)
-    axes.set(xlabel="prediction", ylabel="truth", title="Confusion matrix (counts)")
+    text: Any = {"fontsize": 7} if small else {}
+    axes.set_xticks(range(len(labels)), labels, rotation=45, ha="right", **text)
+    axes.set_yticks(range(len(labels)), labels, **text)
+    axes.set(xlabel="prediction", ylabel="truth")
     axes.grid(visible=False)
+    if small:
+        return figure
+    axes.set_title("Confusion matrix (counts)")
     figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03, label="share of the true class (recall)")
     return figure
 
@@ -173,6 +178,32 @@ def forecasts(windows: Sequence[Mapping[str, Any]], model: str, target: str) -> 
     for axes in grid.flat[len(windows) :]:
         axes.set_visible(False)
     figure.legend(*grid.flat[0].get_legend_handles_labels(), loc="outside upper center", ncols=6, fontsize=8)
+    return figure
+
+
+def memory(curves: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Norm of dh_T/ds_{T-k} by lag k (see `runs.memory`), the backward direction dashed; lines at a half and 1%."""
+    figure = _figure(7.5, 4.2)
+    axes = figure.subplots()
+    longest, lowest = 1, 1e-5
+    for number, (label, curve) in enumerate(curves.items()):
+        for direction, norms in curve["norm"].items():
+            shown = np.array(norms)
+            shown = shown[: np.argmin(shown > 0) if (shown == 0).any() else None]  # a logarithm has no 0
+            name = f"{label}, {direction}" if len(curve["norm"]) > 1 else label
+            style = "--" if direction == "backwards" else "-"
+            axes.plot(range(len(shown)), shown, style, color=COLOURS[number % len(COLOURS)], label=name)
+            longest = max(longest, int((shown > lowest).sum()))
+    for share, name in ((0.5, "a half"), (0.01, "1%")):
+        axes.axhline(share, color="#555555", linewidth=0.8, linestyle=":")
+        axes.annotate(name, (1, share), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
+    axes.set_yscale("log")
+    axes.minorticks_off()
+    axes.set(xlim=(0, longest), xlabel="lag k (steps)")
+    axes.set_ylabel(r"$\|\partial h_T / \partial s_{T-k}\|_F\, /\, \sqrt{H}$")
+    axes.set_ylim(bottom=lowest)
+    axes.set_title("What the last output still owes to the state k steps before")
+    axes.legend()
     return figure
 
 

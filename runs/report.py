@@ -12,9 +12,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 
-from runs import figures
+from runs import board, figures
 from runs.analysis import breakdown, likely_label_errors
 from runs.checkpoints import write_atomically
+from runs.memory import memory_of_run
 from tasks import Task
 
 
@@ -29,6 +30,9 @@ def write_results(
 ) -> None:
     """Write `predictions.parquet`, `likely_label_errors.csv`, `figures/`, TensorBoard's test events and `metrics.json`.
 
+    To the metrics come `breakdown`, scores of parts of the split, and of a recurrent network `memory`, its
+    `memory_curve`.
+
     `metrics.json` comes last: its presence says that the run is complete.
     """
     predictions = task.predictions()
@@ -37,7 +41,11 @@ def write_results(
     predictions = pd.concat([described.drop(columns=predictions.columns, errors="ignore"), predictions], axis=1)
     predictions.to_parquet(folder / "predictions.parquet", index=False)
     metrics["breakdown"] = breakdown(metrics["task"], predictions)
+    loader = datamodule.test_dataloader() if metrics["split"] == "test" else datamodule.val_dataloader()
     drawn = {}
+    if not metrics["fast_dev_run"] and (memory := memory_of_run(task, loader.dataset)) is not None:
+        metrics["memory"] = memory
+        drawn["memory"] = figures.memory({metrics["model"]: memory})
     if "train/loss" in history:
         drawn["loss"] = figures.loss_curves(history, config["task"]["monitor"], config["task"]["mode"])
     if metrics["task"] == "cls":
@@ -46,11 +54,11 @@ def write_results(
         labels = figures.readable([row["class"] for row in metrics["per_class"]], datamodule.facts.get("english") or {})
         drawn["confusion"] = figures.confusion_matrix(metrics["confusion"], labels)
     else:
-        drawn |= _forecast_figures(metrics, predictions.assign(index=index), datamodule)
+        drawn |= _forecast_figures(metrics, predictions.assign(index=index), datamodule.facts, loader.dataset)
     for name, figure in drawn.items():
         figures.save(figure, folder / "figures" / name)
     if isinstance(logger, TensorBoardLogger) and not metrics["fast_dev_run"]:
-        _write_events(logger, metrics, predictions, drawn, int(history["step"].iloc[-1]))
+        board.finish(logger, metrics, predictions, drawn, int(history["step"].iloc[-1]))
     write_json(folder / "metrics.json", metrics)
 
 
@@ -67,15 +75,15 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _forecast_figures(metrics: dict[str, Any], predictions: pd.DataFrame, datamodule: Any) -> dict[str, Figure]:
-    """The error by lead time, and six windows spread over the test split with what came before them."""
-    facts = datamodule.facts
+def _forecast_figures(
+    metrics: dict[str, Any], predictions: pd.DataFrame, facts: dict[str, Any], dataset: Any
+) -> dict[str, Figure]:
+    """The error by lead time, and six windows spread over the split with what came before them."""
     hours, unit = facts["step_hours"], facts["unit"]
     errors = {metrics["model"]: metrics["mae_by_step"], "seasonal naive": metrics["seasonal_naive"]["mae_by_step"]}
     available = predictions["index"].unique()
     chosen = available[np.linspace(0, len(available) - 1, min(6, len(available))).astype(int)]
-    loader = datamodule.test_dataloader() if metrics["split"] == "test" else datamodule.val_dataloader()
-    histories = loader.dataset[chosen.tolist()]["history"].numpy()
+    histories = dataset[chosen.tolist()]["history"].numpy()
     levels = [name for name in predictions if str(name).startswith("q0.")]
     windows = []
     for position, history in zip(chosen, histories, strict=True):
@@ -94,23 +102,3 @@ def _forecast_figures(metrics: dict[str, Any], predictions: pd.DataFrame, datamo
         "error_by_step": figures.error_by_step(errors, metrics["model"], hours, unit),
         "forecasts": figures.forecasts(windows, metrics["model"], facts["target"]),
     }
-
-
-def _write_events(
-    logger: TensorBoardLogger,
-    metrics: dict[str, Any],
-    predictions: pd.DataFrame,
-    drawn: dict[str, Figure],
-    step: int,
-) -> None:
-    """The test's scores beside the hyper-parameters, its figures, and texts that were misread."""
-    board = logger.experiment
-    for name, value in metrics["test"].items():
-        board.add_scalar(f"hp/{name}", value, step)
-    for name, figure in drawn.items():
-        board.add_figure(f"test/{name}", figure, step, close=False)
-    if metrics["task"] == "cls":
-        wrong = predictions[predictions["target"] != predictions["prediction"]].sort_values("probability").tail(20)
-        shown = wrong[["text", "target", "prediction", "probability"]].assign(text=wrong["text"].str.slice(0, 200))
-        board.add_text("test/misclassified", shown.to_markdown(index=False), step)
-    board.flush()

@@ -68,7 +68,7 @@ class GRUEncoderConfig(EncoderConfig):
 class CellEncoderConfig(EncoderConfig):
     """`rnn_cells.Recurrent` around a cell of your own."""
 
-    cell: Any = MISSING
+    cell: Any = option(MISSING, "the class, as cell._target_=my_cells.MinGRU, with trust=[my_cells]")
 
 
 @dataclass
@@ -368,6 +368,15 @@ class Config:
 
 
 @dataclass
+class DescribeConfig(Config):
+    """What a run would be made of, or what one has learned to remember."""
+
+    run: Any = option(None, "run folder to describe, or several: [folder, folder]; none: what the options ask for")
+    sequences: int = option(8, "of the test split, over which the memory of a run is averaged", least=1)
+    output: Optional[str] = option(None, "the memory's figure and numbers; figures/memory of the run if not given")
+
+
+@dataclass
 class BenchmarkConfig:
     """A comparison of our layers with torch.nn's."""
 
@@ -396,6 +405,13 @@ class ResultsConfig:
     output: str = option("RESULTS.md", "the page")
 
 
+@dataclass
+class DocsConfig:
+    """The page of all options."""
+
+    output: str = option("docs/options.md", "the page")
+
+
 SCHEMAS: dict[str, list[type]] = {
     "task": [ClassificationConfig, ForecastingConfig],
     "data": [TextConfig, SeriesConfig],
@@ -411,9 +427,11 @@ SCHEMAS: dict[str, list[type]] = {
 def register() -> None:
     """Make the schemas known to Hydra."""
     store = ConfigStore.instance()
-    store.store(name="schema", node=Config)
+    for schema in (Config, DescribeConfig):
+        store.store(group="schema", name=schema.__name__, node=schema)
     store.store(name="BenchmarkConfig", node=BenchmarkConfig)
     store.store(name="ResultsConfig", node=ResultsConfig)
+    store.store(name="DocsConfig", node=DocsConfig)
     for schemas in SCHEMAS.values():
         for schema in schemas:
             store.store(group="schema", name=schema.__name__, node=schema)
@@ -426,7 +444,7 @@ def validate(config: DictConfig, prefix: str = "") -> None:
         ConfigError: a value is missing or out of range; the message names the key and what is allowed.
     """
     schema: Any = OmegaConf.get_type(config)
-    if schema is Config:
+    if schema in (Config, DescribeConfig):
         _check_pairing(config)
     if schema is TrainerConfig and config.max_steps == 0:
         raise ConfigError(f"{prefix}max_steps=0 is not allowed: it must be at least 1, or -1 for no limit")

@@ -25,6 +25,7 @@ from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException  # pyright: ignore
 
+from runs import board
 from runs.build import build_datamodule, build_task, instantiate
 from runs.checkpoints import BEST, LAST, AtomicCheckpointIO, Recorder, read_checkpoint
 from runs.errors import CheckpointError
@@ -67,8 +68,12 @@ def train(
         write_json(folder / "data_report.json", datamodule.report)
     task = build_task(config, datamodule.facts)
     _announce(config, task, datamodule)
-    if logger is not None and checkpoint is None and not trial:
-        _log_hyperparameters(logger, config, datamodule.name)
+    if logger is not None and not (checkpoint and checkpoint["global_step"]) and not trial:
+        values = board.hyperparameters(config, datamodule.name, folder)
+        if isinstance(logger, TensorBoardLogger) and rank_zero_only.rank == 0:
+            board.begin(logger, values, config["task"]["name"])
+        elif not isinstance(logger, TensorBoardLogger):
+            logger.log_hyperparams(values)
 
     baseline = isinstance(task.model, Baseline)
     if baseline:
@@ -186,6 +191,8 @@ def _build_trainer(
         callbacks.append(EarlyStopping(**watch, **stopping, check_on_train_epoch_end=False))
     if decay := config["callbacks"]["averaging"]:
         callbacks.append(EMAWeightAveraging(decay=decay))
+    if isinstance(logger, TensorBoardLogger):
+        callbacks.append(board.ValidationFigure())
     if options["enable_progress_bar"]:
         callbacks.append(RichProgressBar(leave=False))
     options |= {
@@ -224,15 +231,3 @@ def _announce(config: dict[str, Any], task: Task, datamodule: Any) -> None:
         f"{config['model']['name']} on {datamodule.name}: {size}{sizes} examples (train / val / test), "
         f"seed {config['seed']}"
     )
-
-
-def _log_hyperparameters(logger: Logger, config: dict[str, Any], data: str) -> None:
-    parts = {name: config[name] for name in ("task", "model", "optimizer", "trainer", "seed")}
-    flat = pd.json_normalize(parts, sep=".")
-    values = {str(key): str(value) for key, value in flat.iloc[0].items() if "_target_" not in str(key)}
-    values["data"] = data
-    if isinstance(logger, TensorBoardLogger):
-        names = {"cls": ("accuracy", "f1_macro"), "forecast": ("mae", "skill")}[config["task"]["name"]]
-        logger.log_hyperparams(values, {f"hp/{name}": float("nan") for name in names})
-    else:
-        logger.log_hyperparams(values)

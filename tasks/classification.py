@@ -85,7 +85,7 @@ class ClassificationTask(Task):
             }
         )
         self.val_scores, self.test_scores = scores.clone(), scores.clone()
-        self.confusion = MulticlassConfusionMatrix(len(classes))
+        self.confusion, self.val_confusion = (MulticlassConfusionMatrix(len(classes)) for _ in range(2))
         self.calibration_errors: Any = nn.ModuleDict(
             {name: MulticlassCalibrationError(len(classes), n_bins=15) for name in ("ece", "ece_uncalibrated")}
         )
@@ -114,10 +114,13 @@ class ClassificationTask(Task):
 
     def update_validation(self, outputs: Tensor, batch: Batch) -> None:
         self.val_scores.update(outputs, batch["targets"])
+        self.val_confusion.update(outputs, batch["targets"])
 
     def validation_scores(self) -> dict[str, Tensor]:
         scores = {name: value.mean() for name, value in self.val_scores.compute().items()}
         self.val_scores.reset()
+        self.validation_details = {"confusion": self.val_confusion.compute().tolist()}
+        self.val_confusion.reset()
         return {name: scores[name] for name in ("accuracy", "f1")}
 
     @property

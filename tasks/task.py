@@ -31,7 +31,8 @@ class Task(pl.LightningModule):
     A validation while `calibrating` scores and logs nothing: its outputs are kept, and given to `calibrate`.
 
     After a test, `scores` holds the flat test scores, `details` whatever else belongs into `metrics.json`, and
-    `predictions()` one or more rows per test example.
+    `predictions()` one or more rows per test example. After a validation, `validation_details` holds plain values that
+    are no scores.
 
     Args:
         model: the network.
@@ -57,6 +58,7 @@ class Task(pl.LightningModule):
         self.blueprint: dict[str, Any] = {}
         self.scores: dict[str, float] = {}
         self.details: dict[str, Any] = {}
+        self.validation_details: dict[str, Any] = {}
 
     @abstractmethod
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -68,7 +70,7 @@ class Task(pl.LightningModule):
 
     @abstractmethod
     def validation_scores(self) -> dict[str, Tensor]:
-        """Scores of the validation batches since the last call."""
+        """Scores of the validation batches since the last call; may set `validation_details`."""
 
     @abstractmethod
     def update_test(self, outputs: Tensor, batch: Batch) -> None:

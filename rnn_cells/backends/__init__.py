@@ -28,15 +28,20 @@ def choose(name: str, cell: Cell, x: Tensor) -> ModuleType:
         ValueError: there is no such backend, or it can't run here (the message says why).
     """
     if name == "auto":
-        reasons = {other: backend.why_not(cell, x) for other, backend in BACKENDS.items()}
-        name = next(other for other, reason in reasons.items() if reason is None)
-        faster = [f"not {other}: {reason}" for other, reason in reasons.items() if reason is not None]
+        obstacles = reasons(cell, x)
+        name = next(other for other, reason in obstacles.items() if reason is None)
+        faster = [f"not {other}: {reason}" for other, reason in obstacles.items() if reason is not None]
         _announce("; ".join([f"backend auto runs {type(cell).__name__} on {name}", *faster]))
         return BACKENDS[name]
     check_name(name)
     if reason := BACKENDS[name].why_not(cell, x):
         raise ValueError(f"backend {name!r} can't run {type(cell).__name__} here: {reason}")
     return BACKENDS[name]
+
+
+def reasons(cell: Cell, x: Tensor) -> dict[str, str | None]:
+    """What keeps each backend, fastest first, from running `cell` on `x`; None: nothing."""
+    return {name: backend.why_not(cell, x) for name, backend in BACKENDS.items()}
 
 
 def name_of(backend: ModuleType) -> str:

@@ -63,6 +63,14 @@ def test_the_value_of_an_option_is_offered_or_all_that_it_may_have() -> None:
     assert complete("resume=") == []
 
 
+def test_programs_are_completed_and_a_description_has_the_options_of_a_run_and_its_own() -> None:
+    assert complete("-cn des") == ["describe"]
+    assert complete("-cn describe optimizer=sgd optimizer.l") == ["optimizer.lr="]
+    assert complete("-cn describe seq") == ["sequences="]
+    assert complete("seq") == []
+    assert complete("-cn benchmark th") is None  # Hydra knows
+
+
 @pytest.mark.parametrize("line", ["hydra.sweeper.", "+new", "~logger", "data.path=./c", "--mult"])
 def test_hydras_own_options_and_files_are_left_to_hydra(line: str) -> None:
     assert complete(line) is None

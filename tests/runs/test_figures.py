@@ -146,3 +146,14 @@ def test_a_baseline_is_a_level_line_among_the_monitored_scores(tmp_path: Path) -
     assert points(level, "y") == [0.8, 0.8]
     assert level.get_label() == "nb"
     assert points(gru, "y") == HISTORY["val/f1"].tolist()
+
+
+def test_the_memory_is_drawn_by_lag_until_it_is_nothing(tmp_path: Path) -> None:
+    both = {"norm": {"forwards": [1, 0.1, 0.01, 0.0], "backwards": [1, 0.5, 0.25, 0.125]}}
+    figure = drawn(figures.memory({"gru": {"norm": {"forwards": [1.0]}}, "bilstm": both}), tmp_path / "memory")
+    axes = figure.axes[0]
+    curves = {str(line.get_label()): points(line, "y") for line in axes.lines if str(line.get_label())[0] != "_"}
+    expected = {"gru": [1], "bilstm, forwards": [1, 0.1, 0.01], "bilstm, backwards": [1, 0.5, 0.25, 0.125]}
+    assert curves == expected
+    assert axes.get_yscale() == "log"
+    assert [points(line, "y")[0] for line in axes.lines if str(line.get_label())[0] == "_"] == [0.5, 0.01]

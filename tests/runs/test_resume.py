@@ -172,6 +172,10 @@ def test_the_epoch_in_which_a_run_was_killed_is_in_tensorboard_once(
         history = pd.read_csv(tmp_path / "killed" / "history.csv")
         assert len({step for step, _ in points}) == len(points) == 3, name
         assert [value for _, value in points] == pytest.approx(history[name].tolist(), rel=1e-5)
+    drawn = [event.step for event in events.Images("val/confusion")]
+    assert drawn == [event.step for event in events.Scalars("val/loss")]
+    for name in events.Tags()["tensors"]:  # the layout, texts, precision over recall
+        assert len(events.Tensors(name)) == 1, name
 
 
 @pytest.mark.slow

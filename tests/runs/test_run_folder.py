@@ -20,7 +20,7 @@ from runs.build import build_datamodule, load_task, plain
 from tests.runs.lab import SECRET, SMALL, STEPS_PER_EPOCH
 
 TASKS = ("cls", "forecast")
-FIGURES = {"cls": {"loss", "confusion"}, "forecast": {"loss", "error_by_step", "forecasts"}}
+FIGURES = {"cls": {"loss", "confusion", "memory"}, "forecast": {"loss", "error_by_step", "forecasts", "memory"}}
 
 
 @pytest.fixture(params=TASKS)
@@ -60,6 +60,9 @@ def test_metrics_say_what_was_run_and_how_well_it_did(task: str, folder: Path) -
     keys = {"task", "model", "data", "seed", "backend", "parameters", "seconds", "epochs", "best_epoch", "test"}
     assert keys < set(metrics)
     assert (metrics["task"], metrics["seed"], metrics["epochs"]) == (task, 0, 3)
+    remembered = metrics["memory"]["norm"]["forwards"]
+    assert metrics["memory"]["lags"] == list(range(len(remembered)))
+    assert remembered[0] == 1
     assert metrics["model"] == {"cls": "gru", "forecast": "lstm"}[task]
     assert metrics["data"].startswith("sample_")
     history = pd.read_csv(folder / "history.csv")
@@ -102,7 +105,7 @@ def test_scores_can_be_computed_again_from_the_predictions(task: str, folder: Pa
     assert (table["first_target"] - table["origin"] == pd.Timedelta("1h")).all()
 
 
-def test_tensorboard_reads_the_curves_the_hyper_parameters_and_the_figures(task: str, folder: Path) -> None:
+def test_tensorboard_reads_the_curves_the_scores_and_the_figures(task: str, folder: Path) -> None:
     scalars: dict[str, dict[int, float]] = {}
     images: set[str] = set()
     for path in folder.glob("events.out.tfevents.*"):
@@ -115,7 +118,7 @@ def test_tensorboard_reads_the_curves_the_hyper_parameters_and_the_figures(task:
     for name in ("train/loss", "val/loss"):
         assert [value for _, value in sorted(scalars[name].items())] == pytest.approx(history[name].tolist(), rel=1e-5)
     for name, value in metrics_of(folder)["test"].items():
-        assert scalars[f"hp/{name}"][max(scalars[f"hp/{name}"])] == pytest.approx(value, rel=1e-5)
+        assert scalars[f"test/{name}"] == {3 * STEPS_PER_EPOCH: pytest.approx(value, rel=1e-5)}
     assert {f"test/{name}" for name in FIGURES[task]} <= images
 
 

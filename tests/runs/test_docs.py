@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+
+from runs import schema
+from runs.completion import choices
+from runs.docs import page
+from runs.schema import SCHEMAS
+from tests.runs.lab import ROOT
+
+PAGE = ROOT / "docs" / "options.md"
+
+
+def rows() -> dict[str, list[str]]:
+    """The cells of all tables, by the first of a row."""
+    lines = (line.strip("| ").split(" | ") for line in PAGE.read_text(encoding="utf-8").splitlines() if "|" in line)
+    return {first.strip("`"): rest for first, *rest in lines}
+
+
+def test_the_page_of_options_is_what_make_docs_writes() -> None:
+    assert PAGE.read_text(encoding="utf-8") == page(), "conf/ or runs/schema.py has changed: run `make docs`"
+
+
+def test_every_choice_and_every_option_with_a_meaning_is_on_it() -> None:
+    shown, text = rows(), PAGE.read_text(encoding="utf-8")
+    for group in (*SCHEMAS, "logger", "experiment"):
+        for name in choices(group):
+            assert shown[f"{group}={name}"][0].strip(), f"conf/{group}/{name}.yaml says nothing of itself in a comment"
+        for owner in SCHEMAS.get(group, []):
+            for item in fields(owner):
+                if "help" in item.metadata:
+                    assert re.search(rf"`{group}\.{item.name}` .*{re.escape(item.metadata['help'])} \|", text)
+    for owner in (schema.Config, schema.DescribeConfig, schema.BenchmarkConfig, schema.ResultsConfig):
+        assert {item.name for item in fields(owner) if "help" in item.metadata} <= shown.keys()
+
+
+def test_types_defaults_limits_and_what_a_choice_sets_are_those_of_the_files() -> None:
+    shown = rows()
+    assert shown["optimizer.lr"][:3] == ["number", "`0.001`", "> 0, ≤ 10"]
+    assert shown["model.encoder.init"][:3] == ["text", "`torch`", "`torch`, `orthogonal`"]
+    assert shown["task.ngrams.bits"][:3] == ["whole number", "`18`", "≥ 8, ≤ 26"]
+    assert shown["task.quantiles"][:2] == ["list: number", "`[]`"]
+    assert shown["callbacks.early_stopping.patience"][:3] == ["whole number", "`3`", "≥ 0"]
+    assert shown["data.limit"][0] == "whole number, or null"
+    assert shown["optimizer=sgd"] == [
+        "Stochastic gradient descent with momentum.",
+        "`_target_=torch.optim.SGD`, `lr=0.1`",
+    ]
+    assert "`baseline.penalty=1000`" in shown["model=ridge"][1]
+    assert "`sample_years=3`" not in shown["data=sample_climate"][1]  # the schema has it already
+    assert "`task.ngrams.words=2`" in shown["experiment=ablation/pooling"][1]  # of the recipe that it builds on
+    assert "`task.pooling=last,mean,max,attention,max_mean`" in shown["experiment=ablation/pooling"][1]
