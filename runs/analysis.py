@@ -91,6 +91,13 @@ def average(task: str, runs: Sequence[pd.DataFrame]) -> pd.DataFrame | None:
     return mean
 
 
+def curve(histories: Sequence[pd.DataFrame], name: str) -> pd.DataFrame:
+    """A score by epoch over several runs: its `mean`, and its range from `low` to `high`; empty if no run has it."""
+    runs = [history.groupby("epoch")[name].last() for history in histories if name in history]
+    table = pd.concat(runs, axis=1) if runs else pd.DataFrame()
+    return pd.DataFrame({"mean": table.mean(axis=1), "low": table.min(axis=1), "high": table.max(axis=1)}).dropna()
+
+
 def likely_label_errors(predictions: pd.DataFrame) -> pd.DataFrame:
     """Texts whose label the model contradicts with confidence, the surest first (confident learning).
 
