@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from runs import schema
 
-PROGRAMS = {"benchmark": "runs.benchmark", "results": "runs.results"}
+PROGRAMS = {"benchmark": "runs.benchmark", "results": "runs.results", "report": "runs.page"}
 """What a configuration is for, by its name; others are runs."""
 
 
@@ -103,6 +103,7 @@ Examples
   python run.py -m model=rnn,gru,lstm,bilstm seed=0,1,2       a sweep, compared at its end
   python run.py -m task=cls model=tfidf_svm,bilstm            against what one would try first
   python run.py -cn benchmark                                 our layers against torch.nn's
+  python run.py -cn report runs=outputs/sweeps                a page that compares runs: report.html
   python run.py -cn results                                   all studies of the project, and RESULTS.md from them
 
 Groups: choose with group=name

@@ -26,6 +26,10 @@ SCORES = {
     "cls": ("accuracy", "precision_macro", "recall_macro", "f1_macro"),
     "forecast": ("mae", "median_ae", "rmse", "bias", "skill"),
 }
+MAIN = {"cls": "f1_macro", "forecast": "mae"}
+"""The score that sums a model up."""
+TESTED = {"cls": "accuracy", "forecast": "mae"}
+"""The score whose differences are tested."""
 TESTS = {
     "cls": "examples that only this model has right : that only the reference has; p of McNemar's exact test",
     "forecast": "difference of the mean errors with its 95% interval and p, from a bootstrap of weeks",
@@ -166,7 +170,14 @@ def write_comparison(folder: Path, runs: Sequence[Path]) -> None:
     (folder / "comparison.md").write_text("\n\n".join(texts) + "\n", encoding="utf-8")
     for run, status in comparison.failed.items():
         log.error(f"failed: {run.name}: {status['error'] or status['state']}")
-    log.info(f"{comparison.finished} of {len(runs)} runs finished; comparison: {folder / 'comparison.md'}")
+    # A page needs libraries that a process which composes a configuration and stops has no use for.
+    from runs.page import write_page
+
+    write_page(folder / "report.html", comparison)
+    log.info(
+        f"{comparison.finished} of {len(runs)} runs finished; comparison: {folder / 'comparison.md'}, and to look at: "
+        f"{folder / 'report.html'}"
+    )
 
 
 def summarise(rows: pd.DataFrame, scores: tuple[str, ...]) -> pd.DataFrame:

@@ -395,6 +395,15 @@ class ResultsConfig:
     output: str = option("RESULTS.md", "the page")
 
 
+@dataclass
+class ReportConfig:
+    """The page that compares runs."""
+
+    runs: Any = option(MISSING, "a run folder, a sweep, a pattern of such, or a list")
+    output: str = option("report.html", "the page")
+    title: Optional[str] = option(None, "what stands above it; the names of the models if not given")
+
+
 SCHEMAS: dict[str, list[type]] = {
     "task": [ClassificationConfig, ForecastingConfig],
     "data": [TextConfig, SeriesConfig],
@@ -413,6 +422,7 @@ def register() -> None:
     store.store(name="schema", node=Config)
     store.store(name="BenchmarkConfig", node=BenchmarkConfig)
     store.store(name="ResultsConfig", node=ResultsConfig)
+    store.store(name="ReportConfig", node=ReportConfig)
     for schemas in SCHEMAS.values():
         for schema in schemas:
             store.store(group="schema", name=schema.__name__, node=schema)
