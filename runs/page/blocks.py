@@ -17,7 +17,7 @@ class Cell:
         value: what the column is sorted by; the text if not given.
         spread: behind the text, small: its standard deviation.
         mark: behind that, raised.
-        kind: `best`, `quiet` or nothing.
+        kind: `best`, `quiet`, `text` for a long one, or nothing.
     """
 
     text: str

@@ -25,8 +25,8 @@ NAMES = {
     "precision_macro": "precision",
     "recall_macro": "recall",
     "f1_macro": "F1",
-    "mae": "mean error",
-    "median_ae": "median error",
+    "mae": "MAE",
+    "median_ae": "median AE",
     "rmse": "RMSE",
     "bias": "bias",
     "skill": "skill",
@@ -54,6 +54,10 @@ def rounded(values: Any, digits: int = 5) -> list[float | None]:
 def wrapped(text: str) -> str:
     """A tick's text, broken at its spaces."""
     return escape(text).replace(" ", "<br>")
+
+
+def _upper(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def axis(title: str = "", **options: Any) -> dict[str, Any]:
@@ -122,6 +126,7 @@ def heat(
         "z": [rounded(row, 4) for row in z],
         "text": text,
         "texttemplate": "%{text}",
+        "textfont": {"color": "--ink"},
         "customdata": said,
         "hovertemplate": "%{customdata}<extra></extra>",
         "colorscale": [[0, "--heat-low"], [1, "--heat-high"]],
@@ -130,10 +135,11 @@ def heat(
         "ygap": 2,
     }
     common = {"showgrid": False, "zeroline": False}
-    across = axis(tickvals=cells["x"], ticktext=x, side="top", tickangle=0, **common)
+    across = axis(tickvals=cells["x"], ticktext=x, side="top", autotickangles=[0, -90], **common)
     down = axis(tickvals=cells["y"], ticktext=y, autorange="reversed", **common)
-    layout = {"margin": {"t": 40, "b": 4}}
-    return figure([cells | options], across, down, 60 + 38 * len(y), **layout)
+    chart = figure([cells | options], across, down, 60 + 38 * len(y), margin={"t": 40, "b": 4})
+    one_line = [name.replace("<br>", " ") for name in x]  # it may have to be turned
+    return {**chart, "narrow": {"xaxis": {"ticktext": one_line}, "height": 80 + 32 * len(y)}}
 
 
 def line(x: Any, y: Any, label: str, style: Style, hover: str, **options: Any) -> dict[str, Any]:
@@ -197,7 +203,7 @@ def scores_by_run(found: TaskComparison) -> Chart:
     y = axis(range=[len(labels) - 0.5, -0.5], showgrid=False, zeroline=False, automargin=True, **ticks)
     chart = figure(data, axis(NAMES[score], zeroline=False), y, 60 + 36 * len(labels))
     note = "A dot per run; the bar is the mean of a model's runs."
-    return Chart(f"{NAMES[score]} of every run", chart, note)
+    return Chart(f"{_upper(NAMES[score])} of every run", chart, note)
 
 
 def learning_curves(found: TaskComparison) -> Chart | None:
@@ -229,7 +235,7 @@ def learning_curves(found: TaskComparison) -> Chart | None:
     if not names:
         return None
     titles = [{"train/loss": "training loss", "val/loss": "validation loss"}.get(name, name) for name in names]
-    x = axis("epoch", dtick=1 if max(lasts.values()) <= 12 else None, zeroline=False)
+    x = axis("epoch", dtick=1 if max(lasts.values()) <= 5 else None, zeroline=False)
     note = "Means over a model's runs, and the range between them. Dotted: fitted in one go."
     return Chart("Learning curves", grid(data, titles, 3, x, axis(zeroline=False)), note)
 
@@ -257,7 +263,7 @@ def cost(found: TaskComparison, name: str, title: str) -> Chart:
         data.append(line(*center, label, style, f"mean {hover}", **mean))
     x = axis(title, type="log", zeroline=False, **_logarithmic(*ends))
     chart = figure(data, x, axis(NAMES[score], zeroline=False))
-    return Chart(f"{NAMES[score]} by {title}", chart, "A point per run, a large one for the mean.", half=True)
+    return Chart(f"{_upper(NAMES[score])} by {title}", chart, "A point per run, a large one for the mean.", half=True)
 
 
 def _logarithmic(low: float, high: float) -> dict[str, Any]:
@@ -278,10 +284,16 @@ def by_part(found: TaskComparison, title: str, heading: str, note: str = "") -> 
     if table is None:
         return None
     look = styles(dict.fromkeys(found.rows["label"]))
-    names = [escape(str(part)) for part in table.index]
+    names = [escape(str(part).replace("under ", "<").replace(" and more", "+")) for part in table.index]
     data = [
         line(names, rounded(table[label]), label, look[label], "%{x}: %{y:.4f}", **markers(look[label], 7))
         for label in table
     ]
-    x = axis(title.partition(" by ")[2], type="category", zeroline=False)
-    return Chart(heading, figure(data, x, axis(title.partition(" by ")[0], zeroline=False)), note, half=True)
+    score, _, kind = title.partition(" by ")
+    x = axis(kind, type="category", zeroline=False)
+    return Chart(
+        heading,
+        figure(data, x, axis({"mae": "mean absolute error"}.get(score, score), zeroline=False)),
+        note,
+        half=True,
+    )

@@ -1,4 +1,4 @@
-"""What only a comparison of forecasts shows: errors by time, the fan of quantiles, and windows, the worst among them."""
+"""What only a comparison of forecasts shows: errors by time, the fan of quantiles, and the worst windows."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def _by_hour(found: TaskComparison, tables: dict[Path, pd.DataFrame]) -> Chart |
     if naive and "seasonal_naive" not in set(found.rows["model"]):
         hourly = (naive[0]["seasonal_naive"] - naive[0]["target"]).abs().groupby(naive[0]["time"].dt.hour).mean()
         data.append(line(hourly.index.tolist(), rounded(hourly), "seasonal naive", NAIVE, "%{x} o'clock: %{y:.3f}"))
-    x = axis("hour of day of the target", dtick=3, zeroline=False)
+    x = axis("hour of day of the target", dtick=3, range=[-0.5, 23.5], zeroline=False)
     return Chart("Error by hour of day", figure(data, x, axis("mean absolute error", zeroline=False)), half=True)
 
 
@@ -197,16 +197,12 @@ def _windows(found: TaskComparison, tables: dict[Path, pd.DataFrame], target: st
             panels["all models"] = [_panels(shared, first, look, target)]
     for label, each in errors.items():
         panels[label] = [_panels(each, {label: first[label]}, look, target)]
-    note = "What is known before the origin is put together from the targets of other windows. Drag to zoom, click twice to come back."
-    return (
-        Choice(
-            "Windows",
-            panels,
-            f"Those with the largest mean error, and those nearest to the median, in {target}; of several runs the first. {note}",
-        )
-        if panels
-        else None
+    note = (
+        f"Those with the largest mean error, and those nearest to the median, in {target}; of several runs the first. "
+        "What is known before the origin is put together from the targets of other windows. Drag to zoom, click twice "
+        "to come back."
     )
+    return Choice("Windows of", panels, note) if panels else None
 
 
 def _panels(errors: pd.Series, models: dict[str, pd.DataFrame], look: dict[str, Style], target: str) -> Chart:
@@ -248,7 +244,7 @@ def _panels(errors: pd.Series, models: dict[str, pd.DataFrame], look: dict[str, 
             data.append(line(_times(rows["time"]), rounded(rows["prediction"]), label, look[label], "%{y:.2f}", **own))
         times, values = [*known, *target_rows["time"]], [*known.values(), *target_rows["target"]]
         data.append(line(_times(pd.Index(times)), rounded(values), "truth", ink, "%{y:.2f}", **own))
-        titles.append(f"{kind}: from {origin:%Y-%m-%d %H:%M}, mean error {errors[origin]:.2f}")
+        titles.append(f"{kind}, {origin:%Y-%m-%d %H:%M}: MAE {errors[origin]:.2f}")
     return Chart("", grid(data, titles, 2, axis(type="date", zeroline=False, nticks=6), axis(zeroline=False)))
 
 

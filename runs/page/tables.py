@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from runs.page.charts import NAMES
 LEAST = ("mae", "median_ae", "rmse")  # scores of which less is better; of a bias, what is nearest to 0
 LEVELS = {0.05: "*", 0.01: "**", 0.001: "***"}
 ITEMS = 8  # of a list in a data report
+NONE = "–"
+TIME = re.compile(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d):00(\.0+)?$")
 
 
 def scores(found: TaskComparison) -> Table:
@@ -74,17 +77,15 @@ def _against(of_label: pd.Series, reference: str) -> str:
 
 
 def _notes(found: TaskComparison, averaged: bool) -> list[str]:
-    notes = [
-        "Mean ± standard deviation over a model's runs. Bold: the best of a column"
-        + (", among models and among averages of several runs' answers." if averaged else ".")
-    ]
+    kinds = ", among models and among averages of several runs' answers" if averaged else ""
+    notes = [f"Mean ± standard deviation over a model's runs. Bold: the best of a column{kinds}."]
     if found.task == "cls":
         notes.append("Precision, recall and F1 are means over the classes, each counting alike.")
     if len(found.table) > 1:
         stars = ", ".join(f"{mark} p < {level}" for level, mark in LEVELS.items())
-        notes.append(
-            f"Against {found.reference}: {TESTS[found.task]}. At the {NAMES[TESTED[found.task]]}: {stars}, not corrected for the number of models."
-        )
+        tested = NAMES[TESTED[found.task]]
+        notes.append(f"Against {found.reference}: {TESTS[found.task]}.")
+        notes.append(f"At the {tested}: {stars}, not corrected for the number of models.")
     return notes
 
 
@@ -95,13 +96,15 @@ def settings(found: TaskComparison) -> Table | None:
         content: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
         flat[folder] = dict(_flattened(content))
     keys = list(dict.fromkeys(key for each in flat.values() for key in each))
+    parts = list(dict.fromkeys(key.partition(".")[0] for key in keys))
     labels = {str(label): list(folders) for label, folders in found.rows.groupby("label", sort=False)["folder"]}
     rows: list[list[Cell | str]] = []
-    for key in keys:
-        if len({each.get(key) for each in flat.values()}) == 1:
+    for key in sorted(keys, key=lambda key: parts.index(key.partition(".")[0])):
+        values = {folder: each.get(key, NONE) for folder, each in flat.items()}
+        if key.endswith("_partial_") or len(set(values.values())) == 1:
             continue
-        values = [list(dict.fromkeys(flat[folder].get(key, "–") for folder in folders)) for folders in labels.values()]
-        rows.append([key, *(Cell(", ".join(each), kind="quiet" if each == ["–"] else "") for each in values)])
+        of_labels = [", ".join(dict.fromkeys(values[folder] for folder in folders)) for folders in labels.values()]
+        rows.append([key, *(Cell(text, kind="quiet" if text == NONE else "") for text in of_labels)])
     return Table("Settings that differ", ["key", *labels], rows, key="settings") if rows else None
 
 
@@ -120,10 +123,10 @@ def reports(found: TaskComparison) -> list[Table]:
             title += f", for {', '.join(dict.fromkeys(labels))}"
         splits = report.pop("splits", {})
         rows = [[_words(key), _counted(value)] for key, value in _flattened(report) if key != "name"]
-        tables.append(Table(title, ["found", "value"], rows, frozenset({"value"})))
+        tables.append(Table(title, ["found", "value"], rows))
         each = {name: dict(_flattened(split)) for name, split in splits.items()}
         keys = dict.fromkeys(key for split in each.values() for key in split)
-        rows = [[_words(key), *(_counted(split.get(key, "–")) for split in each.values())] for key in keys]
+        rows = [[_words(key), *(_counted(split.get(key, NONE)) for split in each.values())] for key in keys]
         if rows:
             tables.append(Table(f"{title}: splits", ["of the split", *each], rows, frozenset(each)))
     return tables
@@ -148,10 +151,10 @@ def _text(value: Any) -> str:
             return f"{len(value)}: " + "; ".join(items)
         return f"[{', '.join(items)}]"
     if isinstance(value, Mapping):
-        return " ".join(f"{key} {_text(item)}" for key, item in value.items()) or "–"
+        return ", ".join(f"{key} {_text(item)}" for key, item in value.items()) or NONE
     if value is None or value == "":
-        return "–"
-    return str(value).lower() if isinstance(value, bool) else str(value)
+        return NONE
+    return str(value).lower() if isinstance(value, bool) else TIME.sub(r"\1 \2", str(value)).removesuffix(".0")
 
 
 def _words(key: str) -> str:
@@ -161,5 +164,5 @@ def _words(key: str) -> str:
 def _counted(text: str) -> Cell:
     """A value of a report; nothing found is said quietly."""
     return Cell(
-        f"{int(text):,}" if text.isdecimal() else text, kind="quiet" if text in ("0", "–", "[]", "0: ", "false") else ""
+        f"{int(text):,}" if text.isdecimal() else text, kind="quiet" if text in ("0", NONE, "[]", "false") else ""
     )

@@ -72,6 +72,7 @@ def _reliability(found: TaskComparison, tables: dict[Path, pd.DataFrame]) -> Cha
         bins = reliability(both["probability"], both["prediction"] == both["target"])
         hover = "probability %{x:.3f}<br>right %{y:.3f}<br>%{customdata:,} answers"
         points = {**markers(look[str(label)], _sizes(bins["examples"])), "customdata": bins["examples"].tolist()}
+        points["marker"]["line"] = {"width": 0}
         data.append(
             line(rounded(bins["probability"]), rounded(bins["accuracy"]), str(label), look[str(label)], hover, **points)
         )
@@ -80,7 +81,7 @@ def _reliability(found: TaskComparison, tables: dict[Path, pd.DataFrame]) -> Cha
     x, y = (
         axis(title, range=[0, 1.02], zeroline=False) for title in ("probability of the answer", "share that is right")
     )
-    note = "Answers in fifteen bins of their probability. Below the dotted line a model is too sure, above it not sure enough."
+    note = "Answers by their probability; the larger the point, the more. Below the dotted line a model is too sure."
     return Chart("Reliability", figure(data, x, y), note, half=True)
 
 
@@ -139,14 +140,8 @@ def _most_confused(counts: np.ndarray, classes: list[str], runs: int, prediction
             )
         for each in found.to_dict("records"):
             text = str(each["text"])
-            rows.append(
-                [
-                    text[:SHOWN] + ("…" if len(text) > SHOWN else ""),
-                    *names,
-                    number(each["probability"], "{:.3f}"),
-                    count,
-                ]
-            )
+            shown = Cell(text[:SHOWN] + ("…" if len(text) > SHOWN else ""), kind="text")
+            rows.append([shown, *names, number(each["probability"], "{:.3f}"), count])
         if found.empty:
             rows.append([Cell("–", kind="quiet"), *names, number(None), count])
     each = "mistakes per run" if runs > 1 else "mistakes"
