@@ -130,12 +130,12 @@ def _facts(found: TaskComparison) -> list[tuple[str, str]]:
     models, seeds = found.rows["label"].nunique(), found.rows["seed"].nunique()
     counts = [f"{len(found.rows)} of {models} models" if models > 1 else f"{len(found.rows)} of one model"]
     counts += [f"{seeds} seeds"] if seeds > 1 else []
-    label, score = tables.best(found)
+    best = tables.best(found)
     return [
         ("data", ", ".join(dict.fromkeys(found.rows["data"]))),
         ("split", f"{found.split}, {size} {'texts' if found.task == 'cls' else 'windows'}"),
         ("runs", ", ".join(counts)),
-        (f"best {charts.NAMES[MAIN[found.task]]}", f"{score:.4f}, {label}"),
+        *([(f"best {charts.NAMES[MAIN[found.task]]}", best)] if best else []),
     ]
 
 

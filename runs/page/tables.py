@@ -56,12 +56,12 @@ def scores(found: TaskComparison) -> Table:
     return Table("Scores", head, rows, frozenset(numbers), _notes(found, bool(averaged.any())), key="scores")
 
 
-def best(found: TaskComparison) -> tuple[str, float]:
-    """The label with the best mean of the task's main score, and that."""
+def best(found: TaskComparison) -> str:
+    """The best mean of the task's main score, and whose it is; nothing where no score is defined."""
     score = MAIN[found.task]
     table = found.table[found.table["label"].isin(found.rows["label"])]
     value = _best(score, table[score])
-    return (str(table.loc[table[score] == value, "label"].iloc[0]), value) if np.isfinite(value) else ("–", value)
+    return "" if np.isnan(value) else f"{value:.4f}, {table.loc[table[score] == value, 'label'].iloc[0]}"
 
 
 def _best(name: str, values: pd.Series) -> float:
