@@ -102,11 +102,15 @@ class TaskComparison:
         """The validation score that picks the best epoch."""
         return str(OmegaConf.load(self.rows["folder"].iloc[0] / "config.yaml").task.monitor)
 
+    @property
+    def labels(self) -> dict[str, list[Path]]:
+        """The folders of each label's runs."""
+        return {str(label): list(of_label) for label, of_label in self.rows.groupby("label", sort=False)["folder"]}
+
     def histories(self) -> dict[str, list[pd.DataFrame]]:
         """What `history.csv` holds of each run, by label."""
-        groups = self.rows.groupby("label", sort=False)["folder"]
-        kept = {str(label): [run / "history.csv" for run in runs] for label, runs in groups}
-        return {label: [pd.read_csv(file) for file in files if file.exists()] for label, files in kept.items()}
+        files = {label: [run / "history.csv" for run in folders] for label, folders in self.labels.items()}
+        return {label: [pd.read_csv(file) for file in each if file.exists()] for label, each in files.items()}
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,9 @@ from __future__ import annotations
 import base64
 import glob
 import hashlib
-import json
 import logging
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import jinja2
 from markupsafe import Markup
@@ -79,7 +77,8 @@ def _render(comparison: Comparison, title: str | None) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("runs.page", ""), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["embedded"] = _embedded
+    # tojson escapes `<`, so that no text can end the script element that holds it.
+    environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "allow_nan": False, "separators": (",", ":")}
     style, script = (environment.loader.get_source(environment, f"page.{kind}")[0] for kind in ("css", "js"))  # pyright: ignore
     scripts = [script, get_plotlyjs()]
     return environment.get_template("page.html").render(
@@ -96,14 +95,6 @@ def _render(comparison: Comparison, title: str | None) -> str:
         scripts=[Markup(each) for each in scripts],
         hashes=[_hash(each) for each in scripts],
     )
-
-
-def _embedded(figure: Any) -> Markup:
-    """JSON inside of a script element: `<` is escaped, so that no text can end the element or begin another."""
-    text = json.dumps(figure, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return Markup(text)
 
 
 def _hash(script: str) -> str:
@@ -127,13 +118,14 @@ def _facts(found: TaskComparison) -> list[tuple[str, str]]:
         for of in found.metrics.values()
     }
     size = " to ".join(f"{count:,}" for count in sorted({min(sizes), max(sizes)}))
+    unit = "texts" if found.task == "cls" else "windows"
     models, seeds = found.rows["label"].nunique(), found.rows["seed"].nunique()
     counts = [f"{len(found.rows)} of {models} models" if models > 1 else f"{len(found.rows)} of one model"]
     counts += [f"{seeds} seeds"] if seeds > 1 else []
     best = tables.best(found)
     return [
         ("data", ", ".join(dict.fromkeys(found.rows["data"]))),
-        ("split", f"{found.split}, {size} {'texts' if found.task == 'cls' else 'windows'}"),
+        ("split", f"{found.split}, {size} {unit}" if max(sizes) else found.split),
         ("runs", ", ".join(counts)),
         *([(f"best {charts.NAMES[MAIN[found.task]]}", best)] if best else []),
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,7 @@ class Table:
     rows: Sequence[Sequence[Cell | str]]
     numbers: frozenset[str] = frozenset()
     notes: Sequence[str] = ()
-    key: str = ""  # of the row heads, for whom looks it up
-    block: str = "table"
+    kind: ClassVar = "table"
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class Chart:
     figure: Mapping[str, Any]
     note: str = ""
     half: bool = False  # two of these may stand side by side
-    block: str = "chart"
+    kind: ClassVar = "chart"
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class Choice:
     title: str  # the list stands behind it
     panels: Mapping[str, Sequence[Table | Chart]]
     note: str = ""
-    block: str = "choice"
+    kind: ClassVar = "choice"
 
 
 Block = Table | Chart | Choice

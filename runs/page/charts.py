@@ -7,6 +7,7 @@ from a user are escaped, for plotly reads some HTML.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from html import escape
 from typing import Any
 
@@ -19,7 +20,7 @@ from runs.page.blocks import Chart
 SERIES = 7  # colours of the palette
 DASHES = ("solid", "dash", "dot", "dashdot")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up")
-UNITS = ((1e6, " M"), (1e3, " k"), (1, ""))
+UNITS = ((1e6, " M"), (1e3, " k"), (0, ""))
 NAMES = {
     "accuracy": "accuracy",
     "precision_macro": "precision",
@@ -33,15 +34,26 @@ NAMES = {
 }
 """Scores as people call them."""
 
-Style = Mapping[str, str]
+
+@dataclass(frozen=True)
+class Look:
+    """How a label is drawn, in every chart alike."""
+
+    label: str
+    colour: str
+    dash: str = "solid"
+    symbol: str = "circle"
 
 
-def styles(labels: Iterable[str]) -> dict[str, Style]:
+PERFECT = Look("perfect", "--muted", "dot")
+
+
+def looks(labels: Iterable[str]) -> dict[str, Look]:
     """A colour for each label; where there are more labels than colours, another dash and symbol, too."""
     found = {}
     for at, label in enumerate(labels):
         lap = at // SERIES % len(DASHES)
-        found[label] = {"colour": f"--series-{at % SERIES}", "dash": DASHES[lap], "symbol": SYMBOLS[lap]}
+        found[label] = Look(label, f"--series-{at % SERIES}", DASHES[lap], SYMBOLS[lap])
     return found
 
 
@@ -60,7 +72,7 @@ def _upper(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def axis(title: str = "", **options: Any) -> dict[str, Any]:
+def axis(title: str, **options: Any) -> dict[str, Any]:
     """An axis with its title."""
     return {"title": {"text": escape(title)}, **options}
 
@@ -134,135 +146,114 @@ def heat(
         "xgap": 2,
         "ygap": 2,
     }
-    common = {"showgrid": False, "zeroline": False}
-    across = axis(tickvals=cells["x"], ticktext=x, side="top", autotickangles=[0, -90], **common)
-    down = axis(tickvals=cells["y"], ticktext=y, autorange="reversed", **common)
+    across = axis("", tickvals=cells["x"], ticktext=x, showgrid=False, side="top", autotickangles=[0, -90])
+    down = axis("", tickvals=cells["y"], ticktext=y, showgrid=False, autorange="reversed")
     chart = figure([cells | options], across, down, 60 + 38 * len(y), margin={"t": 40, "b": 4})
     one_line = [name.replace("<br>", " ") for name in x]  # it may have to be turned
     return {**chart, "narrow": {"xaxis": {"ticktext": one_line}, "height": 80 + 32 * len(y)}}
 
 
-def line(x: Any, y: Any, label: str, style: Style, hover: str, **options: Any) -> dict[str, Any]:
+def line(x: Any, y: Any, look: Look, hover: str, **options: Any) -> dict[str, Any]:
     """A line of one label; `hover` is what is said of a point below its label."""
     return {
         "type": "scatter",
         "mode": "lines",
         "x": x,
         "y": y,
-        "name": escape(label),
-        "legendgroup": label,
-        "line": {"color": style["colour"], "dash": style["dash"], "width": 2},
+        "name": escape(look.label),
+        "legendgroup": look.label,
+        "line": {"color": look.colour, "dash": look.dash, "width": 2},
         "hovertemplate": f"<b>%{{fullData.name}}</b><br>{hover}<extra></extra>",
         **options,
     }
 
 
-def markers(style: Style, size: Any = 6) -> dict[str, Any]:
+def markers(look: Look, size: Any = 6) -> dict[str, Any]:
     """Points on a line."""
-    return {"mode": "lines+markers", "marker": {"color": style["colour"], "symbol": style["symbol"], "size": size}}
+    marker = {"color": look.colour, "symbol": look.symbol, "size": size, "line": {"width": 0}}
+    return {"mode": "lines+markers", "marker": marker}
 
 
-def band(x: Sequence[Any], low: Any, high: Any, label: str, colour: str, opacity: float = 0.16) -> dict[str, Any]:
+def diagonal() -> dict[str, Any]:
+    """Where a share is as it was foretold."""
+    return line([0, 1], [0, 1], PERFECT, "", hoverinfo="skip", hovertemplate=None)
+
+
+def band(x: Sequence[Any], low: Any, high: Any, look: Look, opacity: float = 0.16) -> dict[str, Any]:
     """What lies between two lines."""
-    return {
-        "type": "scatter",
-        "mode": "lines",
-        "x": [*x, *reversed(x)],
-        "y": [*rounded(high), *reversed(rounded(low))],
-        "name": escape(label),
-        "legendgroup": label,
-        "showlegend": False,
-        "hoverinfo": "skip",
-        "line": {"width": 0, "color": colour},
-        "fill": "toself",
-        "fillcolor": colour,
-        "opacity": opacity,
-    }
+    fill = {"fill": "toself", "fillcolor": look.colour, "opacity": opacity, "hoverinfo": "skip", "showlegend": False}
+    border = {"width": 0, "color": look.colour}
+    y = [*rounded(high), *reversed(rounded(low))]
+    return line([*x, *reversed(x)], y, look, "", line=border, hovertemplate=None, **fill)
 
 
 def scores_by_run(found: TaskComparison) -> Chart:
     """The main score of every run, a line of points per label, with the mean of each."""
-    score = MAIN[found.task]
-    labels = list(dict.fromkeys(found.rows["label"]))
-    look = styles(labels)
+    score, look = MAIN[found.task], looks(found.labels)
     data = []
-    for at, label in enumerate(labels):
+    for at, (label, drawn) in enumerate(look.items()):
         of_label = found.rows[found.rows["label"] == label]
-        colour = look[label]["colour"]
-        common = {"type": "scatter", "mode": "markers", "name": escape(label), "showlegend": False}
-        hover = {"text": [f"seed {seed}" for seed in of_label["seed"]]}
-        hover["hovertemplate"] = "<b>%{fullData.name}</b><br>%{text}: %{x:.4f}<extra></extra>"
         values = rounded(of_label[score])
-        dots = {"color": colour, "size": 8, "opacity": 0.45}
-        data.append({**common, "x": values, "y": [at] * len(values), "marker": dots, **hover})
-        mean = {"color": colour, "symbol": "line-ns", "size": 20, "line": {"color": colour, "width": 3}}
-        say = "<b>%{fullData.name}</b><br>mean %{x:.4f}<extra></extra>"
-        center = rounded([of_label[score].mean()])
-        data.append({**common, "x": center, "y": [at], "marker": mean, "hovertemplate": say})
-    ticks = {"tickvals": [*range(len(labels))], "ticktext": [wrapped(label) for label in labels]}
-    y = axis(range=[len(labels) - 0.5, -0.5], showgrid=False, zeroline=False, automargin=True, **ticks)
-    chart = figure(data, axis(NAMES[score], zeroline=False), y, 60 + 36 * len(labels))
-    note = "A dot per run; the bar is the mean of a model's runs."
-    return Chart(f"{_upper(NAMES[score])} of every run", chart, note)
+        dots = {"color": drawn.colour, "size": 8, "opacity": 0.45}
+        bar = {"color": drawn.colour, "symbol": "line-ns", "size": 20, "line": {"color": drawn.colour, "width": 3}}
+        own = {"mode": "markers", "showlegend": False}
+        seeds = {"text": [f"seed {seed}" for seed in of_label["seed"]], "marker": dots}
+        data.append(line(values, [at] * len(values), drawn, "%{text}: %{x:.4f}", **own, **seeds))
+        data.append(line(rounded([of_label[score].mean()]), [at], drawn, "mean %{x:.4f}", **own, marker=bar))
+    ticks = {"tickvals": [*range(len(look))], "ticktext": [wrapped(label) for label in look]}
+    y = axis("", range=[len(look) - 0.5, -0.5], showgrid=False, **ticks)
+    chart = figure(data, axis(NAMES[score]), y, 60 + 36 * len(look))
+    return Chart(f"{_upper(NAMES[score])} of every run", chart, "A dot per run; the bar is the mean of a model's runs.")
 
 
 def learning_curves(found: TaskComparison) -> Chart | None:
     """Losses and the monitored score by epoch: means over the runs of a label, and their range; None without epochs."""
-    histories, monitor = found.histories(), found.monitor
-    look = styles(histories)
+    histories, monitor, look = found.histories(), found.monitor, looks(found.labels)
     tables = {
         name: {label: table for label, runs in histories.items() if len(table := curve(runs, name))}
         for name in dict.fromkeys(("train/loss", "val/loss", monitor))
     }
-    lasts = {name: max((table.index.max() for table in each.values()), default=0) for name, each in tables.items()}
+    lasts = {name: int(max((max(table.index) for table in each.values()), default=0)) for name, each in tables.items()}
     names = [name for name, last in lasts.items() if last > 0]
+    if not names:
+        return None
     data: list[dict[str, Any]] = []
     for at, name in enumerate(names, 1):
         for label, table in tables[name].items():
-            own = {**pair(at), "showlegend": all(trace["name"] != escape(label) for trace in data)}
-            if table.index.max() > 0:
+            own = {**pair(at), "showlegend": all(trace["legendgroup"] != label for trace in data)}
+            mean = rounded(table["mean"])
+            if max(table.index) > 0:
                 epochs = [int(epoch) for epoch in table.index]
                 if len(histories[label]) > 1:
-                    low, high = table["low"], table["high"]
-                    data.append({**band(epochs, low, high, label, look[label]["colour"]), **pair(at)})
-                points = markers(look[label], 5)
-                hover = "epoch %{x}: %{y:.4f}"
-                data.append(line(epochs, rounded(table["mean"]), label, look[label], hover, **points, **own))
+                    data.append(band(epochs, table["low"], table["high"], look[label]) | pair(at))
+                data.append(line(epochs, mean, look[label], "epoch %{x}: %{y:.4f}", **markers(look[label], 5), **own))
             elif name == monitor:  # a baseline knows no epochs, and the loss of a margin is no cross-entropy
-                flat = rounded([table["mean"].iloc[0]] * 2)
-                style = {**look[label], "dash": "dot"}
-                data.append(line([1, int(lasts[name])], flat, label, style, "%{y:.4f}", **own))
-    if not names:
-        return None
+                data.append(line([1, lasts[name]], mean * 2, replace(look[label], dash="dot"), "%{y:.4f}", **own))
     titles = [{"train/loss": "training loss", "val/loss": "validation loss"}.get(name, name) for name in names]
-    x = axis("epoch", dtick=1 if max(lasts.values()) <= 5 else None, zeroline=False)
+    few = {"dtick": 1} if max(lasts.values()) <= 5 else {}
     note = "Means over a model's runs, and the range between them. Dotted: fitted in one go."
-    return Chart("Learning curves", grid(data, titles, 3, x, axis(zeroline=False)), note)
+    return Chart("Learning curves", grid(data, titles, 3, axis("epoch", **few), axis("")), note)
 
 
 def cost(found: TaskComparison, name: str, title: str) -> Chart:
     """The main score of each run against what it costs, on a logarithmic axis; what costs nothing is a line."""
-    score = MAIN[found.task]
-    rows = found.rows.assign(cost=found.rows[name].astype(float))
-    look = styles(dict.fromkeys(rows["label"]))
-    paid = rows.loc[rows["cost"] > 0, "cost"]
-    ends = [float(paid.min()), float(paid.max())] if len(paid) else [1.0, 10.0]
+    score, look = MAIN[found.task], looks(found.labels)
+    paid = found.rows.loc[found.rows[name] > 0, name]
+    ends = (float(paid.min()), float(paid.max())) if len(paid) else (1.0, 10.0)
     data = []
-    for label, of_label in rows.groupby("label", sort=False):
-        label, style = str(label), look[str(label)]
-        if (of_label["cost"] <= 0).any():
-            flat = rounded([of_label[score].mean()] * 2)
-            data.append(line(ends, flat, label, {**style, "dash": "dot"}, f"%{{y:.4f}}, no {escape(title)}"))
+    for label, drawn in look.items():
+        of_label = found.rows[found.rows["label"] == label]
+        mean = rounded([of_label[score].mean()])
+        if (of_label[name] <= 0).any():
+            data.append(line([*ends], mean * 2, replace(drawn, dash="dot"), f"%{{y:.4f}}, no {escape(title)}"))
             continue
         hover = f"%{{y:.4f}}<br>%{{x:,.4~g}} {escape(title)}"
-        marker = {"color": style["colour"], "symbol": style["symbol"]}
+        marker = {"color": drawn.colour, "symbol": drawn.symbol}
         dots = {"mode": "markers", "marker": {**marker, "size": 7, "opacity": 0.4}, "showlegend": False}
-        data.append(line(rounded(of_label["cost"]), rounded(of_label[score]), label, style, hover, **dots))
-        mean = {"mode": "markers", "marker": {**marker, "size": 13, "line": {"color": "--paper", "width": 1.5}}}
-        center = (rounded([of_label[each].mean()]) for each in ("cost", score))
-        data.append(line(*center, label, style, f"mean {hover}", **mean))
-    x = axis(title, type="log", zeroline=False, **_logarithmic(*ends))
-    chart = figure(data, x, axis(NAMES[score], zeroline=False))
+        data.append(line(rounded(of_label[name]), rounded(of_label[score]), drawn, hover, **dots))
+        large = {"mode": "markers", "marker": {**marker, "size": 13, "line": {"color": "--paper", "width": 1.5}}}
+        data.append(line(rounded([of_label[name].mean()]), mean, drawn, f"mean {hover}", **large))
+    chart = figure(data, axis(title, type="log", **_logarithmic(*ends)), axis(NAMES[score]))
     return Chart(f"{_upper(NAMES[score])} by {title}", chart, "A point per run, a large one for the mean.", half=True)
 
 
@@ -274,7 +265,7 @@ def _logarithmic(low: float, high: float) -> dict[str, Any]:
         ticks = [digit * 10.0**decade for decade in decades for digit in digits if low <= digit * 10.0**decade <= high]
         if len(ticks) >= 3:
             break
-    texts = [next(f"{tick / unit:g}{name}" for unit, name in UNITS if tick >= unit or unit == 1) for tick in ticks]
+    texts = [next(f"{tick / (unit or 1):g}{name}" for unit, name in UNITS if tick >= unit) for tick in ticks]
     return {"range": [float(np.log10(low)), float(np.log10(high))], "tickvals": ticks, "ticktext": texts}
 
 
@@ -283,17 +274,12 @@ def by_part(found: TaskComparison, title: str, heading: str, note: str = "") -> 
     table = found.parts.get(title)
     if table is None:
         return None
-    look = styles(dict.fromkeys(found.rows["label"]))
-    names = [escape(str(part).replace("under ", "<").replace(" and more", "+")) for part in table.index]
+    look = looks(found.labels)
+    parts = [escape(str(part).replace("under ", "<").replace(" and more", "+")) for part in table.index]
     data = [
-        line(names, rounded(table[label]), label, look[label], "%{x}: %{y:.4f}", **markers(look[label], 7))
-        for label in table
+        line(parts, rounded(table[label]), look[label], "%{x}: %{y:.4f}", **markers(look[label], 7))
+        for label in map(str, table)
     ]
     score, _, kind = title.partition(" by ")
-    x = axis(kind, type="category", zeroline=False)
-    return Chart(
-        heading,
-        figure(data, x, axis({"mae": "mean absolute error"}.get(score, score), zeroline=False)),
-        note,
-        half=True,
-    )
+    y = axis({"mae": "mean absolute error"}.get(score, score))
+    return Chart(heading, figure(data, axis(kind, type="category"), y), note, half=True)

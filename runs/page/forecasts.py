@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,48 +15,80 @@ from omegaconf import OmegaConf
 from runs.comparison import TaskComparison
 from runs.page.blocks import Chart, Choice, Section
 from runs.page.charts import (
-    Style,
+    Look,
     axis,
     band,
     by_part,
+    diagonal,
     figure,
     grid,
     line,
+    looks,
     markers,
     pair,
     rounded,
-    styles,
 )
 
 WORST, TYPICAL = 3, 3  # windows shown of each kind
 BINS = 61  # of the histogram of errors
-NAIVE: Style = {"colour": "--muted", "dash": "dot", "symbol": "circle"}
+NAIVE = Look("seasonal naive", "--muted", "dot")
+PAST, TRUTH = Look("past", "--faint"), Look("truth", "--ink")
+MAE = axis("mean absolute error")
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What is kept of the predictions of a label's runs, which are long.
+
+    Attributes:
+        errors: of all forecasts.
+        hours: by hour of day of the target, the mean absolute errors `model` and, if it is known, `naive`.
+        first: those of its first run, with `time`, that of the target.
+        step: from one to the next.
+    """
+
+    errors: np.ndarray
+    hours: pd.DataFrame
+    first: pd.DataFrame
+    step: pd.Timedelta
 
 
 def sections(found: TaskComparison) -> list[Section]:
     """Errors and windows."""
-    tables = {folder: _read(folder) for folder in found.rows["folder"]}
+    known = {label: kept for label, folders in found.labels.items() if (kept := _predictions(folders)) is not None}
     config = OmegaConf.load(found.rows["folder"].iloc[0] / "config.yaml")
     target = str(OmegaConf.select(config, "data.target", default="target"))
     errors = [
-        _by_step(found, tables),
+        _by_step(found),
         by_part(found, "mae by season", "Error by season"),
-        _by_hour(found, tables),
+        _by_hour(found, known),
         by_part(found, "mae by year", "Error by year"),
-        _histogram(found, tables, target),
+        _histogram(found, known, target),
         _quantiles(found),
     ]
     return [
         Section("errors", "Errors", [chart for chart in errors if chart is not None]),
-        Section("windows", "Windows", [choice] if (choice := _windows(found, tables, target)) else []),
+        Section("windows", "Windows", [_windows(found, known, target)] if known else []),
     ]
 
 
+def _predictions(folders: Sequence[Path]) -> Predictions | None:
+    runs = [_read(folder) for folder in folders if (folder / "predictions.parquet").exists()]
+    if not runs:
+        return None
+    both = pd.concat(
+        [run[run.columns.intersection(["time", "target", "prediction", "seasonal_naive"])] for run in runs]
+    )
+    errors = both["prediction"] - both["target"]
+    names = {"prediction": "model", "seasonal_naive": "naive"}
+    each = {names[name]: (both[name] - both["target"]).abs() for name in names if name in both}
+    hours = pd.DataFrame(each).groupby(both["time"].dt.hour).mean()
+    kept = errors.to_numpy(dtype=np.float32)
+    return Predictions(kept[np.isfinite(kept)], hours, runs[0], _step(folders[0]))
+
+
 def _read(folder: Path) -> pd.DataFrame:
-    """Predictions with `time`, that of the target."""
     file = folder / "predictions.parquet"
-    if not file.exists():
-        return pd.DataFrame()
     wanted = ("origin", "step", "target", "prediction", "seasonal_naive")
     names = [name for name in pq.read_schema(file).names if name in wanted or name.startswith("q0.")]
     table = pd.read_parquet(file, columns=names)
@@ -65,187 +99,118 @@ def _step(folder: Path) -> pd.Timedelta:
     return pd.Timedelta(OmegaConf.select(OmegaConf.load(folder / "config.yaml"), "data.step", default="1h"))
 
 
-def _by_step(found: TaskComparison, tables: dict[Path, pd.DataFrame]) -> Chart | None:
-    look = styles(dict.fromkeys(found.rows["label"]))
-    data, naive = [], {}
-    for label, of_label in found.rows.groupby("label", sort=False):
-        runs = [found.metrics[folder] for folder in of_label["folder"] if "mae_by_step" in found.metrics[folder]]
-        if not runs or len({len(run["mae_by_step"]) for run in runs}) > 1:
+def _by_step(found: TaskComparison) -> Chart | None:
+    look, hover = looks(found.labels), "%{x:g} h ahead: %{y:.3f}"
+    data: list[dict[str, Any]] = []
+    naive: list[tuple[list[float], list[float]]] = []
+    for label, folders in found.labels.items():
+        runs = [found.metrics[folder] for folder in folders if "mae_by_step" in found.metrics[folder]]
+        if len({len(run["mae_by_step"]) for run in runs}) != 1:
             continue
         errors = np.array([run["mae_by_step"] for run in runs])
-        hours = (np.arange(1, errors.shape[1] + 1) * _step(of_label["folder"].iloc[0]).total_seconds() / 3600).tolist()
+        hours = (np.arange(1, errors.shape[1] + 1) * (_step(folders[0]) / pd.Timedelta("1h"))).tolist()
         if len(runs) > 1:
-            data.append(band(hours, errors.min(axis=0), errors.max(axis=0), str(label), look[str(label)]["colour"]))
-        data.append(line(hours, rounded(errors.mean(axis=0)), str(label), look[str(label)], "%{x:g} h ahead: %{y:.3f}"))
-        naive[len(hours)] = (hours, np.mean([run["seasonal_naive"]["mae_by_step"] for run in runs], axis=0))
+            data.append(band(hours, errors.min(axis=0), errors.max(axis=0), look[label]))
+        data.append(line(hours, rounded(errors.mean(axis=0)), look[label], hover))
+        naive.append((hours, runs[0]["seasonal_naive"]["mae_by_step"]))
     if not data:
         return None
+    hours, errors = max(naive, key=lambda each: each[0][-1])
     if "seasonal_naive" not in set(found.rows["model"]):
-        hours, errors = naive[max(naive)]
-        data.append(line(hours, rounded(errors), "seasonal naive", NAIVE, "%{x:g} h ahead: %{y:.3f}"))
-    ticks = {"dtick": 6} if 24 <= max(naive) <= 96 else {}
-    x = axis("lead time (h)", zeroline=False, **ticks)
-    y = axis("mean absolute error", rangemode="tozero", zeroline=False)
-    return Chart(
-        "Error by lead time", figure(data, x, y, 380), "Means over a model's runs, and the range between them."
-    )
+        data.append(line(hours, rounded(errors), NAIVE, hover))
+    x = axis("lead time (h)", **({"dtick": 6} if 24 <= hours[-1] <= 96 else {}))
+    note = "Means over a model's runs, and the range between them."
+    return Chart("Error by lead time", figure(data, x, {**MAE, "rangemode": "tozero"}, 380), note)
 
 
-def _by_hour(found: TaskComparison, tables: dict[Path, pd.DataFrame]) -> Chart | None:
-    look = styles(dict.fromkeys(found.rows["label"]))
-    data, naive = [], []
-    for label, of_label in found.rows.groupby("label", sort=False):
-        runs = [table for folder in of_label["folder"] if len(table := tables[folder])]
-        if not runs:
-            continue
-        errors = pd.concat(
-            [
-                (run["prediction"] - run["target"]).abs().groupby(run["time"].dt.hour).agg(["sum", "size"])
-                for run in runs
-            ]
-        )
-        hourly = errors.groupby(level=0).sum()
-        hover = "%{x} o'clock: %{y:.3f}"
-        points = markers(look[str(label)], 5)
-        data.append(
-            line(
-                hourly.index.tolist(),
-                rounded(hourly["sum"] / hourly["size"]),
-                str(label),
-                look[str(label)],
-                hover,
-                **points,
-            )
-        )
-        naive += [run for run in runs if "seasonal_naive" in run][:1]
-    if not data or len(data[0]["x"]) < 2:
+def _by_hour(found: TaskComparison, known: dict[str, Predictions]) -> Chart | None:
+    look, hover = looks(found.labels), "%{x} o'clock: %{y:.3f}"
+    data = [
+        line(kept.hours.index.tolist(), rounded(kept.hours["model"]), look[label], hover, **markers(look[label], 5))
+        for label, kept in known.items()
+    ]
+    naive = next((kept.hours["naive"] for kept in known.values() if "naive" in kept.hours), None)
+    if naive is not None and "seasonal_naive" not in set(found.rows["model"]):
+        data.append(line(naive.index.tolist(), rounded(naive), NAIVE, hover))
+    if all(len(trace["x"]) < 2 for trace in data):  # daily readings have no hours
         return None
-    if naive and "seasonal_naive" not in set(found.rows["model"]):
-        hourly = (naive[0]["seasonal_naive"] - naive[0]["target"]).abs().groupby(naive[0]["time"].dt.hour).mean()
-        data.append(line(hourly.index.tolist(), rounded(hourly), "seasonal naive", NAIVE, "%{x} o'clock: %{y:.3f}"))
-    x = axis("hour of day of the target", dtick=3, range=[-0.5, 23.5], zeroline=False)
-    return Chart("Error by hour of day", figure(data, x, axis("mean absolute error", zeroline=False)), half=True)
+    x = axis("hour of day of the target", dtick=3, range=[-0.5, 23.5])
+    return Chart("Error by hour of day", figure(data, x, MAE), half=True)
 
 
-def _histogram(found: TaskComparison, tables: dict[Path, pd.DataFrame], target: str) -> Chart | None:
-    look = styles(dict.fromkeys(found.rows["label"]))
-    errors: dict[str, np.ndarray] = {}
-    for label, of_label in found.rows.groupby("label", sort=False):
-        if runs := [table for folder in of_label["folder"] if len(table := tables[folder])]:
-            each = np.concatenate([(run["prediction"] - run["target"]).to_numpy(dtype=np.float64) for run in runs])
-            errors[str(label)] = each[np.isfinite(each)]
-    widest = max((float(np.quantile(np.abs(each), 0.995)) for each in errors.values() if len(each)), default=0)
+def _histogram(found: TaskComparison, known: dict[str, Predictions], target: str) -> Chart | None:
+    look = looks(found.labels)
+    widest = max((float(np.quantile(np.abs(kept.errors), 0.995)) for kept in known.values()), default=0.0)
     if not widest:
         return None
     edges = np.linspace(-widest, widest, BINS + 1)
     centers = rounded((edges[:-1] + edges[1:]) / 2)
     data = []
-    for label, each in errors.items():
-        shares = 100 * np.histogram(each, edges)[0] / max(1, len(each))
-        shape = {"line": {"color": look[label]["colour"], "dash": look[label]["dash"], "width": 2, "shape": "hvh"}}
-        data.append(line(centers, rounded(shares, 4), label, look[label], "error about %{x:.2f}: %{y:.2f}%", **shape))
-    x, y = (
-        axis(f"forecast − truth, {target}", zeroline=True),
-        axis("% of forecasts", rangemode="tozero", zeroline=False),
-    )
-    return Chart(
-        "Errors",
-        figure(data, x, y),
-        "Forecasts of all steps; beyond the edges lie 0.5% of the widest model's.",
-        half=True,
-    )
+    for label, kept in known.items():
+        shares = 100 * np.histogram(kept.errors, edges)[0] / len(kept.errors)
+        steps = line(centers, rounded(shares, 4), look[label], "error about %{x:.2f}: %{y:.2f}%")
+        data.append({**steps, "line": {**steps["line"], "shape": "hvh"}})
+    x = axis(f"forecast − truth, {target}", zeroline=True)
+    note = "Forecasts of all steps; beyond the edges lie 0.5% of the widest model's."
+    return Chart("Errors", figure(data, x, axis("% of forecasts", rangemode="tozero")), note, half=True)
 
 
 def _quantiles(found: TaskComparison) -> Chart | None:
-    look = styles(dict.fromkeys(found.rows["label"]))
-    perfect: Style = {"colour": "--muted", "dash": "dot"}
-    data = [line([0, 1], [0, 1], "perfect", perfect, "", hoverinfo="skip", hovertemplate=None)]
-    for label, of_label in found.rows.groupby("label", sort=False):
-        shares = [found.metrics[folder].get("share_below_quantile") for folder in of_label["folder"]]
+    look = looks(found.labels)
+    data = [diagonal()]
+    for label, folders in found.labels.items():
+        shares = [found.metrics[folder].get("share_below_quantile") for folder in folders]
         table = pd.DataFrame([each for each in shares if each]).mean()
-        if len(table):
-            levels = [float(level) for level in table.index]
-            hover = "quantile %{x:g}: %{y:.3f} of truths below it"
-            data.append(
-                line(levels, rounded(table), str(label), look[str(label)], hover, **markers(look[str(label)], 7))
-            )
+        levels = [float(str(level)) for level in table.index]
+        hover = "quantile %{x:g}: %{y:.3f} of truths below it"
+        data += [line(levels, rounded(table), look[label], hover, **markers(look[label], 7))] if levels else []
     if len(data) == 1:
         return None
-    x, y = (axis(title, range=[0, 1.02], zeroline=False) for title in ("quantile", "share of truths below it"))
+    x, y = (axis(title, range=[0, 1.02]) for title in ("quantile", "share of truths below it"))
     return Chart("Reliability of the quantiles", figure(data, x, y), half=True)
 
 
 # ---- windows ---------------------------------------------------------------------------------------------------------
 
 
-def _windows(found: TaskComparison, tables: dict[Path, pd.DataFrame], target: str) -> Choice | None:
-    """Worst and typical windows: of each label's first run, and of all labels by their mean error."""
-    look = styles(dict.fromkeys(found.rows["label"]))
-    first = {
-        str(label): tables[folder]
-        for label, folder in found.rows.groupby("label", sort=False)["folder"].first().items()
-    }
-    first = {label: table for label, table in first.items() if len(table)}
+def _windows(found: TaskComparison, known: dict[str, Predictions], target: str) -> Choice:
+    """Worst and typical windows: of all labels by their mean error, and of each one."""
+    look = looks(found.labels)
     errors = {
-        label: (each["prediction"] - each["target"]).abs().groupby(each["origin"]).mean()
-        for label, each in first.items()
+        label: (kept.first["prediction"] - kept.first["target"]).abs().groupby(kept.first["origin"]).mean()
+        for label, kept in known.items()
     }
-    panels: dict[str, list[Any]] = {}
-    if len(first) > 1:
-        shared = pd.concat(errors, axis=1).dropna().mean(axis=1)
-        if len(shared):
-            panels["all models"] = [_panels(shared, first, look, target)]
-    for label, each in errors.items():
-        panels[label] = [_panels(each, {label: first[label]}, look, target)]
+    shared = pd.concat(errors, axis=1).dropna().mean(axis=1)
+    panels: dict[str, list[Chart]] = {}
+    if len(known) > 1 and len(shared):
+        panels["all models"] = [_panels(shared, known, look)]
+    panels |= {label: [_panels(each, {label: known[label]}, look)] for label, each in errors.items()}
     note = (
         f"Those with the largest mean error, and those nearest to the median, in {target}; of several runs the first. "
         "What is known before the origin is put together from the targets of other windows. Drag to zoom, click twice "
         "to come back."
     )
-    return Choice("Windows of", panels, note) if panels else None
+    return Choice("Windows of", panels, note)
 
 
-def _panels(errors: pd.Series, models: dict[str, pd.DataFrame], look: dict[str, Style], target: str) -> Chart:
-    """A panel per window: past, truth, forecasts; of a single model also the fan of its quantiles."""
+def _panels(errors: pd.Series, models: dict[str, Predictions], look: dict[str, Look]) -> Chart:
     some = next(iter(models.values()))
-    truth = some.drop_duplicates("time").set_index("time")["target"].sort_index()
-    reach = some["time"].max() - some["origin"].max()
-    chosen = _chosen(errors, reach)
+    truth = some.first.drop_duplicates("time").set_index("time")["target"]
+    steps = int(some.first["step"].max())
     data: list[dict[str, Any]] = []
     titles = []
-    for at, (kind, origin) in enumerate(chosen, 1):
-        own = {**pair(at), "showlegend": at == 1}
-        past = truth[(truth.index > origin - 2 * reach) & (truth.index <= origin)]
-        target_rows = some[some["origin"] == origin].sort_values("step")
-        # From the last known value on, so that the lines hang together.
-        known = past.iloc[-1:].to_dict()
-        ink: Style = {"colour": "--ink", "dash": "solid"}
-        if len(past):
-            data.append(
-                line(
-                    _times(past.index), rounded(past), "past", {"colour": "--faint", "dash": "solid"}, "%{y:.2f}", **own
-                )
-            )
-        for label, table in models.items():
-            rows = table[table["origin"] == origin].sort_values("step")
-            if len(models) == 1:
-                data += [{**each, **pair(at), "showlegend": at == 1} for each in _fan(rows, look[label]["colour"])]
-                if "seasonal_naive" in rows and label != "seasonal_naive":
-                    data.append(
-                        line(
-                            _times(rows["time"]),
-                            rounded(rows["seasonal_naive"]),
-                            "seasonal naive",
-                            NAIVE,
-                            "%{y:.2f}",
-                            **own,
-                        )
-                    )
-            data.append(line(_times(rows["time"]), rounded(rows["prediction"]), label, look[label], "%{y:.2f}", **own))
-        times, values = [*known, *target_rows["time"]], [*known.values(), *target_rows["target"]]
-        data.append(line(_times(pd.Index(times)), rounded(values), "truth", ink, "%{y:.2f}", **own))
+    for at, (kind, origin) in enumerate(_chosen(errors, steps * some.step), 1):
+        past = truth.reindex(pd.date_range(end=origin, periods=2 * steps, freq=some.step))  # with its gaps
+        past = past.loc[past.first_valid_index() :]
+        future = truth.reindex(pd.date_range(start=origin, periods=steps + 1, freq=some.step))  # from the origin on
+        traces = [line(_times(past.index), rounded(past), PAST, "%{y:.2f}")] if past.notna().any() else []
+        for label, kept in models.items():
+            rows = kept.first[kept.first["origin"] == origin].sort_values("step")
+            traces += _forecast(rows, look[label], alone=len(models) == 1)
+        traces.append(line(_times(future.index), rounded(future), TRUTH, "%{y:.2f}"))
+        data += [trace | pair(at) | ({} if at == 1 else {"showlegend": False}) for trace in traces]
         titles.append(f"{kind}, {origin:%Y-%m-%d %H:%M}: MAE {errors[origin]:.2f}")
-    return Chart("", grid(data, titles, 2, axis(type="date", zeroline=False, nticks=6), axis(zeroline=False)))
+    return Chart("", grid(data, titles, 2, axis("", type="date", nticks=6), axis("")))
 
 
 def _chosen(errors: pd.Series, reach: pd.Timedelta) -> list[tuple[str, pd.Timestamp]]:
@@ -261,15 +226,19 @@ def _chosen(errors: pd.Series, reach: pd.Timedelta) -> list[tuple[str, pd.Timest
     return found
 
 
-def _fan(rows: pd.DataFrame, colour: str) -> list[dict[str, Any]]:
-    """Intervals between quantiles that lie as far from 0 as from 1, the widest first."""
-    levels = {round(float(str(name)[1:]), 6): str(name) for name in rows if str(name).startswith("q0.")}
-    drawn = []
-    for low in sorted(level for level in levels if level < 0.5 and round(1 - level, 6) in levels):
-        ends = (rows[levels[level]] for level in (low, round(1 - low, 6)))
-        name = f"{100 * (1 - 2 * low):.0f}% interval"
-        drawn.append({**band(_times(rows["time"]), *ends, name, colour, 0.14), "showlegend": True})
-    return drawn
+def _forecast(rows: pd.DataFrame, look: Look, alone: bool) -> list[dict[str, Any]]:
+    """The forecast of one window; of a model alone, first its intervals, the widest first, and the seasonal naive."""
+    times = _times(rows["time"])
+    traces = []
+    if alone:
+        levels = {round(float(str(name)[1:]), 6): str(name) for name in rows if str(name).startswith("q0.")}
+        for low in sorted(level for level in levels if level < 0.5 and round(1 - level, 6) in levels):
+            lower, upper = rows[levels[low]], rows[levels[round(1 - low, 6)]]
+            interval = replace(look, label=f"{100 * (1 - 2 * low):.0f}% interval")
+            traces.append(band(times, lower, upper, interval, 0.14) | {"showlegend": True})
+        if "seasonal_naive" in rows and look.label != "seasonal_naive":
+            traces.append(line(times, rounded(rows["seasonal_naive"]), NAIVE, "%{y:.2f}"))
+    return [*traces, line(times, rounded(rows["prediction"]), look, "%{y:.2f}")]
 
 
 def _times(times: Any) -> list[str]:

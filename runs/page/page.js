@@ -31,7 +31,7 @@
 
   function commonLayout(layout) {
     const axis = {
-      gridcolor: "--rule", linecolor: "--rule", zerolinecolor: "--faint", automargin: true, ticks: "",
+      gridcolor: "--rule", linecolor: "--rule", zerolinecolor: "--faint", automargin: true, ticks: "", zeroline: false,
       tickfont: { color: "--muted" }, title: { font: { color: "--muted", size: 13 }, standoff: 10 },
     };
     const axes = Object.keys(layout).filter((key) => /^[xy]axis/.test(key));

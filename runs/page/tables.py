@@ -53,7 +53,7 @@ def scores(found: TaskComparison) -> Table:
     costs = ["parameters", "s/epoch", "epochs to best"]
     numbers = ["runs", *(NAMES[name] for name in names), *against, *costs]
     head = ["model", *(["data"] if several else []), *numbers]
-    return Table("Scores", head, rows, frozenset(numbers), _notes(found, bool(averaged.any())), key="scores")
+    return Table("Scores", head, rows, frozenset(numbers), _notes(found, bool(averaged.any())))
 
 
 def best(found: TaskComparison) -> str:
@@ -61,12 +61,13 @@ def best(found: TaskComparison) -> str:
     score = MAIN[found.task]
     table = found.table[found.table["label"].isin(found.rows["label"])]
     value = _best(score, table[score])
-    return "" if np.isnan(value) else f"{value:.4f}, {table.loc[table[score] == value, 'label'].iloc[0]}"
+    whose = table["label"][table[score] == value]
+    return "" if np.isnan(value) else f"{value:.4f}, {whose.iloc[0]}"
 
 
 def _best(name: str, values: pd.Series) -> float:
     badness = values if name in LEAST else values.abs() if name == "bias" else -values
-    return float(values[badness.idxmin()]) if badness.notna().any() else np.nan
+    return float(values.iloc[badness.argmin()]) if badness.notna().any() else np.nan
 
 
 def _against(of_label: pd.Series, reference: str) -> str:
@@ -97,15 +98,16 @@ def settings(found: TaskComparison) -> Table | None:
         flat[folder] = dict(_flattened(content))
     keys = list(dict.fromkeys(key for each in flat.values() for key in each))
     parts = list(dict.fromkeys(key.partition(".")[0] for key in keys))
-    labels = {str(label): list(folders) for label, folders in found.rows.groupby("label", sort=False)["folder"]}
     rows: list[list[Cell | str]] = []
     for key in sorted(keys, key=lambda key: parts.index(key.partition(".")[0])):
         values = {folder: each.get(key, NONE) for folder, each in flat.items()}
         if key.endswith("_partial_") or len(set(values.values())) == 1:
             continue
-        of_labels = [", ".join(dict.fromkeys(values[folder] for folder in folders)) for folders in labels.values()]
+        of_labels = [
+            ", ".join(dict.fromkeys(values[folder] for folder in folders)) for folders in found.labels.values()
+        ]
         rows.append([key, *(Cell(text, kind="quiet" if text == NONE else "") for text in of_labels)])
-    return Table("Settings that differ", ["key", *labels], rows, key="settings") if rows else None
+    return Table("Settings that differ", ["key", *found.labels], rows) if rows else None
 
 
 def reports(found: TaskComparison) -> list[Table]:
@@ -163,6 +165,5 @@ def _words(key: str) -> str:
 
 def _counted(text: str) -> Cell:
     """A value of a report; nothing found is said quietly."""
-    return Cell(
-        f"{int(text):,}" if text.isdecimal() else text, kind="quiet" if text in ("0", NONE, "[]", "false") else ""
-    )
+    shown = f"{int(text):,}" if text.isdecimal() else text
+    return Cell(shown, kind="quiet" if text in ("0", NONE, "[]", "false") else "")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from html import escape
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,7 +11,7 @@ import pandas as pd
 from runs.analysis import reliability
 from runs.comparison import TaskComparison
 from runs.page.blocks import Cell, Chart, Choice, Section, Table, number
-from runs.page.charts import axis, by_part, figure, heat, line, markers, rounded, styles, wrapped
+from runs.page.charts import axis, by_part, diagonal, figure, heat, line, looks, markers, rounded, wrapped
 
 PAIRS, EXAMPLES, SHOWN = 6, 3, 160  # most confused pairs, reviews of each, and their characters
 
@@ -37,15 +36,12 @@ def _f1_by_class(found: TaskComparison) -> Chart | None:
     table = found.parts.get("F1 by class")
     if table is None:
         return None
-    support: dict[str, set[int]] = {}
+    support: dict[str, list[int]] = {}
     for of_run in found.metrics.values():
         for each in of_run.get("per_class", []):
-            support.setdefault(each["class"], set()).add(each["support"])
-    counts = [
-        "–".join(f"{count:,}" for count in sorted({min(held), max(held)}))
-        for held in map(support.get, table.index)
-        if held
-    ]
+            support.setdefault(each["class"], []).append(each["support"])
+    spans = (sorted({min(support[name]), max(support[name])}) for name in table.index)
+    counts = ["–".join(f"{count:,}" for count in span) for span in spans]
     values = table.T.to_numpy(dtype=float)
     text = [["" if np.isnan(value) else f"{value:.2f}" for value in row] for row in values]
     said = [
@@ -61,26 +57,19 @@ def _f1_by_class(found: TaskComparison) -> Chart | None:
 
 
 def _reliability(found: TaskComparison, tables: dict[Path, pd.DataFrame]) -> Chart | None:
-    look = styles(dict.fromkeys(found.rows["label"]))
-    data: list[dict[str, Any]] = [
-        line([0, 1], [0, 1], "perfect", {"colour": "--muted", "dash": "dot"}, "", hoverinfo="skip", hovertemplate=None)
-    ]
-    for label, of_label in found.rows.groupby("label", sort=False):
-        both = pd.concat([tables[folder] for folder in of_label["folder"]])
+    look = looks(found.labels)
+    data = [diagonal()]
+    for label, folders in found.labels.items():
+        both = pd.concat([tables[folder] for folder in folders])
         if "probability" not in both:
             continue
         bins = reliability(both["probability"], both["prediction"] == both["target"])
         hover = "probability %{x:.3f}<br>right %{y:.3f}<br>%{customdata:,} answers"
-        points = {**markers(look[str(label)], _sizes(bins["examples"])), "customdata": bins["examples"].tolist()}
-        points["marker"]["line"] = {"width": 0}
-        data.append(
-            line(rounded(bins["probability"]), rounded(bins["accuracy"]), str(label), look[str(label)], hover, **points)
-        )
+        points = markers(look[label], _sizes(bins["examples"])) | {"customdata": bins["examples"].tolist()}
+        data.append(line(rounded(bins["probability"]), rounded(bins["accuracy"]), look[label], hover, **points))
     if len(data) == 1:
         return None
-    x, y = (
-        axis(title, range=[0, 1.02], zeroline=False) for title in ("probability of the answer", "share that is right")
-    )
+    x, y = (axis(title, range=[0, 1.02]) for title in ("probability of the answer", "share that is right"))
     note = "Answers by their probability; the larger the point, the more. Below the dotted line a model is too sure."
     return Chart("Reliability", figure(data, x, y), note, half=True)
 
@@ -92,14 +81,14 @@ def _sizes(examples: pd.Series) -> list[float | None]:
 
 def _mistakes(found: TaskComparison, tables: dict[Path, pd.DataFrame]) -> Choice | None:
     panels: dict[str, list[Chart | Table]] = {}
-    for label, folders in found.rows.groupby("label", sort=False)["folder"]:
+    for label, folders in found.labels.items():
         known = [found.metrics[folder] for folder in folders if "confusion" in found.metrics[folder]]
         classes = [[each["class"] for each in of_run["per_class"]] for of_run in known]
         if not known or any(each != classes[0] for each in classes):  # matrices of other classes can't be added
             continue
         counts = np.sum([of_run["confusion"] for of_run in known], axis=0)
         predictions = pd.concat([tables[folder] for folder in folders])
-        panels[str(label)] = [
+        panels[label] = [
             _confusion(counts, classes[0], len(known)),
             _most_confused(counts, classes[0], len(known), predictions),
         ]
@@ -120,9 +109,8 @@ def _confusion(counts: np.ndarray, classes: list[str], runs: int) -> Chart:
     ]
     chart = heat(share, text, said, names, names, zmin=0, zmax=1)
     summed = f"Counts of {runs} runs together" if runs > 1 else "Counts"
-    return Chart(
-        "Confusion matrix", chart, f"{summed}: truth by row, answer by column. Colour is the share of the row."
-    )
+    note = f"{summed}: truth by row, answer by column. Colour is the share of the row."
+    return Chart("Confusion matrix", chart, note)
 
 
 def _most_confused(counts: np.ndarray, classes: list[str], runs: int, predictions: pd.DataFrame) -> Table:
@@ -135,9 +123,8 @@ def _most_confused(counts: np.ndarray, classes: list[str], runs: int, prediction
         found = pd.DataFrame()
         if {"text", "target", "prediction", "probability"} <= set(predictions):
             found = predictions[(predictions["target"] == names[0]) & (predictions["prediction"] == names[1])]
-            found = (
-                found.sort_values("probability", ascending=False, kind="stable").drop_duplicates("text").head(EXAMPLES)
-            )
+            found = found.sort_values("probability", ascending=False, kind="stable")
+            found = found.drop_duplicates("text").head(EXAMPLES)
         for each in found.to_dict("records"):
             text = str(each["text"])
             shown = Cell(text[:SHOWN] + ("…" if len(text) > SHOWN else ""), kind="text")
@@ -145,9 +132,5 @@ def _most_confused(counts: np.ndarray, classes: list[str], runs: int, prediction
         if found.empty:
             rows.append([Cell("–", kind="quiet"), *names, number(None), count])
     each = "mistakes per run" if runs > 1 else "mistakes"
-    return Table(
-        "Most confused, with the mistakes it was surest of",
-        ["text", "truth", "answer", "probability", each],
-        rows,
-        frozenset({"probability", each}),
-    )
+    head = ["text", "truth", "answer", "probability", each]
+    return Table("Most confused, with the mistakes it was surest of", head, rows, frozenset({"probability", each}))

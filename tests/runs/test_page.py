@@ -388,8 +388,8 @@ def test_the_worst_windows_are_the_worst_that_share_no_target_and_have_their_pas
 
 
 def test_more_models_than_colours_differ_in_their_dashes() -> None:
-    look = charts.styles(f"model {at}" for at in range(20))
-    assert len({tuple(style.values()) for style in look.values()}) == 20
+    look = charts.looks(f"model {at}" for at in range(20))
+    assert len({(each.colour, each.dash, each.symbol) for each in look.values()}) == 20
 
 
 def test_a_label_holds_only_what_tells_runs_of_its_model_apart(tmp_path: Path) -> None:
