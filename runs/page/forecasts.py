@@ -34,6 +34,7 @@ BINS = 61  # of the histogram of errors
 NAIVE = Look("seasonal naive", "--muted", "dot")
 PAST, TRUTH = Look("past", "--faint"), Look("truth", "--ink")
 MAE = axis("mean absolute error")
+AT_TIME = "%{x|%Y-%m-%d %H:%M}: %{y:.2f}"
 
 
 @dataclass(frozen=True)
@@ -203,11 +204,11 @@ def _panels(errors: pd.Series, models: dict[str, Predictions], look: dict[str, L
         past = truth.reindex(pd.date_range(end=origin, periods=2 * steps, freq=some.step))  # with its gaps
         past = past.loc[past.first_valid_index() :]
         future = truth.reindex(pd.date_range(start=origin, periods=steps + 1, freq=some.step))  # from the origin on
-        traces = [line(_times(past.index), rounded(past), PAST, "%{y:.2f}")] if past.notna().any() else []
+        traces = [line(_times(past.index), rounded(past), PAST, AT_TIME)] if past.notna().any() else []
         for label, kept in models.items():
             rows = kept.first[kept.first["origin"] == origin].sort_values("step")
             traces += _forecast(rows, look[label], alone=len(models) == 1)
-        traces.append(line(_times(future.index), rounded(future), TRUTH, "%{y:.2f}"))
+        traces.append(line(_times(future.index), rounded(future), TRUTH, AT_TIME))
         data += [trace | pair(at) | ({} if at == 1 else {"showlegend": False}) for trace in traces]
         titles.append(f"{kind}, {origin:%Y-%m-%d %H:%M}: MAE {errors[origin]:.2f}")
     return Chart("", grid(data, titles, 2, axis("", type="date", nticks=6), axis("")))
@@ -235,10 +236,10 @@ def _forecast(rows: pd.DataFrame, look: Look, alone: bool) -> list[dict[str, Any
         for low in sorted(level for level in levels if level < 0.5 and round(1 - level, 6) in levels):
             lower, upper = rows[levels[low]], rows[levels[round(1 - low, 6)]]
             interval = replace(look, label=f"{100 * (1 - 2 * low):.0f}% interval")
-            traces.append(band(times, lower, upper, interval, 0.14) | {"showlegend": True})
+            traces.append(band(times, lower, upper, interval, 0.1 + 0.5 * low) | {"showlegend": True})
         if "seasonal_naive" in rows and look.label != "seasonal_naive":
-            traces.append(line(times, rounded(rows["seasonal_naive"]), NAIVE, "%{y:.2f}"))
-    return [*traces, line(times, rounded(rows["prediction"]), look, "%{y:.2f}")]
+            traces.append(line(times, rounded(rows["seasonal_naive"]), NAIVE, AT_TIME))
+    return [*traces, line(times, rounded(rows["prediction"]), look, AT_TIME)]
 
 
 def _times(times: Any) -> list[str]:

@@ -43,6 +43,7 @@
       showlegend: false, // the page has its own, which wraps, prints and takes the keyboard
       hoverlabel: { bgcolor: "--paper", bordercolor: "--rule", font: { color: "--ink", size: 13 }, align: "left", namelength: -1 },
       hovermode: "closest", dragmode: "zoom",
+      modebar: { bgcolor: "rgba(0,0,0,0)", color: "--faint", activecolor: "--ink" },
     };
   }
 
@@ -85,6 +86,7 @@
       const value = `var(${filled ? trace.fillcolor : trace.mode === "markers" ? trace.marker.color : trace.line.color})`;
       if (swatch.className === "line") swatch.style.borderTop = `3px ${trace.line.dash === "solid" ? "solid" : "dotted"} ${value}`;
       else swatch.style.background = value;
+      if (filled) swatch.style.opacity = 2 * trace.opacity;
       entry.type = "button";
       entry.setAttribute("aria-pressed", "true");
       entry.append(swatch, name);

@@ -51,8 +51,8 @@ def scores(found: TaskComparison) -> Table:
         rows.append(cells)
     against = [f"against {found.reference}"] if tested else []
     costs = ["parameters", "s/epoch", "epochs to best"]
-    numbers = ["runs", *(NAMES[name] for name in names), *against, *costs]
-    head = ["model", *(["data"] if several else []), *numbers]
+    numbers = ["runs", *(NAMES[name] for name in names), *costs]
+    head = ["model", *(["data"] if several else []), *numbers[:-3], *against, *costs]
     return Table("Scores", head, rows, frozenset(numbers), _notes(found, bool(averaged.any())))
 
 
@@ -71,10 +71,12 @@ def _best(name: str, values: pd.Series) -> float:
 
 
 def _against(of_label: pd.Series, reference: str) -> str:
-    if not of_label["difference"]:
-        return "reference" if not of_label["reference"] else ""
-    other = of_label["reference"]
-    return str(of_label["difference"]) if other == reference else f"{of_label['difference']} (against {other})"
+    """The difference, to be broken before its p only."""
+    other, text = str(of_label["reference"]), str(of_label["difference"])
+    if not text:
+        return "" if other else "reference"
+    text = text.replace("-", "−").replace(" ", "\u00a0").replace(",\u00a0p", ", p")
+    return text if other == reference else f"{text} (against {other})"
 
 
 def _notes(found: TaskComparison, averaged: bool) -> list[str]:

@@ -117,7 +117,7 @@ def test_the_table_of_scores_holds_the_numbers_of_comparison_csv(both: list[Path
                 expected = f"{value:.4f}" + ("" if pd.isna(spread) else f" ± {spread:.4f}")
                 assert text.replace("−", "-").rstrip("*") == expected
         against = next(at for at, text in enumerate(head) if text.startswith("against"))
-        differences = [row[against][0] for row in shown[1:]]
+        differences = [row[against][0].replace("\u00a0", " ").replace("−", "-") for row in shown[1:]]
         assert differences == kept["difference"].fillna("reference").tolist()
 
 
