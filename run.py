@@ -26,6 +26,7 @@ PROGRAMS = {
     "benchmark": "runs.benchmark",
     "describe": "runs.describe",
     "docs": "runs.docs",
+    "report": "runs.page",
     "results": "runs.results",
 }
 """What a configuration is for, by its name; others are runs."""
@@ -110,6 +111,7 @@ Examples
   python run.py -cn describe model=gru                        layers, equations, cost and backend of a network
   python run.py -cn describe run=FOLDER                       the same of a run, and how far back it remembers
   python run.py -cn benchmark                                 our layers against torch.nn's
+  python run.py -cn report runs=outputs/sweeps                a page that compares runs: report.html
   python run.py -cn results                                   all studies of the project, and RESULTS.md from them
   python run.py -cn docs                                      docs/options.md: every option and choice
 

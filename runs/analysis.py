@@ -91,6 +91,26 @@ def average(task: str, runs: Sequence[pd.DataFrame]) -> pd.DataFrame | None:
     return mean
 
 
+def curve(histories: Sequence[pd.DataFrame], name: str) -> pd.DataFrame:
+    """A score by epoch over several runs: its `mean`, and its range from `low` to `high`; empty if no run has it."""
+    runs = [history.groupby("epoch")[name].last() for history in histories if name in history]
+    table = pd.concat(runs, axis=1) if runs else pd.DataFrame()
+    return pd.DataFrame({"mean": table.mean(axis=1), "low": table.min(axis=1), "high": table.max(axis=1)}).dropna()
+
+
+def reliability(probability: pd.Series, right: pd.Series, bins: int = 15) -> pd.DataFrame:
+    """How true probabilities are: answers in bins of equal width (DeGroot and Fienberg 1983).
+
+    Returns:
+        A row per bin that has any: the mean `probability` of its answers, `accuracy`, the share of them that is right,
+        and `examples`. The expected calibration error is the mean of |accuracy - probability| over the examples.
+    """
+    inside = np.ceil(probability.to_numpy() * bins).clip(1, bins)  # (0, 1/bins], …, as torchmetrics has them
+    table = pd.DataFrame({"probability": probability.to_numpy(), "accuracy": right.to_numpy(dtype=float)})
+    groups = table.groupby(inside)
+    return groups.mean().assign(examples=groups.size()).reset_index(drop=True)
+
+
 def likely_label_errors(predictions: pd.DataFrame) -> pd.DataFrame:
     """Texts whose label the model contradicts with confidence, the surest first (confident learning).
 

@@ -1,9 +1,11 @@
-"""Runs side by side: one table with mean and standard deviation over seeds, one figure of learning curves."""
+"""Runs side by side: what `compare_runs` finds, and the files that `write_comparison` makes of it."""
 
 from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,10 @@ SCORES = {
     "cls": ("accuracy", "precision_macro", "recall_macro", "f1_macro"),
     "forecast": ("mae", "median_ae", "rmse", "bias", "skill"),
 }
+MAIN = {"cls": "f1_macro", "forecast": "mae"}
+"""The score that sums a model up."""
+TESTED = {"cls": "accuracy", "forecast": "mae"}
+"""The score whose differences are tested."""
 TESTS = {
     "cls": "examples that only this model has right : that only the reference has; p of McNemar's exact test",
     "forecast": "difference of the mean errors with its 95% interval and p, from a bootstrap of weeks",
@@ -45,58 +51,137 @@ class CompareSweep(Callback):
             return
         folder = Path(config.hydra.sweep.dir)
         try:
-            runs = (path.parent for path in folder.glob("*/status.json"))
-            write_comparison(folder, sorted(runs, key=lambda run: (_number(run), run)))
+            write_comparison(folder, find_runs(folder))
         except Exception:  # Hydra would log it and exit with 0
             log.exception("error: the comparison failed; the runs themselves are in %s", folder)
             failures.append("comparison")
 
 
-def _number(run: Path) -> float:
-    """Of the job that made it, 10 behind 9; last, a folder that was named otherwise."""
-    number = run.name.partition("_")[0]
-    return int(number) if number.isdecimal() else np.inf
+def find_runs(folder: Path) -> list[Path]:
+    """The runs of a sweep, in the order of its jobs: 10 behind 9, and last what was named otherwise."""
+
+    def job(run: Path) -> tuple[float, Path]:
+        number = run.name.partition("_")[0]
+        return int(number) if number.isdecimal() else np.inf, run
+
+    return sorted((path.parent for path in folder.glob("*/status.json")), key=job)
 
 
-def write_comparison(folder: Path, runs: list[Path]) -> None:
-    """Write `comparison.csv`, `comparison.md` and `learning_curves.png/.svg` into `folder`, and print the table.
+@dataclass(frozen=True)
+class TaskComparison:
+    """The finished runs of one task.
 
-    Runs that differ only in their seed, or in the year of a backtest, share a row; of several seeds, a further row has
-    the scores of their averaged predictions. Each row is tested against a reference: the sweep's first baseline, or
-    else its first model, with the same other settings, or else as it stands first. Below the table are scores by class
-    and length of text, or by season and year, and the runs that failed.
+    Attributes:
+        task: its name.
+        rows: a row per run, with its `label`, `folder` and scores.
+        metrics: what `metrics.json` holds, by folder.
+        table: a row per label, as in `comparison.csv`: scores, costs, and the test against the reference.
+        reference: what labels are tested against, in words.
+        parts: scores of parts of the split (rows) by label (columns), by their titles.
+    """
+
+    task: str
+    rows: pd.DataFrame
+    metrics: dict[Path, dict[str, Any]]
+    table: pd.DataFrame
+    reference: str
+    parts: dict[str, pd.DataFrame]
+
+    @property
+    def split(self) -> str:
+        """The split that was scored, or both."""
+        return " and ".join(sorted(set(self.rows["split"])))
+
+    @property
+    def sample(self) -> list[str]:
+        """Names of built-in sample data among the data sets."""
+        return sorted(set(self.rows.loc[self.rows["sample"], "data"]))
+
+    @property
+    def monitor(self) -> str:
+        """The validation score that picks the best epoch."""
+        return str(OmegaConf.load(self.rows["folder"].iloc[0] / "config.yaml").task.monitor)
+
+    @property
+    def labels(self) -> dict[str, list[Path]]:
+        """The folders of each label's runs."""
+        return {str(label): list(of_label) for label, of_label in self.rows.groupby("label", sort=False)["folder"]}
+
+    def histories(self) -> dict[str, list[pd.DataFrame]]:
+        """What `history.csv` holds of each run, by label."""
+        files = {label: [run / "history.csv" for run in folders] for label, folders in self.labels.items()}
+        return {label: [pd.read_csv(file) for file in each if file.exists()] for label, each in files.items()}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs of one task or of several, and the statuses of those that did not finish."""
+
+    tasks: list[TaskComparison]
+    failed: dict[Path, dict[str, Any]]
+
+    @property
+    def finished(self) -> int:
+        """How many runs are compared."""
+        return sum(len(each.rows) for each in self.tasks)
+
+
+def compare_runs(runs: Sequence[Path]) -> Comparison:
+    """Read what some runs have left in their folders.
+
+    Runs that differ only in their seed, or in the year of a backtest, share a label; of several seeds, a further row of
+    the table has the scores of their averaged predictions. Each row is tested against a reference: the first baseline
+    among the runs, or else the first model, with the same other settings, or else as it stands first.
     """
     statuses = {run: json.loads((run / "status.json").read_text(encoding="utf-8")) for run in runs}
     # A run that was prolonged and then stopped has the scores of its shorter training: it isn't finished.
     finished = [run for run in runs if statuses[run]["state"] == "finished" and (run / "metrics.json").exists()]
     metrics = {run: json.loads((run / "metrics.json").read_text(encoding="utf-8")) for run in finished}
-    variants = _variants(finished, statuses)
-    rows = pd.DataFrame([_row(run, metrics[run], variant) for run, variant in zip(finished, variants, strict=True)])
-    failed = {run.name: statuses[run] for run in runs if run not in finished}
+    tasks = []
+    for task in dict.fromkeys(of_run["task"] for of_run in metrics.values()):
+        of_task = {run: of_run for run, of_run in metrics.items() if of_run["task"] == task}
+        variants = _variants(of_task, statuses)
+        rows = pd.DataFrame([_row(run, of_run, variants[run]) for run, of_run in of_task.items()])
+        table, reference = _with_predictions(summarise(rows, SCORES[task]), rows, task)
+        tasks.append(TaskComparison(task, rows, of_task, table, reference, _parts(rows, of_task)))
+    return Comparison(tasks, {run: status for run, status in statuses.items() if run not in metrics})
+
+
+def write_comparison(folder: Path, runs: Sequence[Path]) -> None:
+    """Compare runs: `comparison.csv`, `comparison.md`, `learning_curves.png/.svg`, `report.html`, and a printed table.
+
+    Below the table of `comparison.md` are scores by class and length of text, or by season and year, and the runs that
+    failed. Of several tasks, each has files of its own, but for `comparison.md` and the page.
+    """
+    comparison = compare_runs(runs)
     texts = []
-    for task, of_task in rows.groupby("task", sort=False) if len(rows) else []:
-        table = summarise(of_task, SCORES[str(task)])
-        table, reference = _with_predictions(table, of_task, str(task))
-        suffix = "" if rows["task"].nunique() == 1 else f"_{task}"
-        table.to_csv(folder / f"comparison{suffix}.csv", index=False)
-        shown = _shown(table, SCORES[str(task)], reference)
-        split = " and ".join(sorted(set(of_task["split"])))
-        title = f"Scores of the {split} split, {task}: mean ± standard deviation over runs"
+    for found in comparison.tasks:
+        suffix = "" if len(comparison.tasks) == 1 else f"_{found.task}"
+        found.table.to_csv(folder / f"comparison{suffix}.csv", index=False)
+        shown = _shown(found.table, SCORES[found.task], found.reference)
+        title = f"Scores of the {found.split} split, {found.task}: mean ± standard deviation over runs"
         _print_table(shown, title)
         texts += [title, shown.to_markdown(index=False, disable_numparse=True)]
-        if len(table) > 1:
-            texts.append(f"against {reference}: {TESTS[str(task)]}")
-        for part, values in _parts(of_task, metrics).items():
+        if len(found.table) > 1:
+            texts.append(f"against {found.reference}: {TESTS[found.task]}")
+        for part, values in found.parts.items():
             shown = values.map(lambda value: "" if pd.isna(value) else f"{value:.4f}")
             texts += [part, shown.to_markdown(disable_numparse=True)]
-        _draw(folder / f"learning_curves{suffix}", of_task)
-    if sample := sorted(set(rows.loc[rows["sample"], "data"])) if len(rows) else []:
+        _draw(folder / f"learning_curves{suffix}", found)
+    if sample := [name for found in comparison.tasks for name in found.sample]:
         texts.append(f"**{', '.join(sample)}: built-in sample data, not a real data set.**")
-    texts += [f"- FAILED {name}: {status['state']}: {status['error']}" for name, status in failed.items()]
+    texts += [f"- FAILED {run.name}: {status['state']}: {status['error']}" for run, status in comparison.failed.items()]
     (folder / "comparison.md").write_text("\n\n".join(texts) + "\n", encoding="utf-8")
-    for name, status in failed.items():
-        log.error(f"failed: {name}: {status['error'] or status['state']}")
-    log.info(f"{len(finished)} of {len(runs)} runs finished; comparison: {folder / 'comparison.md'}")
+    for run, status in comparison.failed.items():
+        log.error(f"failed: {run.name}: {status['error'] or status['state']}")
+    # A page needs libraries that a process which composes a configuration and stops has no use for.
+    from runs.page import write_page
+
+    write_page(folder / "report.html", comparison)
+    log.info(
+        f"{comparison.finished} of {len(runs)} runs finished; comparison: {folder / 'comparison.md'}, and to look at: "
+        f"{folder / 'report.html'}"
+    )
 
 
 def summarise(rows: pd.DataFrame, scores: tuple[str, ...]) -> pd.DataFrame:
@@ -183,24 +268,29 @@ def _row(run: Path, metrics: dict[str, Any], variant: str) -> dict[str, Any]:
         "variant": variant,
         "folder": run,
         **{name: metrics[name] for name in KEPT},
+        "seconds": metrics["seconds"],
         "seconds_per_epoch": metrics["seconds"] / max(1, metrics["epochs"]),
-        **metrics["test"],
+        **{name: np.nan if value is None else value for name, value in metrics["test"].items()},
     }
 
 
-def _variants(runs: list[Path], statuses: dict[Path, dict[str, Any]]) -> list[str]:
-    """What tells each run from the others beside its model and seed: the overrides that not all of them share.
+def _variants(metrics: dict[Path, dict[str, Any]], statuses: dict[Path, dict[str, Any]]) -> dict[Path, str]:
+    """What tells each run from the others of its model beside the seed: overrides of keys whose value they don't share.
 
     Where the test has an end, runs that differ in its beginning alone are the years of a backtest.
     """
-    others = []
-    for run in runs:
+    given: dict[Path, dict[str, str]] = {}
+    for run in metrics:
         data = OmegaConf.load(run / "config.yaml").data
         backtest = data.get("split") == "date" and data.get("test_until") is not None
-        own = ("model=", "task=", "seed=", *(["data.test_from="] if backtest else []))
-        others.append([word for word in statuses[run]["overrides"] if not word.startswith(own)])
-    shared = set.intersection(*map(set, others)) if others else set()
-    return [" ".join(word for word in words if word not in shared) for words in others]
+        own = ("model", "task", "seed", *(["data.test_from"] if backtest else []))
+        words = {word.partition("=")[0]: word for word in statuses[run]["overrides"]}
+        given[run] = {key: word for key, word in words.items() if key not in own}
+    telling = set()
+    for model in {of_run["model"] for of_run in metrics.values()}:
+        of_model = [words.items() for run, words in given.items() if metrics[run]["model"] == model]
+        telling |= {key for key, _ in set().union(*of_model) - set(of_model[0]).intersection(*of_model)}
+    return {run: " ".join(word for key, word in words.items() if key in telling) for run, words in given.items()}
 
 
 def _parts(rows: pd.DataFrame, metrics: dict[Path, dict[str, Any]]) -> dict[str, pd.DataFrame]:
@@ -248,13 +338,8 @@ def _print_table(shown: pd.DataFrame, title: str) -> None:
     (console if console.is_terminal else Console(width=200)).print(table)  # a log file wraps nothing
 
 
-def _draw(path: Path, rows: pd.DataFrame) -> None:
+def _draw(path: Path, found: TaskComparison) -> None:
     # matplotlib is slow to import; a process that composes a configuration and stops needs none of it
     from runs import figures
 
-    monitor = OmegaConf.load(rows["folder"].iloc[0] / "config.yaml").task.monitor
-    curves = {
-        str(label): [pd.read_csv(run / "history.csv") for run in group["folder"] if (run / "history.csv").exists()]
-        for label, group in rows.groupby("label", sort=False)
-    }
-    figures.save(figures.learning_curves(curves, monitor), path)
+    figures.save(figures.learning_curves(found.histories(), found.monitor), path)

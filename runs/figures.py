@@ -17,6 +17,8 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MultipleLocator
 
+from runs.analysis import curve
+
 log = logging.getLogger(__name__)
 
 # Fonts with Chinese glyphs, as Linux distributions, Windows and macOS ship them.
@@ -212,19 +214,17 @@ def learning_curves(curves: Mapping[str, Sequence[pd.DataFrame]], monitor: str) 
     figure = _figure(11, 4)
     for axes, name in zip(figure.subplots(1, 2), ("val/loss", monitor), strict=True):
         for number, (label, histories) in enumerate(curves.items()):
-            runs = [history.groupby("epoch")[name].last() for history in histories if name in history]
-            if not runs:
+            table = curve(histories, name)
+            if table.empty:
                 continue
-            table = pd.concat(runs, axis=1)
             colour = COLOURS[number % len(COLOURS)]
             if table.index.max() == 0:  # a baseline knows no epochs, and the loss of a margin is no cross-entropy
-                if name != monitor:
-                    continue
-                axes.axhline(table.to_numpy().mean(), color=colour, linestyle="--", label=label)
+                if name == monitor:
+                    axes.axhline(table["mean"].iloc[0], color=colour, linestyle="--", label=label)
                 continue
-            axes.plot(table.index, table.mean(axis=1), color=colour, marker="o", markersize=3, label=label)
-            if len(runs) > 1:
-                axes.fill_between(table.index, table.min(axis=1), table.max(axis=1), color=colour, alpha=0.15)
+            axes.plot(table.index, table["mean"], color=colour, marker="o", markersize=3, label=label)
+            if len(histories) > 1:
+                axes.fill_between(table.index, table["low"], table["high"], color=colour, alpha=0.15)
         axes.set(xlabel="epoch", ylabel=name, title=f"{name} by epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
         if axes.lines:

@@ -21,6 +21,7 @@ from omegaconf import DictConfig
 
 from runs.build import plain
 from runs.checkpoints import write_atomically
+from runs.comparison import MAIN
 from runs.schema import ConfigError, validate
 
 log = logging.getLogger(__name__)
@@ -28,7 +29,6 @@ log = logging.getLogger(__name__)
 INTERRUPTED = (130, 143, -2, -15)  # exit codes
 PROGRAM = Path(__file__).parents[1] / "run.py"
 ARCHITECTURES = ("rnn", "gru", "lstm", "bilstm")
-MAIN = {"cls": "f1_macro", "forecast": "mae"}
 
 
 def run(config: DictConfig) -> None:

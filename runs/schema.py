@@ -412,6 +412,15 @@ class DocsConfig:
     output: str = option("docs/options.md", "the page")
 
 
+@dataclass
+class ReportConfig:
+    """The page that compares runs."""
+
+    runs: Any = option(MISSING, "a run folder, a sweep, a pattern of such, or a list")
+    output: str = option("report.html", "the page")
+    title: Optional[str] = option(None, "what stands above it; the names of the models if not given")
+
+
 SCHEMAS: dict[str, list[type]] = {
     "task": [ClassificationConfig, ForecastingConfig],
     "data": [TextConfig, SeriesConfig],
@@ -432,6 +441,7 @@ def register() -> None:
     store.store(name="BenchmarkConfig", node=BenchmarkConfig)
     store.store(name="ResultsConfig", node=ResultsConfig)
     store.store(name="DocsConfig", node=DocsConfig)
+    store.store(name="ReportConfig", node=ReportConfig)
     for schemas in SCHEMAS.values():
         for schema in schemas:
             store.store(group="schema", name=schema.__name__, node=schema)

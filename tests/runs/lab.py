@@ -37,6 +37,8 @@ _PRELOADED = [
     "run",
     "runs.job",
     "runs.report",
+    "runs.page",
+    "plotly.offline",
     "rnn_cells",
     "datamodules",
     "tensorboard",
