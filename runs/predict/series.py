@@ -1,0 +1,1 @@
+def forecast_file(*a): pass
