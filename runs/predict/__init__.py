@@ -69,7 +69,7 @@ def run(config: DictConfig) -> None:
             raise ConfigError(f"{given[0]} is no option for {settings['run']}, a run of task={trained.kind}")
     with _options_of_predict():
         if trained.kind == "forecast":
-            series.forecast_file(trained.task, trained.data["name"], settings)
+            series.forecast_file(trained.task, settings)
         elif settings["text"] is not None:
             texts.predict_text(trained.task, settings)
         else:
