@@ -89,15 +89,16 @@ class Lookbacks:
                 times = _times(self.series.times[rows[missing]])
                 parts.append(f"{name!r} in {missing.sum()} of them ({times})")
         return (
-            f"the lookback of {self.lookback} steps of {spell(self.series.step)} before {_time(wanted[-1])} is not "
+            f"the lookback of {self.lookback} steps of {spell(self.series.step)} up to {moment(wanted[-1])} is not "
             f"complete: missing are {'; '.join(parts)}"
         )
 
 
 def _times(times: np.ndarray) -> str:
-    shown = ", ".join(_time(time) for time in times[-SHOWN:])
+    shown = ", ".join(moment(time) for time in times[-SHOWN:])
     return f"… {shown}" if len(times) > SHOWN else shown
 
 
-def _time(time: np.datetime64) -> str:
+def moment(time: np.datetime64) -> str:
+    """A time as people write it, to the second."""
     return str(time.astype("datetime64[s]")).replace("T", " ")

@@ -127,15 +127,15 @@ class TableStream:
         if self._odd:
             text = "".join(fields)
             if removed := text.count(NUL):
-                notes.append(f"{removed} NUL removed")
+                notes.append(f"NULs removed: {removed}")
             fields = [ODD.sub("\ufffd", field.replace(NUL, "")) for field in fields]
             if lost := len(ODD.findall(text)) - removed:
-                notes.append(f"{lost} unreadable in {self.encoding}")
+                notes.append(f"characters that are not {self.encoding}: {lost}")
         return Row(line, fields, "; ".join(notes), whole)
 
     def _check_encoding(self, rows: list[Row]) -> None:
         foreign = [row for row in rows if not all(map(str.isascii, row.fields))]
-        bad = [row for row in foreign if "unreadable in" in row.note]
+        bad = [row for row in foreign if "characters that are not" in row.note]
         if len(bad) > len(foreign) / 2 and len(foreign) > 1:
             raise self._not_encoded(bad[0].line)
 

@@ -47,21 +47,29 @@ class Trained:
 
 
 def run(config: DictConfig) -> None:
-    """Predict for the input, or for the single text, with the run's weights.
-
-    Raises:
-        ConfigError: an option is out of range or not for this run, or a file is in the way.
-        CheckpointError: there are no weights that can be used.
-        DataError: the input can't be used.
-    """
+    """Predict as the configuration says; see `predict`."""
     validate(config)
-    settings = plain(config)
     quieten()
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # nothing half-written is left behind
+    settings = plain(config)
     if settings["trust"]:
         sys.path.insert(0, os.getcwd())  # where a user keeps modules of their own
     if settings["threads"]:
         torch.set_num_threads(settings["threads"])
+    predict(settings)
+
+
+def predict(settings: dict[str, Any]) -> None:
+    """Predict for the input, or for the single text, with the run's weights.
+
+    Args:
+        settings: the options of `PredictConfig`.
+
+    Raises:
+        ConfigError: an option is not for this run, or a file is in the way.
+        CheckpointError: there are no weights that can be used.
+        DataError: the input can't be used.
+    """
     _check_request(settings)
     trained = _load(settings)
     for kind, names in OPTIONS.items():
@@ -127,10 +135,16 @@ def _load(settings: dict[str, Any]) -> Trained:
         raise CheckpointError(f"{path} does not fit this version of the project: {error}") from error
     if (trained := task.blueprint["config"]["task"]["name"]) != kind:
         raise CheckpointError(f"{path} is of task={trained}, {folder} of task={kind}")
-    status = folder / "status.json"
-    if not status.exists() or json.loads(status.read_text(encoding="utf-8")).get("state") != "finished":
+    if not _finished(folder):
         log.warning(f"{folder} has not finished: these are the weights so far, not calibrated")
     return Trained(task, kind, data)
+
+
+def _finished(folder: Path) -> bool:
+    try:
+        return json.loads((folder / "status.json").read_text(encoding="utf-8"))["state"] == "finished"
+    except (OSError, ValueError, KeyError):
+        return False
 
 
 @contextmanager

@@ -104,7 +104,7 @@ def _block(explained: Explained) -> str:
         f"<span class=where>line {example.line} · logit {explained.baseline:+.2f} without words, "
         f"{explained.logit:+.2f} with them</span>"
     )
-    return f"<article><header>{head}</header><p>{''.join(_spans(explained))}</p></article>"
+    return f"<article lang=zh><header>{head}</header><p>{''.join(_spans(explained))}</p></article>"
 
 
 def _spans(explained: Explained) -> Iterator[str]:
@@ -117,7 +117,7 @@ def _spans(explained: Explained) -> Iterator[str]:
 
 
 PAGE = """<!doctype html>
-<html lang="zh">
+<html lang="en">
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>What decided: {run}</title>

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from datamodules import DataError
 from datamodules.cleaning import CleanSeries, arrange, duration, spell
-from datamodules.lookbacks import Lookbacks
+from datamodules.lookbacks import Lookbacks, moment
 from datamodules.recordings import Rows, read_recordings
 from datamodules.streaming import TableStream
 from runs import figures
@@ -114,10 +114,11 @@ def latest(lookbacks: Lookbacks, age: int, settings: dict[str, Any]) -> np.ndarr
     late = (times[-1] - times[lookbacks.origins]).astype(np.int64)
     young = lookbacks.origins[late <= age]
     if not len(young):
-        known = f"the latest complete one ends {spell(int(late[-1]))} before: max_age={spell(int(late[-1]))} takes it"
-        remedy = known if len(late) else "add what is missing, or say max_age=1d to take an older one, if there is any"
+        remedy = "let it end earlier with max_age=…, say 1d" if age == 0 else "let it end earlier with a longer max_age"
+        if len(late):
+            remedy = f"the latest complete one ends {spell(int(late[-1]))} before: max_age={spell(int(late[-1]))} takes it"
         raise DataError(f"{settings['input']}: {lacking}; {remedy}")
-    log.warning(f"{lacking}; forecasting from {times[young[-1]]}, {spell(int(late[-1]))} before the last reading")
+    log.warning(f"{lacking}; forecasting from {moment(times[young[-1]])}, {spell(int(late[-1]))} before the last reading")
     return young[-1:]
 
 
@@ -208,7 +209,7 @@ def _print_forecast(task: Any, kept: Mapping[str, np.ndarray], output: Path, sec
         numbers = [kept["forecast"][0, step], *quantiles]
         table.add_row(f"{pd.Timestamp(kept['ahead'][0, step]):%Y-%m-%d %H:%M}", *(f"{value:.2f}" for value in numbers))
     console = Console()
-    console.print(f"from {kept['origin'][0].astype('datetime64[s]')}".replace("T", " "), highlight=False)
+    console.print(f"from {moment(kept['origin'][0])}", highlight=False)
     console.print(table)
     console.print(f"{horizon} steps in {seconds:.1f} s: {output}, {output.with_suffix('.png')}", soft_wrap=True)
 
