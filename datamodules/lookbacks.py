@@ -37,7 +37,8 @@ class Lookbacks:
             known = forward_fill(known, segments, facts["fill_limit"])
         self._missing = np.isnan(known)
         nothing = np.zeros(len(known), dtype=bool)
-        starts, _ = window_starts(segments, self._missing.any(axis=1), nothing, self.lookback, 0, 1)
+        lost = np.asarray(self._missing.any(axis=1))
+        starts, _ = window_starts(segments, lost, nothing, self.lookback, 0, 1)
         self.origins = starts + self.lookback - 1
         scaled = (known[:, :-1] - np.asarray(facts["feature_mean"])) / np.asarray(facts["feature_std"])
         self._inputs, self._history = (np.ascontiguousarray(part, dtype=np.float32) for part in (scaled, known[:, -1]))
@@ -99,6 +100,6 @@ def _times(times: np.ndarray) -> str:
     return f"… {shown}" if len(times) > SHOWN else shown
 
 
-def moment(time: np.datetime64) -> str:
-    """A time as people write it, to the second."""
+def moment(time: Any) -> str:
+    """A datetime64 as people write it, to the second."""
     return str(time.astype("datetime64[s]")).replace("T", " ")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,7 @@ import pandas as pd
 from .sources import LINE, DataError
 from .streaming import TableStream
 
-CHUNK = 50_000  # rows parsed at once
+CHUNK = 20_000  # rows parsed at once
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ def read_recordings(
 
     Args:
         table: the open file.
-        time_column, time_format: where and how the time is written.
+        time_column: where the time is.
+        time_format: how it is written (`strptime`).
         columns: the numeric columns to keep.
         span: microseconds; rows that are older than the newest by as much or more are forgotten on the way, so that
             memory stays flat.
@@ -102,8 +104,8 @@ def parse_times(frame: pd.DataFrame, column: str, time_format: str, source: str)
     bad = np.flatnonzero(parsed.isna())
     if len(bad):
         raise DataError(
-            f"{source}, line {lines_of(frame)[bad[0]]}: {frame[column].iloc[bad[0]]!r} in column {column!r} is not a time "
-            f"written as {time_format!r} ({len(bad)} such rows); correct it or set data.time_format"
+            f"{source}, line {lines_of(frame)[bad[0]]}: {frame[column].iloc[bad[0]]!r} in column {column!r} is not a "
+            f"time written as {time_format!r} ({len(bad)} such rows); correct it or set data.time_format"
         )
     return micro(parsed.dt.tz_localize(None).to_numpy())
 

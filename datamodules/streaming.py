@@ -116,8 +116,10 @@ class TableStream:
 
     def _row(self, record: tuple[int, list[str], bool]) -> Row:
         line, fields, closed = record
-        notes = [] if closed else ["a quote is never closed"]
         width = len(self.header)
+        if closed and not self._odd and len(fields) == width:  # as good as every row
+            return Row(line, fields, "", True)
+        notes = [] if closed else ["a quote is never closed"]
         if len(fields) != width:
             if closed:
                 notes.append(f"row has {len(fields)} fields, the header has {width}")

@@ -22,6 +22,7 @@ from datamodules import DataError
 from runs.build import load_task, plain
 from runs.checkpoints import BEST, LAST
 from runs.errors import CheckpointError
+from runs.errors import explain as explain_error
 from runs.predict import series, texts
 from runs.schema import ConfigError, validate
 from runs.train import quieten
@@ -47,7 +48,12 @@ class Trained:
 
 
 def run(config: DictConfig) -> None:
-    """Predict as the configuration says; see `predict`."""
+    """Predict as the configuration says; see `predict`.
+
+    Raises:
+        ConfigError: an option is out of range.
+        SystemExit: with a message, a mistake of the user's; or stopped by a signal.
+    """
     validate(config)
     quieten()
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # nothing half-written is left behind
@@ -56,7 +62,12 @@ def run(config: DictConfig) -> None:
         sys.path.insert(0, os.getcwd())  # where a user keeps modules of their own
     if settings["threads"]:
         torch.set_num_threads(settings["threads"])
-    predict(settings)
+    try:
+        predict(settings)
+    except Exception as error:
+        if settings["debug"] or (message := explain_error(error, [])) is None:
+            raise
+        sys.exit(f"error: {message}")
 
 
 def predict(settings: dict[str, Any]) -> None:
@@ -88,15 +99,15 @@ def _check_request(settings: dict[str, Any]) -> None:
     """Raise a ConfigError unless it is clear what to read and what to write, and nothing is in the way."""
     if (settings["input"] is None) == (settings["text"] is None):
         raise ConfigError("give either input=FILE and output=FILE, or text=…")
-    if settings["input"] is not None and not Path(settings["input"]).is_file():
+    if settings["input"] is None:
+        if settings["output"] is not None:
+            raise ConfigError("output=… is for input=…: what becomes of a single text is printed")
+        return
+    if not Path(settings["input"]).is_file():
         raise ConfigError(f"input={settings['input']} is no file")
     if settings["output"] is None:
-        if settings["input"] is not None:
-            raise ConfigError("output is missing: give it as output=FILE.csv or output=FILE.parquet")
-        return
+        raise ConfigError("output is missing: give it as output=FILE.csv or output=FILE.parquet")
     output = Path(settings["output"])
-    if settings["text"] is not None:
-        raise ConfigError("output=… is for input=…: what becomes of a single text is printed")
     if output.suffix.lower() not in SUFFIXES:
         raise ConfigError(f"output={output} must end in {' or '.join(SUFFIXES)}")
     if output.resolve() == Path(settings["input"]).resolve():

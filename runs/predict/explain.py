@@ -130,7 +130,8 @@ h1 {{ font-size: 1.3rem; margin: 0; }}
 .about, .where {{ color: var(--faint); font-size: .85rem; line-height: 1.5; }}
 .legend {{ display: flex; gap: .7rem; align-items: center; font-size: .85rem; margin: .8rem 0 1.2rem; }}
 .legend i {{ flex: 0 1 18rem; height: .9rem; border-radius: 3px;
-  background: linear-gradient(90deg, rgba(213,94,0,.6), rgba(213,94,0,0) 50%, rgba(0,114,178,0) 50%, rgba(0,114,178,.6)); }}
+  background: linear-gradient(90deg, rgba(213,94,0,.6), rgba(213,94,0,0) 50%,
+  rgba(0,114,178,0) 50%, rgba(0,114,178,.6)); }}
 article {{ background: var(--card); border-radius: 8px; padding: .7rem 1rem; margin: 0 0 .9rem; }}
 article p {{ margin: .3rem 0 0; white-space: pre-wrap; overflow-wrap: anywhere; }}
 article span[title] {{ border-radius: 3px; padding: .1em 0; }}
@@ -139,9 +140,9 @@ article span[title]:hover {{ outline: 1px solid var(--faint); }}
 .p {{ margin-right: 1rem; }}
 </style>
 <h1>What decided</h1>
-<p class="about">Each word is coloured by what it adds to the logit of the predicted class (integrated gradients, from as
-many words that mean nothing; votes of n-grams shared by their characters or words), in each text on a scale of its own.
-Point at a word for its value. Dotted: not in the model's vocabulary. Model: {run}</p>
+<p class="about">Each word is coloured by what it adds to the logit of the predicted class (integrated gradients, from
+as many words that mean nothing; votes of n-grams shared by their characters or words), in each text on a scale of its
+own. Point at a word for its value. Dotted: not in the model's vocabulary. Model: {run}</p>
 <div class="legend">against the class <i></i> for the class</div>
 {blocks}
 </html>

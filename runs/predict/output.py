@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet
+from pyarrow.csv import CSVWriter
+from pyarrow.parquet import ParquetWriter
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from runs.checkpoints import replacing
@@ -21,14 +21,17 @@ T = TypeVar("T")
 
 @contextmanager
 def table_writer(path: Path, schema: pa.Schema) -> Iterator[Any]:
-    """An object with `write(table)`; `path` is there once all is written. CSV is UTF-8 with a mark, which Excel needs."""
+    """An object with `write(table)`; `path` is there once all is written.
+
+    CSV is UTF-8 with a byte order mark, by which Excel knows it, in China as elsewhere.
+    """
     with replacing(path) as file:
         if path.suffix.lower() == ".parquet":
-            with pa.parquet.ParquetWriter(file, schema) as writer:
+            with ParquetWriter(file, schema) as writer:
                 yield writer
         else:
             file.write(codecs.BOM_UTF8)
-            with pa.csv.CSVWriter(pa.PythonFile(file, mode="w"), schema) as writer:
+            with CSVWriter(pa.PythonFile(file, mode="w"), schema) as writer:
                 yield writer
 
 

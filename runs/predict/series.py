@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import torch
 import yaml
@@ -31,6 +31,21 @@ from tasks.forecasting import error_scores
 log = logging.getLogger(__name__)
 
 DRAWN, PRINTED = 6, 8  # forecasts in the figure, steps on the console
+
+
+@dataclass(frozen=True)
+class Forecasts:
+    """N forecasts of H steps; `history` (N, L) and `quantiles` (N, H, Q) of those only whose positions are `drawn`."""
+
+    PER_ORIGIN: ClassVar = ("origin", "forecast", "truth", "naive", "history", "quantiles")
+
+    origin: np.ndarray
+    forecast: np.ndarray
+    truth: np.ndarray
+    naive: np.ndarray
+    history: np.ndarray
+    quantiles: np.ndarray
+    drawn: np.ndarray
 
 
 def forecast_file(task: Any, settings: dict[str, Any]) -> None:
@@ -68,16 +83,16 @@ def forecast_file(task: Any, settings: dict[str, Any]) -> None:
     else:
         origins = latest(lookbacks, age or 0, settings)
     output = Path(settings["output"])
-    kept = write_forecasts(task, lookbacks, origins, settings, truth=every is not None)
-    _draw(task, kept, output)
+    found = write_forecasts(task, lookbacks, origins, settings, with_truth=every is not None)
+    _draw(task, found, output)
     seconds = time.perf_counter() - started
     if every is None:
-        _print_forecast(task, kept, output, seconds)
+        _print_forecast(task, found, lookbacks.times_ahead(origins)[0], output, seconds)
         return
     report = {
         **{name: settings[name] for name in ("run", "checkpoint", "input", "every")},
         "forecasts": len(origins),
-        **_scores(kept),
+        **_scores(found),
         "data": series.report,
     }
     write_json(output.with_suffix(".json"), report)
@@ -113,103 +128,110 @@ def latest(lookbacks: Lookbacks, age: int, settings: dict[str, Any]) -> np.ndarr
         return lookbacks.origins[-1:]
     late = (times[-1] - times[lookbacks.origins]).astype(np.int64)
     young = lookbacks.origins[late <= age]
+    ago = spell(int(late[-1])) if len(late) else ""
     if not len(young):
-        remedy = "let it end earlier with max_age=…, say 1d" if age == 0 else "let it end earlier with a longer max_age"
-        if len(late):
-            remedy = f"the latest complete one ends {spell(int(late[-1]))} before: max_age={spell(int(late[-1]))} takes it"
+        known = f"the latest complete one ends {ago} before: max_age={ago} takes it"
+        remedy = known if ago else f"let it end earlier with {'a longer max_age' if age else 'max_age=…, say 1d'}"
         raise DataError(f"{settings['input']}: {lacking}; {remedy}")
-    log.warning(f"{lacking}; forecasting from {moment(times[young[-1]])}, {spell(int(late[-1]))} before the last reading")
+    log.warning(f"{lacking}; forecasting from {moment(times[young][-1])}, {ago} before the last reading")
     return young[-1:]
 
 
 def write_forecasts(
-    task: Any, lookbacks: Lookbacks, origins: np.ndarray, settings: dict[str, Any], truth: bool
-) -> dict[str, np.ndarray]:
-    """Write a row per origin and step.
-
-    Returns:
-        `origin` (N,), `truth`, `forecast`, `naive` (N, H), `quantiles` (N, H, Q) and `history` (N, L); the last two of
-        some origins only, whose positions are in `drawn`.
-    """
-    whole_seconds = not (lookbacks.series.times.astype(np.int64) % 1_000_000).any()
-    moment = pa.timestamp("s" if whole_seconds else "us")
-    levels = [f"q{level:g}" for level in task.levels]
-    fields = [("origin", moment), ("time", moment), ("step", pa.int32()), ("forecast", pa.float32())]
-    schema = pa.schema(fields + [(name, pa.float32()) for name in [*levels, *(["truth"] if truth else [])]])
-    parts: dict[str, list[np.ndarray]] = {name: [] for name in ("truth", "forecast", "naive", "quantiles", "history")}
+    task: Any, lookbacks: Lookbacks, origins: np.ndarray, settings: dict[str, Any], with_truth: bool
+) -> Forecasts:
+    """Forecast from each of `origins`, and write a row per origin and step."""
+    schema = _schema(task, lookbacks, with_truth)
     drawn = np.unique(np.linspace(0, len(origins) - 1, min(DRAWN, len(origins))).astype(int))
+    parts: list[Forecasts] = []
     with table_writer(Path(settings["output"]), schema) as writer, bar(bytes=False) as progress:
         for start in progress.track(range(0, len(origins), settings["batch_size"]), description="forecasting"):
             some = origins[start : start + settings["batch_size"]]
-            batch = lookbacks.batch(some)
-            with torch.inference_mode():
-                answers = task.predict_step(batch, 0)
-                naive = seasonal_naive(batch["history"], task.facts["horizon"], task.facts["season_length"])
-            found = {
-                "truth": lookbacks.truth(some),
-                "forecast": task.median(answers).numpy(),
-                "naive": naive.numpy(),
-                "quantiles": answers.reshape(*answers.shape[:2], -1).numpy(),
-                "history": batch["history"].numpy(),
-            }
+            found = _forecast(task, lookbacks, some)
             writer.write(_table(schema, lookbacks, some, found))
             here = drawn[(drawn >= start) & (drawn < start + len(some))] - start
-            for name, values in found.items():
-                parts[name].append(values[here] if name in ("quantiles", "history") else values)
-    kept = {name: np.concatenate(values) for name, values in parts.items()}
-    return {**kept, "origin": lookbacks.series.times[origins], "drawn": drawn, "ahead": lookbacks.times_ahead(origins[-1:])}
+            parts.append(replace(found, history=found.history[here], quantiles=found.quantiles[here]))
+    joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in Forecasts.PER_ORIGIN}
+    return Forecasts(**joined, drawn=drawn)
 
 
-def _table(schema: pa.Schema, lookbacks: Lookbacks, origins: np.ndarray, found: Mapping[str, np.ndarray]) -> pa.Table:
+@torch.inference_mode()
+def _forecast(task: Any, lookbacks: Lookbacks, origins: np.ndarray) -> Forecasts:
+    batch = lookbacks.batch(origins)
+    answers = task.predict_step(batch, 0)
+    naive = seasonal_naive(batch["history"], task.facts["horizon"], task.facts["season_length"])
+    return Forecasts(
+        origin=lookbacks.series.times[origins],
+        forecast=task.median(answers).numpy(),
+        truth=lookbacks.truth(origins),
+        naive=naive.numpy(),
+        history=batch["history"].numpy(),
+        quantiles=answers.reshape(*answers.shape[:2], -1).numpy(),
+        drawn=np.arange(len(origins)),
+    )
+
+
+def _schema(task: Any, lookbacks: Lookbacks, with_truth: bool) -> pa.Schema:
+    seconds = not (lookbacks.series.times.astype(np.int64) % 1_000_000).any()
+    moments = [(name, pa.timestamp("s" if seconds else "us")) for name in ("origin", "time")]
+    numbers = ["forecast", *(f"q{level:g}" for level in task.levels), *(["truth"] if with_truth else [])]
+    return pa.schema([*moments, ("step", pa.int32()), *((name, pa.float32()) for name in numbers)])
+
+
+def _table(schema: pa.Schema, lookbacks: Lookbacks, origins: np.ndarray, found: Forecasts) -> pa.Table:
     horizon = lookbacks.horizon
     columns = {
-        "origin": lookbacks.series.times[origins].repeat(horizon),
+        "origin": found.origin.repeat(horizon),
         "time": lookbacks.times_ahead(origins).reshape(-1),
-        "step": np.tile(np.arange(1, horizon + 1, dtype=np.int32), len(origins)),
-        "forecast": found["forecast"].reshape(-1),
-        "truth": found["truth"].reshape(-1),
+        "step": np.tile(np.arange(1, horizon + 1), len(origins)),
+        "forecast": found.forecast.reshape(-1),
+        "truth": found.truth.reshape(-1),
     }
     levels = [name for name in schema.names if name not in columns]
-    columns |= {name: found["quantiles"][..., number].reshape(-1) for number, name in enumerate(levels)}
+    columns |= {name: found.quantiles[..., number].reshape(-1) for number, name in enumerate(levels)}
     arrays = [pa.array(columns[field.name], from_pandas=True).cast(field.type) for field in schema]
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
-def _scores(kept: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def _scores(found: Forecasts) -> dict[str, Any]:
     """Errors of the forecasts whose truth is complete, over all their steps."""
-    complete = ~np.isnan(kept["truth"]).any(axis=1)
-    truth, forecast, naive = (torch.from_numpy(kept[name][complete]).double() for name in ("truth", "forecast", "naive"))
+    complete = ~np.isnan(found.truth).any(axis=1)
+    tables = (found.truth, found.forecast, found.naive)
+    truth, forecast, naive = (torch.from_numpy(table[complete]).double() for table in tables)
     if not len(truth):
         return {"scored": 0, "scores": {}, "seasonal_naive": None}
-    scores = error_scores(forecast - truth, (naive - truth).abs())
-    return {"scored": len(truth), "scores": scores, "seasonal_naive": {"mae": (naive - truth).abs().mean().item()}}
+    errors = (naive - truth).abs()
+    return {
+        "scored": len(truth),
+        "scores": error_scores(forecast - truth, errors),
+        "seasonal_naive": {"mae": errors.mean().item(), "median_ae": float(np.median(errors.numpy()))},
+    }
 
 
-def _draw(task: Any, kept: Mapping[str, np.ndarray], output: Path) -> None:
+def _draw(task: Any, found: Forecasts, output: Path) -> None:
     windows = [
         {
-            "origin": f"{pd.Timestamp(kept['origin'][position]):%Y-%m-%d %H:%M}",
-            "history": kept["history"][number],
-            "truth": kept["truth"][position],
-            "forecast": kept["forecast"][position],
-            "quantiles": {level: kept["quantiles"][number, :, at] for at, level in enumerate(task.levels)},
+            "origin": moment(found.origin[position])[:16],
+            "history": found.history[number],
+            "truth": found.truth[position],
+            "forecast": found.forecast[position],
+            "quantiles": {level: found.quantiles[number, :, at] for at, level in enumerate(task.levels)},
             "hours": task.facts["step_hours"],
         }
-        for number, position in enumerate(kept["drawn"])
+        for number, position in enumerate(found.drawn)
     ]
     model = task.blueprint["config"]["model"]["name"]
     figures.save(figures.forecasts(windows, model, task.facts["target"]), output)
 
 
-def _print_forecast(task: Any, kept: Mapping[str, np.ndarray], output: Path, seconds: float) -> None:
+def _print_forecast(task: Any, found: Forecasts, times: np.ndarray, output: Path, seconds: float) -> None:
     table = Table("time", task.facts["target"], *(f"{100 * level:g}%" for level in task.levels), box=None)
-    horizon = kept["forecast"].shape[1]
+    horizon = len(times)
     for step in np.unique(np.linspace(0, horizon - 1, min(PRINTED, horizon)).astype(int)):
-        quantiles = kept["quantiles"][0, step] if task.levels else []
-        numbers = [kept["forecast"][0, step], *quantiles]
-        table.add_row(f"{pd.Timestamp(kept['ahead'][0, step]):%Y-%m-%d %H:%M}", *(f"{value:.2f}" for value in numbers))
+        numbers = [found.forecast[0, step], *(found.quantiles[0, step] if task.levels else [])]
+        table.add_row(moment(times[step])[:16], *(f"{value:.2f}" for value in numbers))
     console = Console()
-    console.print(f"from {moment(kept['origin'][0])}", highlight=False)
+    console.print(f"from {moment(found.origin[0])}", highlight=False)
     console.print(table)
     console.print(f"{horizon} steps in {seconds:.1f} s: {output}, {output.with_suffix('.png')}", soft_wrap=True)
 

@@ -70,10 +70,11 @@ def predict_file(task: Any, data: dict[str, Any], settings: dict[str, Any]) -> N
             for chunk in ahead(chunks(table, table.header.index(text_column), encoder)):
                 answers = np.full((len(chunk.texts) + 1, len(task.classes)), np.nan, dtype=np.float32)  # last: no text
                 answers[:-1] = probabilities(task, chunk.encoded, settings["batch_size"])
-                found = [_note(row, at, chunk.encoded, encoder) for row, at in zip(chunk.rows, chunk.which, strict=True)]
-                columns = [*zip(*(row.fields for row in chunk.rows), strict=True)]
+                places = zip(chunk.rows, chunk.which.tolist(), strict=True)
+                found = [_note(row, place, chunk.encoded, encoder) for row, place in places]
                 predicted = _predicted(answers[chunk.which], task.classes)
-                writer.write(pa.Table.from_arrays([*map(pa.array, columns), *predicted, pa.array(found)], schema=schema))
+                own = map(pa.array, zip(*(row.fields for row in chunk.rows), strict=True))
+                writer.write(pa.Table.from_arrays([*own, *predicted, pa.array(found)], schema=schema))
                 notes.update(part for note in found if note for part in note.split("; "))
                 classes.update(predicted[0].drop_null().to_pylist())
                 if settings["explain"]:

@@ -58,7 +58,7 @@ def test_batches_are_those_of_the_data_module_at_the_same_origins(climate: Path,
     assert np.array_equal(lookbacks.truth(origins), expected["targets"].numpy())
 
 
-def test_truth_is_what_the_series_has_at_that_time_and_otherwise_unknown(climate: Path, module: SeriesDataModule) -> None:
+def test_truth_is_what_the_series_has_at_that_time(climate: Path, module: SeriesDataModule) -> None:
     series = clean(pd.read_csv(climate, dtype=str, keep_default_na=False), **module.facts["cleaning"])
     lookbacks = Lookbacks(series, module.facts)
     known = dict(zip(series.times.tolist(), series.column("T (degC)").tolist(), strict=True))
@@ -66,7 +66,7 @@ def test_truth_is_what_the_series_has_at_that_time_and_otherwise_unknown(climate
     ahead = lookbacks.times_ahead(chosen)
     assert (ahead[:, 0] - series.times[chosen] == np.timedelta64(1, "h")).all()
     expected = [[known.get(time, np.nan) for time in row] for row in ahead.tolist()]
-    np.testing.assert_array_equal(lookbacks.truth(chosen), np.float32(expected))
+    np.testing.assert_array_equal(lookbacks.truth(chosen), np.array(expected, dtype=np.float32))
     assert np.isnan(lookbacks.truth(lookbacks.origins[-1:])).all()
 
 
