@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 
 from datamodules import DataError, TextDataModule, text
 from datamodules.corpus import Prepared, TextDataset, clean
+from datamodules.encoding import TextEncoder, encode_texts
 from datamodules.sources import LINE, read_table
-from datamodules.text import SAMPLE, Vocabulary, encode_texts, tokenize
+from datamodules.text import SAMPLE, Vocabulary, tokenize
 
 SPLITS = ("train", "val", "test")
 WORDS = ["好", "不错", "物流", "很快", "书", "内容", "酒店", "早餐", "NA", "a", "b", "c", "d", "e", "f", "g"]
@@ -381,13 +382,13 @@ def test_new_texts_are_encoded_as_in_training_one_row_each(table: Path) -> None:
     texts = data.describe("test", batch["index"].numpy())["text"].tolist()
     facts = json.loads(json.dumps(data.facts))
     encoded = encode_texts([f"\ufeff {one}\0\n" for one in texts], facts)
-    assert torch.equal(encoded["inputs"], batch["inputs"])
-    assert torch.equal(encoded["lengths"], batch["lengths"])
+    for name in ("inputs", "characters", "lengths"):
+        assert torch.equal(encoded[name], batch[name])
 
-    odd = encode_texts(["", "未见 过", " ".join(["a"] * 9)], facts)
-    assert odd["lengths"].tolist() == [0, 2, 6]
-    assert odd["token_counts"].tolist() == [0, 2, 9]
-    assert odd["known_counts"].tolist() == [0, 0, 6]
+    odd = TextEncoder(facts)(["", "未见 过", " ".join(["a"] * 9), " ".join(["a"] * 6)])
+    assert odd.dataset.lengths.tolist() == [0, 2, 6, 6]
+    assert odd.cut.tolist() == [False, False, True, False]
+    assert odd.known_counts.tolist() == [0, 0, 6, 6]
     assert encode_texts([""], facts)["inputs"].shape == (1, 1)
     assert encode_texts([], facts)["inputs"].shape == (0, 1)
 
