@@ -165,4 +165,5 @@ def _options_of_predict() -> Iterator[None]:
         yield
     except DataError as error:
         text = re.sub(r"\bdata\.(?=(encoding|separator|text_column|time_column|time_format)\b)", "", str(error))
-        raise DataError(text.replace("data.path", "input")) from error
+        text = re.sub(r"(; set data\.step to| or set data\.duplicates to).*", "", text)  # the model is as it is
+        raise DataError(text.replace("data.path", "input").replace("data.step=", "the model's step of ")) from error

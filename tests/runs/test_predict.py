@@ -347,6 +347,9 @@ def test_an_incomplete_lookback_is_used_only_when_asked_and_an_older_one_said(
     assert "3h before the last reading" in caplog.text
     origin = pd.read_csv(tmp_path / "out.csv", encoding="utf-8-sig", parse_dates=["origin"])["origin"].iloc[0]
     assert origin == pd.to_datetime(readings["Date Time"], format=FORMAT).iloc[-4]
+    write(readings.iloc[::3], tmp_path / "t.csv")
+    with pytest.raises(DataError, match=r"the model's step of 1h is not a multiple of the step of 3h .*t\.csv$"):
+        made(**{**options, "output": tmp_path / "no.csv"})
     write(readings.iloc[-100:], tmp_path / "t.csv")
     with pytest.raises(DataError, match="20 of 120 readings"):
         made(**{**options, "output": tmp_path / "no.csv"})
@@ -361,7 +364,7 @@ def test_an_incomplete_lookback_is_used_only_when_asked_and_an_older_one_said(
 def test_quantiles_have_columns_of_their_own(lab: Lab, readings: pd.DataFrame, tmp_path: Path) -> None:
     words = [*SMALL["forecast"], "task.quantiles=[0.1,0.5,0.9]", "trainer.max_epochs=1"]
     assert lab.run(*words, f"hydra.run.dir={tmp_path}/run").code == 0
-    made(run=tmp_path / "run", input=write(readings, tmp_path / "t.csv"), output=tmp_path / "out.csv", every="5h")
+    made(run=tmp_path / "run", input=write(readings, tmp_path / "t.csv"), output=tmp_path / "out.csv", every="2h")
     found = pd.read_csv(tmp_path / "out.csv", encoding="utf-8-sig", parse_dates=["origin"])
     assert [*found][3:] == ["forecast", "q0.1", "q0.5", "q0.9", "truth"]
     assert (found["forecast"] == found["q0.5"]).all()
