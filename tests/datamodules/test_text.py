@@ -392,7 +392,7 @@ def test_real_reviews_are_cut_as_jieba_cuts_them() -> None:
     data = TextDataModule("online", files=["online_shopping_10_cats.zip"], on_missing="error")
     found = data._source.locate()
     assert found is not None
-    texts = read_table(found, columns=["review"])["review"].tolist()
+    texts = read_table(found, columns=["review"])["review"].tolist()[::8]
     assert tokenize(texts, "jieba") == jieba_itself(texts)
 
 

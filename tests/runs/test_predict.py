@@ -216,6 +216,22 @@ def test_a_text_is_predicted_and_explained_on_the_console(lab: Lab, finished: Ca
     assert not (ROOT / "predict.log").exists()
 
 
+@pytest.mark.slow
+def test_a_locale_that_is_not_utf_8_changes_nothing(finished: Callable[[str], Path], tmp_path: Path) -> None:
+    table = tmp_path / "评 论.csv"
+    table.write_text("review\n很好的酒店\n", encoding="utf-8")
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    outputs = []
+    for words in (["text=很好的酒店"], [f"input={table}", f"output={tmp_path}/输 出.csv"]):
+        command = [sys.executable, "run.py", "-cn", "predict", f"run={finished('cls')}", *words]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        outputs.append(done.stdout.decode())
+    found = read(tmp_path / "输 出.csv")
+    assert found["review"].tolist() == ["很好的酒店"]
+    assert f"{found['probability'][0]:.4f}" in outputs[0]
+
+
 @settings(max_examples=200, deadline=None)
 @given(text=st.text("ab'\"\\${}=,:[]() \n%好😀", max_size=12) | st.text(max_size=12))
 def test_a_text_reaches_the_program_as_it_was_typed(text: str) -> None:
