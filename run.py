@@ -198,7 +198,7 @@ def main() -> None:
 
         completion.install()
     sweeping = bool({"-m", "--multirun"} & set(sys.argv[1:]))
-    predicting = "predict" in sys.argv[1:]  # behind -cn
+    predicting = any(re.fullmatch("(-cn=|--config-name=)?predict", word) for word in sys.argv[1:])
     sys.argv[1:] = [as_typed(word) if predicting else quoted(word, sweeping) for word in sys.argv[1:]]
     try:
         job()

@@ -75,6 +75,11 @@ class Lookbacks:
         times = self.series.times.astype(np.int64)
         return self.origins[(times[-1] - times[self.origins]) % every < self.series.step]
 
+    def possible(self, every: int) -> int:
+        """How many there would be in `spaced(every)` if nothing were missing."""
+        span = int(self.series.times[-1].astype(np.int64) - self.series.times[0].astype(np.int64))
+        return (span - (self.lookback - 1) * self.series.step) // every + 1
+
     def lacking(self) -> str:
         """What the last lookback lacks; empty if it is complete."""
         last = len(self.series.times) - 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -56,6 +57,9 @@ def run(config: DictConfig) -> None:
     """
     validate(config)
     quieten()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # not every terminal has Chinese characters
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # nothing half-written is left behind
     settings = plain(config)
     if settings["trust"]:
@@ -165,4 +169,5 @@ def _options_of_predict() -> Iterator[None]:
         yield
     except DataError as error:
         text = re.sub(r"\bdata\.(?=(encoding|separator|text_column|time_column|time_format)\b)", "", str(error))
-        raise DataError(text.replace("data.path", "input")) from error
+        text = re.sub(r"(; set data\.step to| or set data\.duplicates to).*", "", text)  # the model is as it is
+        raise DataError(text.replace("data.path", "input").replace("data.step=", "the model's step of ")) from error

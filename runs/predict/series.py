@@ -92,6 +92,7 @@ def forecast_file(task: Any, settings: dict[str, Any]) -> None:
     report = {
         **{name: settings[name] for name in ("run", "checkpoint", "input", "every")},
         "forecasts": len(origins),
+        "skipped": lookbacks.possible(every) - len(origins),
         **_scores(found),
         "data": series.report,
     }
@@ -243,6 +244,8 @@ def _print_scores(report: dict[str, Any], output: Path, seconds: float) -> None:
         for name, value in report["scores"].items():
             table.add_row(name, f"{value:.4f}")
         console.print(table)
+    if report["skipped"]:
+        console.print(f"{report['skipped']:,} more origins have no complete lookback")
     unknown = report["forecasts"] - report["scored"]
     console.print(
         f"{report['forecasts']:,} forecasts in {seconds:.1f} s: {output}, {output.with_suffix('.json')}, "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,7 +20,7 @@ from rich.table import Table
 from datamodules import DataError
 from datamodules.corpus import clean_text
 from datamodules.encoding import EncodedTexts, TextEncoder
-from datamodules.streaming import ODD, Row, TableStream
+from datamodules.streaming import Row, TableStream
 from runs.predict import explain
 from runs.predict.output import ahead, bar, table_writer
 
@@ -92,7 +93,9 @@ def predict_text(task: Any, settings: dict[str, Any]) -> None:
     Raises:
         DataError: there is nothing in it.
     """
-    text = clean_text(ODD.sub("\ufffd", settings["text"]))
+    typed = re.sub("[\ud800-\udc7f]", "\ufffd", settings["text"])
+    # Where the locale is not UTF-8, arguments come as bytes in disguise.
+    text = clean_text(typed.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
     encoder = TextEncoder(task.blueprint["facts"])
     if not text:
         raise DataError("text= is empty: there is nothing to predict from")

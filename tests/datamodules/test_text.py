@@ -20,6 +20,7 @@ from datamodules import DataError, TextDataModule, text
 from datamodules.corpus import Prepared, TextDataset, clean
 from datamodules.encoding import TextEncoder, encode_texts
 from datamodules.sources import LINE, read_table
+from datamodules.synthetic import sample_reviews
 from datamodules.text import SAMPLE, Vocabulary, tokenize
 
 SPLITS = ("train", "val", "test")
@@ -365,6 +366,34 @@ def test_tokenizers_cut_as_their_names_say() -> None:
     assert tokenize(["我 ab\u3000c"], "whitespace") == [["我", "ab", "c"]]
     with pytest.raises(DataError, match="jieba, char, whitespace"):
         tokenize(["a"], "spacy")
+
+
+def jieba_itself(texts: list[str]) -> list[list[str]]:
+    import jieba
+
+    jieba.setLogLevel(logging.WARNING)
+    return [[token for token in jieba.cut(text) if not token.isspace()] for text in texts]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.text(max_size=30) | st.text("好不错的酒店iPhone6 +#&._%-\r\n\u3000，。！😀", max_size=30))
+def test_runs_that_are_remembered_are_cut_as_jieba_cuts_the_whole_text(one: str) -> None:
+    assert tokenize([one, one], "jieba") == jieba_itself([one, one])
+
+
+def test_sample_reviews_are_cut_as_jieba_cuts_them() -> None:
+    texts = sample_reviews(300, seed=5)["review"].tolist()
+    assert tokenize(texts, "jieba") == jieba_itself(texts)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.environ.get("RNN_LAB_DATA"), reason="needs RNN_LAB_DATA")
+def test_real_reviews_are_cut_as_jieba_cuts_them() -> None:
+    data = TextDataModule("online", files=["online_shopping_10_cats.zip"], on_missing="error")
+    found = data._source.locate()
+    assert found is not None
+    texts = read_table(found, columns=["review"])["review"].tolist()[::8]
+    assert tokenize(texts, "jieba") == jieba_itself(texts)
 
 
 def test_jieba_says_nothing_and_keeps_its_dictionary_in_the_cache(tmp_path: Path) -> None:

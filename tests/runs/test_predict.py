@@ -216,6 +216,22 @@ def test_a_text_is_predicted_and_explained_on_the_console(lab: Lab, finished: Ca
     assert not (ROOT / "predict.log").exists()
 
 
+@pytest.mark.slow
+def test_a_locale_that_is_not_utf_8_changes_nothing(finished: Callable[[str], Path], tmp_path: Path) -> None:
+    table = tmp_path / "评 论.csv"
+    table.write_text("review\n很好的酒店\n", encoding="utf-8")
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    outputs = []
+    for words in (["text=很好的酒店"], [f"input={table}", f"output={tmp_path}/输 出.csv"]):
+        command = [sys.executable, "run.py", "-cn", "predict", f"run={finished('cls')}", *words]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        outputs.append(done.stdout.decode())
+    found = read(tmp_path / "输 出.csv")
+    assert found["review"].tolist() == ["很好的酒店"]
+    assert f"{found['probability'][0]:.4f}" in outputs[0]
+
+
 @settings(max_examples=200, deadline=None)
 @given(text=st.text("ab'\"\\${}=,:[]() \n%好😀", max_size=12) | st.text(max_size=12))
 def test_a_text_reaches_the_program_as_it_was_typed(text: str) -> None:
@@ -347,6 +363,9 @@ def test_an_incomplete_lookback_is_used_only_when_asked_and_an_older_one_said(
     assert "3h before the last reading" in caplog.text
     origin = pd.read_csv(tmp_path / "out.csv", encoding="utf-8-sig", parse_dates=["origin"])["origin"].iloc[0]
     assert origin == pd.to_datetime(readings["Date Time"], format=FORMAT).iloc[-4]
+    write(readings.iloc[::3], tmp_path / "t.csv")
+    with pytest.raises(DataError, match=r"the model's step of 1h is not a multiple of the step of 3h .*t\.csv$"):
+        made(**{**options, "output": tmp_path / "no.csv"})
     write(readings.iloc[-100:], tmp_path / "t.csv")
     with pytest.raises(DataError, match="20 of 120 readings"):
         made(**{**options, "output": tmp_path / "no.csv"})
@@ -361,7 +380,7 @@ def test_an_incomplete_lookback_is_used_only_when_asked_and_an_older_one_said(
 def test_quantiles_have_columns_of_their_own(lab: Lab, readings: pd.DataFrame, tmp_path: Path) -> None:
     words = [*SMALL["forecast"], "task.quantiles=[0.1,0.5,0.9]", "trainer.max_epochs=1"]
     assert lab.run(*words, f"hydra.run.dir={tmp_path}/run").code == 0
-    made(run=tmp_path / "run", input=write(readings, tmp_path / "t.csv"), output=tmp_path / "out.csv", every="5h")
+    made(run=tmp_path / "run", input=write(readings, tmp_path / "t.csv"), output=tmp_path / "out.csv", every="2h")
     found = pd.read_csv(tmp_path / "out.csv", encoding="utf-8-sig", parse_dates=["origin"])
     assert [*found][3:] == ["forecast", "q0.1", "q0.5", "q0.9", "truth"]
     assert (found["forecast"] == found["q0.5"]).all()
