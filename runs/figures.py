@@ -192,11 +192,11 @@ def memory(curves: Mapping[str, Mapping[str, Any]]) -> Figure:
     figure = _figure(7.5, 4.2)
     axes = figure.subplots()
     longest, lowest = 1, 1e-5
-    for number, (label, found) in enumerate(curves.items()):
-        for direction, norms in found["norm"].items():
+    for number, (label, of_label) in enumerate(curves.items()):
+        for direction, norms in of_label["norm"].items():
             shown = np.array(norms)
             shown = shown[: np.argmin(shown > 0) if (shown == 0).any() else None]  # a logarithm has no 0
-            name = f"{label}, {direction}" if len(found["norm"]) > 1 else label
+            name = f"{label}, {direction}" if len(of_label["norm"]) > 1 else label
             style = "--" if direction == "backwards" else "-"
             axes.plot(range(len(shown)), shown, style, color=COLOURS[number % len(COLOURS)], label=name)
             longest = max(longest, int((shown > lowest).sum()))
