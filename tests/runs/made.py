@@ -66,7 +66,7 @@ def forecast_run(
     step = np.tile(np.arange(1, horizon + 1), len(origins))
     table = pd.DataFrame({"origin": times[np.repeat(origins, horizon)]})
     table["first_target"] = table["origin"] + pd.Timedelta("1h")
-    noise = generator.normal(size=len(at)) * (0.5 + 0.1 * step) * (1 + 3 * np.sin(at / 200) ** 16)
+    noise = generator.normal(size=len(at)) * (0.5 + 0.1 * step) + 9 * np.sin(at / 200) ** 16
     table = table.assign(step=step, target=series[at], prediction=series[at] + noise, seasonal_naive=series[at - 24])
     if quantiles:
         for level, shift in ((0.05, -3.0), (0.25, -1.0), (0.5, 0.0), (0.75, 1.0), (0.95, 3.0)):
