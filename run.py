@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -26,6 +27,7 @@ PROGRAMS = {
     "benchmark": "runs.benchmark",
     "describe": "runs.describe",
     "docs": "runs.docs",
+    "predict": "runs.predict",
     "report": "runs.page",
     "results": "runs.results",
 }
@@ -108,6 +110,8 @@ Examples
   python run.py model=lstm task=forecast optimizer.lr=3e-4    the next two days of temperature, from five
   python run.py -m model=rnn,gru,lstm,bilstm seed=0,1,2       a sweep, compared at its end
   python run.py -m task=cls model=tfidf_svm,bilstm            against what one would try first
+  python run.py -cn predict run=FOLDER text="屏幕很清晰"       what a trained run makes of a review, or of a file:
+  python run.py -cn predict run=FOLDER input=reviews.csv output=out.csv
   python run.py -cn describe model=gru                        layers, equations, cost and backend of a network
   python run.py -cn describe run=FOLDER                       the same of a run, and how far back it remembers
   python run.py -cn benchmark                                 our layers against torch.nn's
@@ -144,6 +148,22 @@ def help_text() -> str:
     return HELP.format(groups="\n".join(f"  {group:<12}{', '.join(names)}" for group, names in groups.items()))
 
 
+AS_TYPED = {option.name for option in fields(schema.PredictConfig) if option.type in ("str", "Optional[str]", "Any")}
+"""Options of `predict` whose values are no expressions: a review, or a path, may hold any character."""
+
+
+def as_typed(argument: str) -> str:
+    """An option of `AS_TYPED`, quoted so that Hydra's grammar changes nothing of its value; others as `quoted`."""
+    key, equals, value = argument.partition("=")
+    if not equals or key not in AS_TYPED:
+        return quoted(argument)
+    if re.fullmatch(r"""'([^'\\]|\\.)*'|"([^"\\]|\\.)*\"""", value, re.DOTALL):  # quoted already
+        return argument
+    value = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)  # no reference to another option
+    value = re.sub(r"(\\*)'", r"\1\1\\'", value)
+    return f"{key}='{value}{value[len(value.rstrip(chr(92))) :]}'"  # backslashes at the end count double
+
+
 def quoted(argument: str, sweeping: bool = False) -> str:
     """A value that is not ASCII, quoted as Hydra's grammar wants it: data.text_column=内容 works as typed.
 
@@ -178,7 +198,8 @@ def main() -> None:
 
         completion.install()
     sweeping = bool({"-m", "--multirun"} & set(sys.argv[1:]))
-    sys.argv[1:] = [quoted(argument, sweeping) for argument in sys.argv[1:]]
+    predicting = any(re.fullmatch("(-cn=|--config-name=)?predict", word) for word in sys.argv[1:])
+    sys.argv[1:] = [as_typed(word) if predicting else quoted(word, sweeping) for word in sys.argv[1:]]
     try:
         job()
     except KeyboardInterrupt:

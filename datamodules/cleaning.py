@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .sources import LINE, DataError
+from .recordings import Rows, lines_of, micro, parse_numbers, parse_times
+from .sources import DataError
 
 WIND = ("wind_x", "wind_y")
 _MICROSECONDS = {"w": 604_800_000_000, "d": 86_400_000_000, "h": 3_600_000_000, "min": 60_000_000, "s": 1_000_000}
@@ -92,7 +93,7 @@ class CleanSeries:
 
     def segments(self, breaks: Sequence[int] = ()) -> np.ndarray:
         """The number of the gap-free run that each row lies in; `breaks` are rows that start a new run as well."""
-        new = np.diff(_micro(self.times), prepend=np.iinfo(np.int64).min // 2) != self.step
+        new = np.diff(micro(self.times), prepend=np.iinfo(np.int64).min // 2) != self.step
         new[[row for row in breaks if row < len(new)]] = True
         return np.cumsum(new) - 1
 
@@ -118,12 +119,8 @@ def clean(
     time_column: str,
     time_format: str,
     columns: Sequence[str],
-    wind: Mapping[str, str] | None = None,
-    missing_values: Sequence[float] = (),
-    step: str = "1h",
-    resample: str = "sample",
-    duplicates: str = "first",
     source: str = "the table",
+    **rules: Any,
 ) -> CleanSeries:
     """Parse, mark missing values, resample, sort, resolve duplicates, drop rows off the grid; count all of it.
 
@@ -132,39 +129,73 @@ def clean(
         time_column: where the timestamp is.
         time_format: how it is written (`strptime`); a zone in it (`%z`) is converted to UTC.
         columns: the numeric columns to keep.
-        wind: columns of wind `speed` and `direction` (degrees): adds the components `wind_x`, `wind_y`.
-        missing_values: numbers that mean "missing".
-        step: of the result; a multiple of the recording's own (the median) step.
-        resample: `sample` takes every k-th row as recorded, `mean` averages bins of `step` from the first timestamp.
-        duplicates: `first`, `last`, `mean` or `error` for rows of the same timestamp.
         source: named in errors.
+        rules: of `arrange`.
 
     Raises:
         DataError: an unreadable time or number (with its line), a `step` that does not fit, or forbidden duplicates.
     """
+    times = parse_times(frame, time_column, time_format, source)
+    rows = Rows(times, parse_numbers(frame, columns, source), lines_of(frame))
+    return arrange(rows, columns=columns, source=source, **rules)
+
+
+def arrange(
+    rows: Rows,
+    *,
+    columns: Sequence[str],
+    wind: Mapping[str, str] | None = None,
+    missing_values: Sequence[float] = (),
+    step: str = "1h",
+    resample: str = "sample",
+    duplicates: str = "first",
+    source: str = "the table",
+    from_last: bool = False,
+) -> CleanSeries:
+    """Parsed rows, in recording order, to rows in time order on one grid.
+
+    Args:
+        rows: as parsed.
+        columns: names of their values.
+        wind: columns of wind `speed` and `direction` (degrees): adds the components `wind_x`, `wind_y`.
+        missing_values: numbers that mean "missing".
+        step: of the result; a multiple of the recording's own (the median) step.
+        resample: `sample` takes every k-th row as recorded, `mean` averages bins of `step` from the first timestamp;
+            each bin is stamped with the time of its first recording.
+        duplicates: `first`, `last`, `mean` or `error` for rows of the same timestamp.
+        source: named in errors.
+        from_last: count back from the last row instead: it is among the rows that `sample` takes, and the last bin of
+            `mean` ends with it, so that a forecast starts from the latest reading.
+
+    Raises:
+        DataError: a `step` that does not fit, or forbidden duplicates.
+    """
     step_us = duration("step", step)
-    report: dict[str, Any] = {"rows_read": len(frame), "resampled_away": 0}
-    times = _parse_times(frame, time_column, time_format, source)
-    values = _parse_numbers(frame, columns, missing_values, source, report)
+    report: dict[str, Any] = {"rows_read": len(rows.times), "resampled_away": 0}
+    values = _mark_missing(rows.values, columns, missing_values, report)
     names = tuple(columns)
     if wind is not None:
         speed, angle = values[:, names.index(wind["speed"])], np.deg2rad(values[:, names.index(wind["direction"])])
         values = np.column_stack([values, speed * np.cos(angle), speed * np.sin(angle)])
         names += WIND
 
-    rows = _Rows(times, values, np.arange(len(times)))
+    times = rows.times
+    rows = Rows(times, values, rows.lines)
     backward = int((np.diff(times) < 0).sum())
     disordered = backward > _DISORDER * len(times)
     every = _every(np.sort(times) if disordered else times, step_us, source)
     report["native_step"] = spell(step_us // every)
-    if every > 1 and (resample == "mean" or disordered):
-        rows = _one_per_time(_in_order(rows, report), duplicates, frame, source, report)
+    if every > 1 and (resample == "mean" or disordered or from_last):
+        rows = _one_per_time(_in_order(rows, report), duplicates, source, report)
     if every > 1:
         before = len(rows.times)
-        rows = _bin_means(rows, step_us) if resample == "mean" else rows.take(slice(None, None, every))
+        if resample == "mean":
+            rows = _bin_means(rows, step_us, step_us // every if from_last else None)
+        else:
+            rows = rows.take(slice((before - 1) % every if from_last else 0, None, every))
         report["resampled_away"] = before - len(rows.times)
-    rows = _one_per_time(_in_order(rows, report), duplicates, frame, source, report)
-    kept = _on_grid(rows.times, step_us)
+    rows = _one_per_time(_in_order(rows, report), duplicates, source, report)
+    kept = _on_grid(-rows.times[::-1], step_us)[::-1] if from_last else _on_grid(rows.times, step_us)
     report["off_grid"] = int((~kept).sum())
     rows = rows.take(kept)
 
@@ -178,64 +209,15 @@ def clean(
     return series
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """Rows on their way: microseconds (rows,), values (rows, columns), and the row of the frame each came from."""
-
-    times: np.ndarray
-    values: np.ndarray
-    origin: np.ndarray
-
-    def take(self, which: Any) -> _Rows:
-        return _Rows(self.times[which], self.values[which], self.origin[which])
-
-
-def _line(frame: pd.DataFrame, row: int) -> int:
-    # A table made in memory reads like a file of one header line.
-    return int(frame[LINE].iloc[row]) if LINE in frame else row + 2
-
-
-def _micro(times: np.ndarray) -> np.ndarray:
-    return times.astype("datetime64[us]").astype(np.int64)
-
-
-def _parse_times(frame: pd.DataFrame, column: str, time_format: str, source: str) -> np.ndarray:
-    try:
-        parsed = pd.to_datetime(frame[column], format=time_format, utc=True, errors="coerce")
-    except ValueError as error:
-        raise DataError(f"data.time_format={time_format!r} is not a time format: {error}") from None
-    bad = np.flatnonzero(parsed.isna())
-    if len(bad):
-        raise DataError(
-            f"{source}, line {_line(frame, bad[0])}: {frame[column].iloc[bad[0]]!r} in column {column!r} is not a time "
-            f"written as {time_format!r} ({len(bad)} such rows); correct it or set data.time_format"
-        )
-    return _micro(parsed.dt.tz_localize(None).to_numpy())
-
-
-def _parse_numbers(
-    frame: pd.DataFrame, columns: Sequence[str], missing_values: Sequence[float], source: str, report: dict[str, Any]
+def _mark_missing(
+    values: np.ndarray, columns: Sequence[str], missing_values: Sequence[float], report: dict[str, Any]
 ) -> np.ndarray:
-    """float64 (rows, columns): empty cells and `missing_values` become NaN."""
-    values = np.empty((len(frame), len(columns)))
-    report["empty_cells"], report["missing_values"] = {}, {}
-    for position, name in enumerate(columns):
-        cells = frame[name]
-        numbers = pd.to_numeric(cells, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
-        suspects = np.flatnonzero(~np.isfinite(numbers))
-        texts = cells.iloc[suspects].astype(str).str.strip()
-        empty = texts.str.lower().isin(["", "nan"]).to_numpy(dtype=bool)
-        if not empty.all():
-            row = suspects[~empty][0]
-            raise DataError(
-                f"{source}, line {_line(frame, row)}: {cells.iloc[row]!r} in column {name!r} is not a number "
-                f"({int((~empty).sum())} such cells); correct it, or leave the cell empty if the value is missing"
-            )
-        marked = np.isin(numbers, np.asarray(missing_values, dtype=np.float64))
-        values[:, position] = np.where(marked, np.nan, numbers)
-        report["empty_cells"] |= {name: len(suspects)} if len(suspects) else {}
-        report["missing_values"] |= {name: int(marked.sum())} if marked.any() else {}
-    return values
+    """`values` with NaN for `missing_values`, too."""
+    marked = np.isin(values, np.asarray(missing_values, dtype=np.float64))
+    for key, found in (("empty_cells", np.isnan(values)), ("missing_values", marked)):
+        counts = dict(zip(columns, found.sum(axis=0).tolist(), strict=True))
+        report[key] = {name: count for name, count in counts.items() if count}
+    return np.where(marked, np.nan, values)
 
 
 def _every(times: np.ndarray, step: int, source: str) -> int:
@@ -253,13 +235,13 @@ def _every(times: np.ndarray, step: int, source: str) -> int:
     return step // native
 
 
-def _in_order(rows: _Rows, report: dict[str, Any]) -> _Rows:
+def _in_order(rows: Rows, report: dict[str, Any]) -> Rows:
     jumps = np.diff(rows.times)
     report["backward_jumps"] = report.get("backward_jumps", 0) + int((jumps < 0).sum())
     return rows.take(np.argsort(rows.times, kind="stable")) if (jumps < 0).any() else rows
 
 
-def _one_per_time(rows: _Rows, rule: str, frame: pd.DataFrame, source: str, report: dict[str, Any]) -> _Rows:
+def _one_per_time(rows: Rows, rule: str, source: str, report: dict[str, Any]) -> Rows:
     """Resolve rows of the same time; `rows` are in order, and recorded order among equals."""
     repeats = np.diff(rows.times) == 0
     report["duplicates"] = report.get("duplicates", 0) + int(repeats.sum())
@@ -267,7 +249,7 @@ def _one_per_time(rows: _Rows, rule: str, frame: pd.DataFrame, source: str, repo
         return rows
     if rule == "error":
         first = int(np.flatnonzero(repeats)[0])
-        lines = [_line(frame, rows.origin[row]) for row in (first, first + 1)]
+        lines = rows.lines[first : first + 2].tolist()
         time = np.datetime64(int(rows.times[first]), "us")
         raise DataError(
             f"{source}: {int(repeats.sum())} repeated timestamps, the first, {time}, in "
@@ -278,21 +260,25 @@ def _one_per_time(rows: _Rows, rule: str, frame: pd.DataFrame, source: str, repo
     return rows.take(np.concatenate([[True], ~repeats] if rule == "first" else [~repeats, [True]]))
 
 
-def _bin_means(rows: _Rows, step: int) -> _Rows:
-    """Means over bins of `step` from the first timestamp, each stamped with its beginning."""
-    bins = (rows.times - rows.times[0]) // step
-    means = _group_means(rows, np.diff(bins, prepend=-1) > 0)
-    return _Rows(rows.times[0] + np.unique(bins) * step, means.values, means.origin)
+def _bin_means(rows: Rows, step: int, native: int | None) -> Rows:
+    """Means over bins of `step`, each stamped with its beginning.
+
+    They begin with the first timestamp; or, given the `native` step, the last one ends with the last.
+    """
+    origin = rows.times[0] if native is None else rows.times[-1] + native - step
+    bins = (rows.times - origin) // step
+    means = _group_means(rows, np.diff(bins, prepend=bins[0] - 1) > 0)
+    return Rows(origin + np.unique(bins) * step, means.values, means.lines)
 
 
-def _group_means(rows: _Rows, begins: np.ndarray) -> _Rows:
+def _group_means(rows: Rows, begins: np.ndarray) -> Rows:
     """Means over the groups that begin where `begins`, of the values that are there."""
     starts = np.flatnonzero(begins)
     there = ~np.isnan(rows.values)
     counts = np.add.reduceat(there.astype(np.int64), starts, axis=0)
     sums = np.add.reduceat(np.where(there, rows.values, 0.0), starts, axis=0)
     means = np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
-    return _Rows(rows.times[starts], means, rows.origin[starts])
+    return Rows(rows.times[starts], means, rows.lines[starts])
 
 
 def _on_grid(times: np.ndarray, step: int) -> np.ndarray:

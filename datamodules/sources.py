@@ -303,13 +303,24 @@ def _unzip(path: Path, data: bytes) -> bytes:
     """The bytes of the one CSV in an archive; nothing is unpacked to disk, so no member can land elsewhere."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            names = [i.filename for i in archive.infolist() if not i.is_dir() and _is_table(PurePosixPath(i.filename))]
-            if len(names) == 1:
-                return archive.read(names[0])
-            contents = archive.namelist()
+            return archive.read(table_member(path, archive))
+    except DataError:
+        raise
     except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, OSError, ValueError) as error:
         raise DataError(f"{path} is a damaged or locked zip archive ({error}): delete it and get it again") from error
-    raise DataError(f"{path} must hold exactly one .csv file, but holds {contents[:10]}: unpack it, set data.path")
+
+
+def table_member(path: Path, archive: zipfile.ZipFile) -> str:
+    """The name of the one CSV in an archive.
+
+    Raises:
+        DataError: there is none, or more than one.
+    """
+    names = [i.filename for i in archive.infolist() if not i.is_dir() and _is_table(PurePosixPath(i.filename))]
+    if len(names) != 1:
+        contents = archive.namelist()[:10]
+        raise DataError(f"{path} must hold exactly one .csv file, but holds {contents}: unpack it, set data.path")
+    return names[0]
 
 
 def _is_table(member: PurePosixPath) -> bool:
@@ -357,7 +368,7 @@ def _parse(
                 continue
             if not header:
                 header = [name.strip() for name in row]
-                _check_header(path, header, columns, separator)
+                check_header(path, header, columns, separator)
                 values = [[] for _ in header]
                 continue
             if len(row) != len(header):
@@ -394,7 +405,8 @@ def _flush(block: list[list[str]], values: list[list[str]]) -> None:
     block.clear()
 
 
-def _check_header(path: Path, header: list[str], columns: Collection[str], separator: str) -> None:
+def check_header(path: Path, header: list[str], columns: Collection[str], separator: str) -> None:
+    """Raise a DataError unless the header holds each of `columns` once; see `read_table`."""
     options = columns if isinstance(columns, Mapping) else {}
     missing = [name for name in columns if name not in header]
     chosen = sorted({options[name] for name in missing if name in options})

@@ -7,7 +7,8 @@ import hashlib
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
-import torch
 from tqdm import tqdm
 
 from .corpus import (
@@ -25,9 +25,7 @@ from .corpus import (
     Prepared,
     TextDataset,
     clean,
-    clean_text,
     in_proportion,
-    pad,
     read_arrays,
     split_by_class,
     write_arrays,
@@ -54,6 +52,7 @@ SAMPLE, SAMPLE_SEED = "sample_reviews", 0
 TOKENIZERS = ("jieba", "char", "whitespace")
 SEEDS = 2**32  # of them, all that scikit-learn takes
 KEPT = 8  # prepared files in the cache
+RUNS_REMEMBERED, LONGEST_REMEMBERED = 100_000, 100  # runs whose words are remembered, characters of one
 
 
 class TextDataModule(pl.LightningDataModule):
@@ -354,34 +353,6 @@ class Vocabulary:
         return list(self._tokens)
 
 
-def encode_texts(
-    texts: Sequence[str], facts: Mapping[str, Any], cache_dir: str | None = None
-) -> dict[str, torch.Tensor]:
-    """A batch of new texts, one row per text whatever it holds, encoded as a data module with these facts does.
-
-    Args:
-        texts: raw texts.
-        facts: of `TextDataModule`; `vocabulary`, `tokenizer` and `max_length` are used.
-        cache_dir: for the tokenizer's own files, see `cache_folder`.
-
-    Returns:
-        `inputs` (B, T) and `lengths` (B,) as in training, `token_counts` (B,), the lengths before truncation, and
-        `known_counts` (B,), how many of the tokens kept are in the vocabulary; all int64.
-    """
-    vocabulary = Vocabulary(facts["vocabulary"])
-    tokens = tokenize([clean_text(text) for text in texts], facts["tokenizer"], cache_dir=cache_dir)
-    encoded = [vocabulary.encode(row[: facts["max_length"]]) for row in tokens]
-    lengths = np.array([len(row) for row in encoded], dtype=np.int64)
-    flat = np.concatenate([*encoded, np.empty(0, dtype=np.int64)])
-    inputs = pad(flat, np.cumsum(lengths) - lengths, lengths)
-    return {
-        "inputs": torch.from_numpy(inputs),
-        "lengths": torch.from_numpy(lengths),
-        "token_counts": torch.tensor([len(row) for row in tokens], dtype=torch.int64),
-        "known_counts": torch.from_numpy((inputs > UNKNOWN).sum(axis=1)),
-    }
-
-
 def tokenize(
     texts: Sequence[str], tokenizer: str, *, cache_dir: str | None = None, progress: bool = False
 ) -> list[list[str]]:
@@ -393,12 +364,21 @@ def tokenize(
         cache_dir: for the tokenizer's own files, see `cache_folder`.
         progress: show a progress bar if there is a terminal.
     """
-    cut = _cutter(tokenizer, cache_dir)
+    cut = cutter(tokenizer, cache_dir)
     shown = tqdm(texts, desc=f"tokenising ({tokenizer})", unit=" texts", disable=None if progress else True)
     return [[token for token in cut(text) if not token.isspace()] for text in shown]
 
 
-def _cutter(tokenizer: str, cache_dir: str | None) -> Callable[[str], Iterable[str]]:
+def cutter(tokenizer: str, cache_dir: str | None = None) -> Callable[[str], Iterable[str]]:
+    """What cuts a text into tokens, white space among them, one after the other.
+
+    jieba first splits a text into runs of letters, digits and Chinese characters and what is between them, and cuts
+    each for itself: the words of runs that occur again and again are remembered.
+
+    Args:
+        tokenizer: one of `TOKENIZERS`.
+        cache_dir: for the tokenizer's own files, see `cache_folder`.
+    """
     one_of(tokenizer=(tokenizer, TOKENIZERS))
     if tokenizer != "jieba":
         return list if tokenizer == "char" else str.split
@@ -410,7 +390,16 @@ def _cutter(tokenizer: str, cache_dir: str | None) -> Callable[[str], Iterable[s
     with contextlib.suppress(OSError):  # not writable: jieba then builds its dictionary anew each time
         folder.mkdir(parents=True, exist_ok=True)
         jieba.dt.tmp_dir = str(folder)  # pyright: ignore[reportAttributeAccessIssue]
-    return jieba.cut
+
+    @lru_cache(RUNS_REMEMBERED)
+    def cut_run(run: str) -> tuple[str, ...]:
+        return tuple(jieba.cut(run))
+
+    def cut(text: str) -> Iterator[str]:
+        for run in jieba.re_han_default.split(text):
+            yield from cut_run(run) if len(run) <= LONGEST_REMEMBERED else jieba.cut(run)
+
+    return cut
 
 
 def _tokenizer_version(tokenizer: str) -> str:

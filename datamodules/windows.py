@@ -50,10 +50,10 @@ class WindowDataset(Dataset[dict[str, torch.Tensor]]):
         past = self.starts[index]
         future = past + self.lookback
         batch = {
-            "inputs": _runs(self.inputs, self.lookback, past),
-            "targets": _runs(self.targets, self.horizon, future),
-            "history": _runs(self.history, self.lookback, past),
-            "climatology": _runs(self.climatology, self.horizon, future),
+            "inputs": runs(self.inputs, self.lookback, past),
+            "targets": runs(self.targets, self.horizon, future),
+            "history": runs(self.history, self.lookback, past),
+            "climatology": runs(self.climatology, self.horizon, future),
             "index": index,
         }
         return {name: torch.from_numpy(values) for name, values in batch.items()}
@@ -161,7 +161,7 @@ def _harmonics(phase: np.ndarray, count: int) -> np.ndarray:
     return np.column_stack([np.ones_like(phase), *terms])
 
 
-def _runs(table: np.ndarray, length: int, starts: np.ndarray) -> np.ndarray:
+def runs(table: np.ndarray, length: int, starts: np.ndarray) -> np.ndarray:
     """`table[start : start + length]` for each of `starts`: (len(starts), length, …), copied."""
     table = np.ascontiguousarray(table)
     width = table[0].size

@@ -9,8 +9,10 @@ import os
 import pickle
 import time
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pandas as pd
 import pytorch_lightning as pl
@@ -25,11 +27,18 @@ LAST, BEST = "last.ckpt", "best.ckpt"
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that, whatever happens, either its old or its whole new content is there."""
+    with replacing(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file that takes the place of `path` once it is written; if anything fails, `path` stays as it is."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     _remove_leftovers(path)
     try:
         with open(beside, "wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)

@@ -11,7 +11,7 @@ from typing import Any, get_args, get_type_hints
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
-from runs.schema import SCHEMAS, Config, ConfigError
+from runs.schema import SCHEMAS, BenchmarkConfig, Config, ConfigError, PredictConfig, ResultsConfig
 
 
 class CheckpointError(RuntimeError):
@@ -79,7 +79,9 @@ def _suggestion(message: str, arguments: list[str]) -> str:
     if match is None:
         return ""
     wrong = match[1]
-    known = [*SCHEMAS, *_known_keys()]
+    programs = (BenchmarkConfig, PredictConfig, ResultsConfig)
+    program = next((each for each in programs if f"not in '{each.__name__}'" in message), None)
+    known = [*SCHEMAS, *_known_keys()] if program is None else [item.name for item in fields(program)]
     if wrong in known:
         return f"{wrong} belongs to another choice of {wrong.partition('.')[0]}."
     # A key is misspelt in its last part (optimizer.lrr), or given without its group (lr).
@@ -88,7 +90,7 @@ def _suggestion(message: str, arguments: list[str]) -> str:
     for key in known:
         part = difflib.SequenceMatcher(None, key.rpartition(".")[2], last).ratio()
         closeness[key] = max(closeness[key], part - (0.1 if "." in wrong else 0))
-    for group in SCHEMAS:  # modle is rather model than task.mode
+    for group in set(SCHEMAS).intersection(known):  # modle is rather model than task.mode
         closeness[group] += 0.1
     best = max(closeness, key=lambda key: (closeness[key], -len(key)))
     return f"Did you mean {best}?" if closeness[best] > 0.7 else "python run.py --cfg job shows all keys."

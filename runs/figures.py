@@ -149,12 +149,12 @@ def error_by_step(metrics: Mapping[str, list[float]], model: str, hours_per_step
 def forecasts(windows: Sequence[Mapping[str, Any]], model: str, target: str) -> Figure:
     """Past, truth and forecast of some windows.
 
-    Each has `origin`, `history`, `truth`, `forecast`, `hours`, and in `quantiles` the forecast's by level: those that
-    lie as far from 0 as from 1 are drawn as a fan of intervals.
+    Each has `origin`, `history`, `truth` (NaN where it isn't known), `forecast`, `hours`, and in `quantiles` the
+    forecast's by level: those that lie as far from 0 as from 1 are drawn as a fan of intervals.
     """
-    columns = 2
+    columns = min(2, len(windows))
     rows = -(-len(windows) // columns)
-    figure = _figure(11, 2.7 * rows + 0.5)
+    figure = _figure(11, 2.7 * rows + 0.5 if len(windows) > 1 else 4.2)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes, window in zip(grid.flat, windows, strict=False):
         step = float(window["hours"])
@@ -169,17 +169,21 @@ def forecasts(windows: Sequence[Mapping[str, Any]], model: str, target: str) -> 
                 # Solid, each over the wider ones: the legend then has the colours of the fan.
                 colour = 1 - (1 - np.array(to_rgb(COLOURS[1]))) * (0.1 + level)
                 axes.fill_between(future, *bounds, color=colour, linewidth=0, label=share)
-        axes.plot(future, window["truth"], color="#000000", linewidth=1.4, label="truth")
+        known = ~np.isnan(window["truth"])
+        if known.any():
+            axes.plot(future, window["truth"], color="#000000", linewidth=1.4, label="truth")
         axes.plot(future, window["forecast"], color=COLOURS[1], linewidth=1.6, label=model)
         axes.axvline(0, color="#aaaaaa", linewidth=0.8, linestyle=":")
-        error = np.abs(window["forecast"] - window["truth"]).mean()
-        axes.set_title(f"from {window['origin']}, mean error {error:.2f}", fontsize=9)
+        error = np.abs(window["forecast"] - window["truth"])[known]
+        scored = f", mean error {error.mean():.2f}" if known.any() else ""
+        axes.set_title(f"from {window['origin']}{scored}", fontsize=9)
         axes.set(xlabel="hours from the forecast's origin", ylabel=target)
         if step * len(past) >= 24:
             axes.xaxis.set_major_locator(MultipleLocator(24))
     for axes in grid.flat[len(windows) :]:
         axes.set_visible(False)
-    figure.legend(*grid.flat[0].get_legend_handles_labels(), loc="outside upper center", ncols=6, fontsize=8)
+    first: Any = max(grid.flat, key=lambda axes: len(axes.get_legend_handles_labels()[0]))
+    figure.legend(*first.get_legend_handles_labels(), loc="outside upper center", ncols=6, fontsize=8)
     return figure
 
 

@@ -421,6 +421,32 @@ class ReportConfig:
     title: Optional[str] = option(None, "what stands above it; the names of the models if not given")
 
 
+@dataclass
+class PredictConfig:
+    """Predictions of a trained run. What isn't given of the file's format is as it was in training."""
+
+    run: str = MISSING  # folder of the run
+    input: Optional[str] = option(None, "CSV file (plain or zipped) of reviews or readings")
+    text: Optional[str] = option(None, "a single review, instead of a file")
+    output: Optional[str] = option(None, "file of the predictions: .csv or .parquet")
+    overwrite: bool = option(False, "replace files that are there already")
+    checkpoint: str = option("best", "best, last, or the path of a checkpoint")
+    batch_size: int = option(256, "examples at once", least=1)
+    threads: Optional[int] = option(None, "CPU threads of the arithmetic; all cores if not given", least=1)
+    encoding: Optional[str] = option(None, "of the input: utf-8, gb18030, latin-1, …")
+    separator: Optional[str] = option(None, "between the input's columns")
+    text_column: Optional[str] = option(None, "reviews: column with the text")
+    explain: bool = option(False, "reviews: show what each word adds to the answer")
+    explain_limit: int = option(100, "reviews: rows that are explained at most", least=1)
+    time_column: Optional[str] = option(None, "readings: column with the time")
+    time_format: Optional[str] = option(None, "readings: how a time is written (strptime)")
+    columns: Any = option({}, "readings: the model's names of columns and the input's: {ours: theirs}")
+    every: Optional[str] = option(None, f"readings: forecast from all origins so far apart: {DURATION}")
+    max_age: Optional[str] = option(None, f"readings: how long ago the last complete lookback may end: {DURATION}")
+    trust: list[str] = option([], "modules of your own whose classes a _target_ may name")
+    debug: bool = option(False, "show the stack trace of an error")
+
+
 SCHEMAS: dict[str, list[type]] = {
     "task": [ClassificationConfig, ForecastingConfig],
     "data": [TextConfig, SeriesConfig],
@@ -442,6 +468,7 @@ def register() -> None:
     store.store(name="ResultsConfig", node=ResultsConfig)
     store.store(name="DocsConfig", node=DocsConfig)
     store.store(name="ReportConfig", node=ReportConfig)
+    store.store(name="PredictConfig", node=PredictConfig)
     for schemas in SCHEMAS.values():
         for schema in schemas:
             store.store(group="schema", name=schema.__name__, node=schema)

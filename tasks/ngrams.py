@@ -5,6 +5,8 @@ Legend: B texts, T tokens or characters, O classes.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -43,16 +45,31 @@ class NgramVotes(nn.Module):
 
     def forward(self, characters: Tensor, words: Tensor) -> Tensor:
         """Characters (B, C) and words (B, T), numbers with 0 for padding, to logits (B, O)."""
-        rows = [
-            1 + (_hashes(sequence, size, salt) & ((1 << self.bits) - 1)).where(_whole(sequence, size), -1)
-            for salt, (sequence, longest) in enumerate(((characters, self.characters), (words, self.words)))
-            for size in range(1, min(longest, sequence.shape[1]) + 1)
-        ]
-        found = torch.cat(rows, dim=1)
+        found = torch.cat([rows for _, _, rows in self._rows(characters, words)], dim=1)
         if self.training and self.dropout:
             found = found * (torch.rand(found.shape, device=found.device) >= self.dropout)
         count = (found > 0).sum(dim=1, keepdim=True).clamp(min=1)
         return self.scale * self.votes(found) / count.sqrt()
+
+    def shares(self, characters: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
+        """What each character (B, C, O) and each word (B, T, O) adds to the logits: an n-gram's vote, shared evenly."""
+        each = [(salt, size, rows) for salt, size, rows in self._rows(characters, words)]
+        count = sum((rows > 0).sum(dim=1) for _, _, rows in each)
+        scale = self.scale / torch.as_tensor(count).clamp(min=1).sqrt()[:, None, None]
+        outputs = self.votes.weight.shape[1]
+        shares = tuple(scale.new_zeros((*sequence.shape, outputs)) for sequence in (characters, words))
+        for salt, size, rows in each:
+            vote = scale * self.votes.weight[rows] * (rows > 0).unsqueeze(-1) / size
+            for offset in range(size):
+                shares[salt][:, offset : offset + rows.shape[1]] += vote
+        return shares[0], shares[1]
+
+    def _rows(self, characters: Tensor, words: Tensor) -> Iterator[tuple[int, int, Tensor]]:
+        """For n-grams of characters (0) and words (1), of each size: where in W they vote, 0 where there is padding."""
+        for salt, (sequence, longest) in enumerate(((characters, self.characters), (words, self.words))):
+            for size in range(1, min(longest, sequence.shape[1]) + 1):
+                rows = (_hashes(sequence, size, salt) & ((1 << self.bits) - 1)).where(_whole(sequence, size), -1)
+                yield salt, size, 1 + rows
 
 
 def _hashes(sequence: Tensor, size: int, salt: int) -> Tensor:

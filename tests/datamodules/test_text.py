@@ -18,8 +18,10 @@ from hypothesis import strategies as st
 
 from datamodules import DataError, TextDataModule, text
 from datamodules.corpus import Prepared, TextDataset, clean
+from datamodules.encoding import TextEncoder, encode_texts
 from datamodules.sources import LINE, read_table
-from datamodules.text import SAMPLE, Vocabulary, encode_texts, tokenize
+from datamodules.synthetic import sample_reviews
+from datamodules.text import SAMPLE, Vocabulary, tokenize
 
 SPLITS = ("train", "val", "test")
 WORDS = ["好", "不错", "物流", "很快", "书", "内容", "酒店", "早餐", "NA", "a", "b", "c", "d", "e", "f", "g"]
@@ -366,6 +368,34 @@ def test_tokenizers_cut_as_their_names_say() -> None:
         tokenize(["a"], "spacy")
 
 
+def jieba_itself(texts: list[str]) -> list[list[str]]:
+    import jieba
+
+    jieba.setLogLevel(logging.WARNING)
+    return [[token for token in jieba.cut(text) if not token.isspace()] for text in texts]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.text(max_size=30) | st.text("好不错的酒店iPhone6 +#&._%-\r\n\u3000，。！😀", max_size=30))
+def test_runs_that_are_remembered_are_cut_as_jieba_cuts_the_whole_text(one: str) -> None:
+    assert tokenize([one, one], "jieba") == jieba_itself([one, one])
+
+
+def test_sample_reviews_are_cut_as_jieba_cuts_them() -> None:
+    texts = sample_reviews(300, seed=5)["review"].tolist()
+    assert tokenize(texts, "jieba") == jieba_itself(texts)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.environ.get("RNN_LAB_DATA"), reason="needs RNN_LAB_DATA")
+def test_real_reviews_are_cut_as_jieba_cuts_them() -> None:
+    data = TextDataModule("online", files=["online_shopping_10_cats.zip"], on_missing="error")
+    found = data._source.locate()
+    assert found is not None
+    texts = read_table(found, columns=["review"])["review"].tolist()[::8]
+    assert tokenize(texts, "jieba") == jieba_itself(texts)
+
+
 def test_jieba_says_nothing_and_keeps_its_dictionary_in_the_cache(tmp_path: Path) -> None:
     code = "from datamodules.text import tokenize; print(tokenize(['物流很快'], 'jieba'))"
     environment = os.environ | {"RNN_LAB_CACHE": str(tmp_path / "缓 存"), "TMPDIR": str(tmp_path), "PYTHONUTF8": "1"}
@@ -381,13 +411,13 @@ def test_new_texts_are_encoded_as_in_training_one_row_each(table: Path) -> None:
     texts = data.describe("test", batch["index"].numpy())["text"].tolist()
     facts = json.loads(json.dumps(data.facts))
     encoded = encode_texts([f"\ufeff {one}\0\n" for one in texts], facts)
-    assert torch.equal(encoded["inputs"], batch["inputs"])
-    assert torch.equal(encoded["lengths"], batch["lengths"])
+    for name in ("inputs", "characters", "lengths"):
+        assert torch.equal(encoded[name], batch[name])
 
-    odd = encode_texts(["", "未见 过", " ".join(["a"] * 9)], facts)
-    assert odd["lengths"].tolist() == [0, 2, 6]
-    assert odd["token_counts"].tolist() == [0, 2, 9]
-    assert odd["known_counts"].tolist() == [0, 0, 6]
+    odd = TextEncoder(facts)(["", "未见 过", " ".join(["a"] * 9), " ".join(["a"] * 6)])
+    assert odd.dataset.lengths.tolist() == [0, 2, 6, 6]
+    assert odd.cut.tolist() == [False, False, True, False]
+    assert odd.known_counts.tolist() == [0, 0, 6, 6]
     assert encode_texts([""], facts)["inputs"].shape == (1, 1)
     assert encode_texts([], facts)["inputs"].shape == (0, 1)
 

@@ -167,7 +167,8 @@ def test_a_colour_of_a_figure_is_one_of_the_page(page: Document, tmp_path: Path)
 def test_texts_of_others_are_text(tmp_path: Path) -> None:
     texts_of_others = [EVIL, "</script><script>alert(2)</script>", "<!-- <script>", "a & b < c"]
     name = "</script><img src=x onerror=alert(3)>"
-    run = cls_run(tmp_path / "a", "gru", texts=texts_of_others, classes=[name, "<b>坏</b>", "c"])
+    model = "</script><script>alert(4)</script>"
+    run = cls_run(tmp_path / "a", model, texts=texts_of_others, classes=[name, "<b>坏</b>", "c"])
     failed = failed_run(tmp_path / "b", f"no file {EVIL}")
     rewrite(run / "metrics.json", data=EVIL)
     rewrite(run / "data_report.json", name=EVIL, source="</style>")
@@ -179,6 +180,7 @@ def test_texts_of_others_are_text(tmp_path: Path) -> None:
     shown = [text for table in document.tables for row in table for text, _ in row]
     assert set(texts_of_others) <= set(shown)
     assert f"no file {EVIL}" in document.text
+    assert any(trace.get("legendgroup") == model for figure in document.figures for trace in figure["data"])
     ticks = next(figure["layout"]["xaxis"]["ticktext"] for figure in document.figures if "z" in figure["data"][0])
     assert ticks[1].startswith("&lt;b&gt;坏")  # plotly reads some HTML, too
 

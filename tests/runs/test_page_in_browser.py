@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -121,14 +120,15 @@ def test_a_link_to_a_tab_opens_it(report: Path, opened: Open) -> None:
 
 
 @pytest.mark.slow
-def test_twenty_runs_are_open_within_three_seconds(report: Path, opened: Open) -> None:
-    taken = []
-    for _ in range(3):  # other tests may be running
-        began = time.perf_counter()
-        page = opened(report)
-        assert charts(page)[0] > 0
-        taken.append(time.perf_counter() - began)
-    assert min(taken) < 3
+def test_twenty_runs_are_open_within_three_seconds_of_the_processor(report: Path, opened: Open) -> None:
+    page = opened(report)
+    session = page.context.new_cdp_session(page)
+    session.send("Performance.enable", {"timeDomain": "threadTicks"})  # whatever else the machine is doing
+    page.reload()
+    page.wait_for_function("document.documentElement.dataset.ready")
+    assert charts(page)[0] > 0
+    metrics = {each["name"]: each["value"] for each in session.send("Performance.getMetrics")["metrics"]}
+    assert 0 < metrics["TaskDuration"] < 3
 
 
 @pytest.mark.slow

@@ -1,0 +1,110 @@
+"""A clean series as a trained model reads it: lookbacks to forecast from, and the truth behind them. L, H steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from .cleaning import CleanSeries, spell
+from .windows import Climatology, features_of, forward_fill, runs, window_starts
+
+SHOWN = 3  # times named in a message about many
+
+
+class Lookbacks:
+    """The complete lookbacks of a series, scaled and filled by the facts of the data that a model was trained on.
+
+    Args:
+        series: cleaned as in training; see `arrange`.
+        facts: of `SeriesDataModule`.
+
+    Attributes:
+        origins: the last row of each complete lookback, rising.
+    """
+
+    def __init__(self, series: CleanSeries, facts: Mapping[str, Any]) -> None:
+        self.series, self.facts = series, facts
+        self.lookback, self.horizon = facts["lookback"], facts["horizon"]
+        names = [name for name in facts["features"] if name in series.names]
+        features = features_of(series, names, facts["calendar"])
+        self._target = series.column(facts["target"])
+        segments = series.segments()
+        known = np.column_stack([features, self._target])
+        if facts["missing"] == "ffill":
+            known = forward_fill(known, segments, facts["fill_limit"])
+        self._missing = np.isnan(known)
+        nothing = np.zeros(len(known), dtype=bool)
+        lost = np.asarray(self._missing.any(axis=1))
+        starts, _ = window_starts(segments, lost, nothing, self.lookback, 0, 1)
+        self.origins = starts + self.lookback - 1
+        scaled = (known[:, :-1] - np.asarray(facts["feature_mean"])) / np.asarray(facts["feature_std"])
+        self._inputs, self._history = (np.ascontiguousarray(part, dtype=np.float32) for part in (scaled, known[:, -1]))
+        self._climatology = Climatology.from_state(facts["climatology"])
+
+    def times_ahead(self, origins: np.ndarray) -> np.ndarray:
+        """The times that are forecast from these rows, datetime64[us] (B, H)."""
+        steps = np.arange(1, self.horizon + 1) * np.timedelta64(self.series.step, "us")
+        return self.series.times[origins][:, None] + steps
+
+    def batch(self, origins: np.ndarray) -> dict[str, torch.Tensor]:
+        """What a batch of `SeriesDataModule` holds but for its targets: `inputs`, `history`, `climatology`, `index`."""
+        starts = np.asarray(origins, dtype=np.int64) - self.lookback + 1
+        usual = self._climatology.predict(self.times_ahead(origins).reshape(-1)).reshape(-1, self.horizon)
+        batch = {
+            "inputs": runs(self._inputs, self.lookback, starts),
+            "history": runs(self._history, self.lookback, starts),
+            "climatology": usual.astype(np.float32),
+            "index": np.asarray(origins, dtype=np.int64),
+        }
+        return {name: torch.from_numpy(values) for name, values in batch.items()}
+
+    def truth(self, origins: np.ndarray) -> np.ndarray:
+        """What came, float32 (B, H); NaN where the series has no reading at that time."""
+        wanted = self.times_ahead(origins)
+        found = np.minimum(np.searchsorted(self.series.times, wanted), len(self.series.times) - 1)
+        return np.where(self.series.times[found] == wanted, self._target[found], np.nan).astype(np.float32)
+
+    def spaced(self, every: int) -> np.ndarray:
+        """The complete ones whose origins lie `every` microseconds apart, counted back from the last row.
+
+        Where a gap has shifted the recording, the latest row within a step before such a time.
+        """
+        times = self.series.times.astype(np.int64)
+        return self.origins[(times[-1] - times[self.origins]) % every < self.series.step]
+
+    def possible(self, every: int) -> int:
+        """How many there would be in `spaced(every)` if nothing were missing."""
+        span = int(self.series.times[-1].astype(np.int64) - self.series.times[0].astype(np.int64))
+        return (span - (self.lookback - 1) * self.series.step) // every + 1
+
+    def lacking(self) -> str:
+        """What the last lookback lacks; empty if it is complete."""
+        last = len(self.series.times) - 1
+        if len(self.origins) and self.origins[-1] == last:
+            return ""
+        step = np.timedelta64(self.series.step, "us")
+        wanted = self.series.times[last] - np.arange(self.lookback)[::-1] * step
+        absent = wanted[~np.isin(wanted, self.series.times)]
+        parts = [f"{len(absent)} of {self.lookback} readings ({_times(absent)})"] if len(absent) else []
+        rows = np.flatnonzero(np.isin(self.series.times, wanted))
+        for name, missing in zip([*self.facts["features"], self.facts["target"]], self._missing[rows].T, strict=True):
+            if missing.any() and not any(part.startswith(f"{name!r}") for part in parts):
+                times = _times(self.series.times[rows[missing]])
+                parts.append(f"{name!r} in {missing.sum()} of them ({times})")
+        return (
+            f"the lookback of {self.lookback} steps of {spell(self.series.step)} up to {moment(wanted[-1])} is not "
+            f"complete: missing are {'; '.join(parts)}"
+        )
+
+
+def _times(times: np.ndarray) -> str:
+    shown = ", ".join(moment(time) for time in times[-SHOWN:])
+    return f"… {shown}" if len(times) > SHOWN else shown
+
+
+def moment(time: Any) -> str:
+    """A datetime64 as people write it, to the second."""
+    return str(time.astype("datetime64[s]")).replace("T", " ")

@@ -1,0 +1,133 @@
+"""Recordings: timestamped rows of numbers, parsed from a table that is in memory, or read from one larger than that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from .sources import LINE, DataError
+from .streaming import TableStream
+
+CHUNK = 20_000  # rows parsed at once
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Recordings: microseconds (rows,), values (rows, columns) with NaN for empty cells, and the line of each."""
+
+    times: np.ndarray
+    values: np.ndarray
+    lines: np.ndarray
+
+    def take(self, which: Any) -> Rows:
+        """The rows that `which` selects."""
+        return Rows(self.times[which], self.values[which], self.lines[which])
+
+
+def read_recordings(
+    table: TableStream,
+    *,
+    time_column: str,
+    time_format: str,
+    columns: Sequence[str],
+    span: int | None = None,
+    progress: Callable[[], object] = lambda: None,
+) -> Rows:
+    """The recordings of a file, in its order; of these, if a `span` is given, the last in time.
+
+    Args:
+        table: the open file.
+        time_column: where the time is.
+        time_format: how it is written (`strptime`).
+        columns: the numeric columns to keep.
+        span: microseconds; rows that are older than the newest by as much or more are forgotten on the way, so that
+            memory stays flat.
+        progress: called after every part.
+
+    Raises:
+        DataError: a row with more or fewer fields than the header, an unreadable time, or, among the rows that are
+            kept, an unreadable number; with its line.
+    """
+    parts: list[Rows] = []
+    newest = np.iinfo(np.int64).min // 2
+    for frame in _frames(table, [time_column, *columns]):
+        times = parse_times(frame, time_column, time_format, str(table.path))
+        newest = max(newest, int(times.max()))
+        fresh = np.ones(len(times), dtype=bool) if span is None else times > newest - span
+        if fresh.any():
+            part = frame[fresh]
+            parts.append(Rows(times[fresh], parse_numbers(part, columns, str(table.path)), lines_of(part)))
+        if span is not None:
+            parts = [part.take(part.times > newest - span) for part in parts if part.times.max() > newest - span]
+        progress()
+    if not parts:
+        raise DataError(f"{table.path} is empty: it needs rows behind its header")
+    return Rows(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("times", "values", "lines")))
+
+
+def _frames(table: TableStream, names: Sequence[str]) -> Iterator[pd.DataFrame]:
+    """The columns `names` of a file, and `LINE`, some rows at a time."""
+    places: Mapping[str, int] = {name: table.header.index(name) for name in names}
+    rows = table.rows()
+    while chunk := list(islice(rows, CHUNK)):
+        if torn := next((row for row in chunk if not row.whole), None):
+            raise DataError(f"{table.path}, line {torn.line}: {torn.note}; correct the row or remove it")
+        cells = {name: pd.Series([row.fields[at] for row in chunk], dtype=object) for name, at in places.items()}
+        yield pd.DataFrame({**cells, LINE: [row.line for row in chunk]})
+
+
+def lines_of(frame: pd.DataFrame) -> np.ndarray:
+    """The line of each row; a table made in memory reads like a file of one header line."""
+    return frame[LINE].to_numpy() if LINE in frame else np.arange(len(frame)) + 2
+
+
+def micro(times: np.ndarray) -> np.ndarray:
+    """Datetimes as microseconds."""
+    return times.astype("datetime64[us]").astype(np.int64)
+
+
+def parse_times(frame: pd.DataFrame, column: str, time_format: str, source: str) -> np.ndarray:
+    """Microseconds (rows,).
+
+    Raises:
+        DataError: a time that isn't written as `time_format`, with its line.
+    """
+    try:
+        parsed = pd.to_datetime(frame[column], format=time_format, utc=True, errors="coerce")
+    except ValueError as error:
+        raise DataError(f"data.time_format={time_format!r} is not a time format: {error}") from None
+    bad = np.flatnonzero(parsed.isna())
+    if len(bad):
+        raise DataError(
+            f"{source}, line {lines_of(frame)[bad[0]]}: {frame[column].iloc[bad[0]]!r} in column {column!r} is not a "
+            f"time written as {time_format!r} ({len(bad)} such rows); correct it or set data.time_format"
+        )
+    return micro(parsed.dt.tz_localize(None).to_numpy())
+
+
+def parse_numbers(frame: pd.DataFrame, columns: Sequence[str], source: str) -> np.ndarray:
+    """float64 (rows, columns), NaN for empty cells.
+
+    Raises:
+        DataError: a cell that is no number, with its line.
+    """
+    values = np.empty((len(frame), len(columns)))
+    for position, name in enumerate(columns):
+        cells = frame[name]
+        numbers = pd.to_numeric(cells, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+        suspects = np.flatnonzero(~np.isfinite(numbers))
+        texts = cells.iloc[suspects].astype(str).str.strip()
+        empty = texts.str.lower().isin(["", "nan"]).to_numpy(dtype=bool)
+        if not empty.all():
+            row = suspects[~empty][0]
+            raise DataError(
+                f"{source}, line {lines_of(frame)[row]}: {cells.iloc[row]!r} in column {name!r} is not a number "
+                f"({int((~empty).sum())} such cells); correct it, or leave the cell empty if the value is missing"
+            )
+        values[:, position] = numbers
+    return values

@@ -1,0 +1,173 @@
+"""What a trained run makes of new reviews or readings."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import re
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from omegaconf import DictConfig, OmegaConf
+
+from datamodules import DataError
+from runs.build import load_task, plain
+from runs.checkpoints import BEST, LAST
+from runs.errors import CheckpointError
+from runs.errors import explain as explain_error
+from runs.predict import series, texts
+from runs.schema import ConfigError, validate
+from runs.train import quieten
+from tasks import Task
+
+log = logging.getLogger(__name__)
+
+SUFFIXES = (".csv", ".parquet")
+OPTIONS = {
+    "cls": ("text", "text_column", "explain"),
+    "forecast": ("time_column", "time_format", "columns", "every", "max_age"),
+}
+"""Those that only one task has."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained task, and the configuration of the data that it was trained on."""
+
+    task: Task
+    kind: str
+    data: dict[str, Any]
+
+
+def run(config: DictConfig) -> None:
+    """Predict as the configuration says; see `predict`.
+
+    Raises:
+        ConfigError: an option is out of range.
+        SystemExit: with a message, a mistake of the user's; or stopped by a signal.
+    """
+    validate(config)
+    quieten()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # not every terminal has Chinese characters
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # nothing half-written is left behind
+    settings = plain(config)
+    if settings["trust"]:
+        sys.path.insert(0, os.getcwd())  # where a user keeps modules of their own
+    if settings["threads"]:
+        torch.set_num_threads(settings["threads"])
+    try:
+        predict(settings)
+    except Exception as error:
+        if settings["debug"] or (message := explain_error(error, [])) is None:
+            raise
+        sys.exit(f"error: {message}")
+
+
+def predict(settings: dict[str, Any]) -> None:
+    """Predict for the input, or for the single text, with the run's weights.
+
+    Args:
+        settings: the options of `PredictConfig`.
+
+    Raises:
+        ConfigError: an option is not for this run, or a file is in the way.
+        CheckpointError: there are no weights that can be used.
+        DataError: the input can't be used.
+    """
+    _check_request(settings)
+    trained = _load(settings)
+    for kind, names in OPTIONS.items():
+        if kind != trained.kind and (given := [name for name in names if settings[name]]):
+            raise ConfigError(f"{given[0]} is no option for {settings['run']}, a run of task={trained.kind}")
+    with _options_of_predict():
+        if trained.kind == "forecast":
+            series.forecast_file(trained.task, settings)
+        elif settings["text"] is not None:
+            texts.predict_text(trained.task, settings)
+        else:
+            texts.predict_file(trained.task, trained.data, settings)
+
+
+def _check_request(settings: dict[str, Any]) -> None:
+    """Raise a ConfigError unless it is clear what to read and what to write, and nothing is in the way."""
+    if (settings["input"] is None) == (settings["text"] is None):
+        raise ConfigError("give either input=FILE and output=FILE, or text=…")
+    if settings["input"] is None:
+        if settings["output"] is not None:
+            raise ConfigError("output=… is for input=…: what becomes of a single text is printed")
+        return
+    if not Path(settings["input"]).is_file():
+        raise ConfigError(f"input={settings['input']} is no file")
+    if settings["output"] is None:
+        raise ConfigError("output is missing: give it as output=FILE.csv or output=FILE.parquet")
+    output = Path(settings["output"])
+    if output.suffix.lower() not in SUFFIXES:
+        raise ConfigError(f"output={output} must end in {' or '.join(SUFFIXES)}")
+    if output.resolve() == Path(settings["input"]).resolve():
+        raise ConfigError(f"output={output} is the input")
+    written = [output, *(output.with_suffix(suffix) for suffix in (".html", ".json", ".png", ".svg"))]
+    for path in written:
+        if path.is_dir() or (path.exists() and not settings["overwrite"]):
+            raise ConfigError(f"{path} is there already: choose another output, or say overwrite=true")
+    output.parent.mkdir(parents=True, exist_ok=True)
+
+
+def _load(settings: dict[str, Any]) -> Trained:
+    """The trained task of a run folder."""
+    folder = Path(settings["run"])
+    try:
+        config: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+        kind, data = config["task"]["name"], config["data"]
+    except FileNotFoundError:
+        runs = sorted(path.parent.name for path in folder.glob("*/config.yaml"))
+        remedy = f"it holds several, choose one: {', '.join(runs[:8])}" if runs else "it has no config.yaml"
+        raise ConfigError(f"run={folder} is not a run folder: {remedy}") from None
+    except (KeyError, TypeError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"{folder / 'config.yaml'} is damaged or not that of a run") from error
+    names = {"best": BEST, "last": LAST}
+    chosen = settings["checkpoint"]
+    path = folder / "checkpoints" / names[chosen] if chosen in names else Path(chosen)
+    if not path.is_file():
+        others = sorted(other.name for other in (folder / "checkpoints").glob("*.ckpt"))
+        remedy = f"there are {', '.join(others)}" if others else "the run has not trained so far, or was a trial"
+        raise CheckpointError(f"checkpoint={chosen}: {path} does not exist; {remedy}")
+    try:
+        task = load_task(path, settings["trust"])
+    except (KeyError, RuntimeError) as error:  # weights that don't fit what the checkpoint says it is
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path} does not fit this version of the project: {error}") from error
+    if (trained := task.blueprint["config"]["task"]["name"]) != kind:
+        raise CheckpointError(f"{path} is of task={trained}, {folder} of task={kind}")
+    if not _finished(folder):
+        log.warning(f"{folder} has not finished: these are the weights so far, not calibrated")
+    return Trained(task, kind, data)
+
+
+def _finished(folder: Path) -> bool:
+    try:
+        return json.loads((folder / "status.json").read_text(encoding="utf-8"))["state"] == "finished"
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+@contextmanager
+def _options_of_predict() -> Iterator[None]:
+    """Call options in messages as they are called here: `data.encoding` is `encoding`, and `data.path` is `input`."""
+    try:
+        yield
+    except DataError as error:
+        text = re.sub(r"\bdata\.(?=(encoding|separator|text_column|time_column|time_format)\b)", "", str(error))
+        text = re.sub(r"(; set data\.step to| or set data\.duplicates to).*", "", text)  # the model is as it is
+        raise DataError(text.replace("data.path", "input").replace("data.step=", "the model's step of ")) from error

@@ -1,0 +1,274 @@
+"""Forecasts from a file of readings: from its last one, or from many of its times, scored where the truth is there."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+import torch
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from datamodules import DataError
+from datamodules.cleaning import CleanSeries, arrange, duration, spell
+from datamodules.lookbacks import Lookbacks, moment
+from datamodules.recordings import Rows, read_recordings
+from datamodules.streaming import TableStream
+from runs import figures
+from runs.predict.output import bar, table_writer
+from runs.report import write_json
+from runs.schema import ConfigError
+from tasks.baselines import seasonal_naive
+from tasks.forecasting import error_scores
+
+log = logging.getLogger(__name__)
+
+DRAWN, PRINTED = 6, 8  # forecasts in the figure, steps on the console
+
+
+@dataclass(frozen=True)
+class Forecasts:
+    """N forecasts of H steps; `history` (N, L) and `quantiles` (N, H, Q) of those only whose positions are `drawn`."""
+
+    PER_ORIGIN: ClassVar = ("origin", "forecast", "truth", "naive", "history", "quantiles")
+
+    origin: np.ndarray
+    forecast: np.ndarray
+    truth: np.ndarray
+    naive: np.ndarray
+    history: np.ndarray
+    quantiles: np.ndarray
+    drawn: np.ndarray
+
+
+def forecast_file(task: Any, settings: dict[str, Any]) -> None:
+    """Write `origin, time, step, forecast`, a column per quantile, with `every` also `truth`; and a figure beside it.
+
+    The file is read and cleaned as in training; a finer recording is resampled back from its last row. Without
+    `every`, there is one forecast, from the last row, and of the file only what it needs is kept in memory. With it,
+    there is one from each origin so far apart whose lookback is complete, and those whose truth is complete are
+    scored, as a run's test is, in a JSON file beside the output.
+
+    Args:
+        task: the trained task.
+        settings: of the program.
+
+    Raises:
+        ConfigError: an option can't be used.
+        DataError: the input can't be used, or no lookback that may be used is complete.
+    """
+    facts = task.blueprint["facts"]
+    step = duration("step", facts["step"])
+    every, age = (_duration(name, settings[name]) for name in ("every", "max_age"))
+    if every is not None and age is not None:
+        raise ConfigError("max_age is for a single forecast: leave it out, every=… takes what is complete")
+    if every is not None and every % step:
+        raise ConfigError(f"every={settings['every']} must be a multiple of the model's step, {facts['step']}")
+    span = None if every is not None else facts["lookback"] * step + (age or 0) + (facts["fill_limit"] + 2) * step
+    started = time.perf_counter()
+    series = clean_file(facts, settings, span)
+    log.info(f"{settings['input']}: {series.summary()}" + (" (in the rows that are used)" if every is None else ""))
+    lookbacks = Lookbacks(series, facts)
+    if every is not None:
+        origins = lookbacks.spaced(every)
+        if not len(origins):
+            raise DataError(f"{settings['input']} has no complete lookback to forecast from: {lookbacks.lacking()}")
+    else:
+        origins = latest(lookbacks, age or 0, settings)
+    output = Path(settings["output"])
+    found = write_forecasts(task, lookbacks, origins, settings, with_truth=every is not None)
+    _draw(task, found, output)
+    seconds = time.perf_counter() - started
+    if every is None:
+        _print_forecast(task, found, lookbacks.times_ahead(origins)[0], output, seconds)
+        return
+    report = {
+        **{name: settings[name] for name in ("run", "checkpoint", "input", "every")},
+        "forecasts": len(origins),
+        "skipped": lookbacks.possible(every) - len(origins),
+        **_scores(found),
+        "data": series.report,
+    }
+    write_json(output.with_suffix(".json"), report)
+    _print_scores(report, output, seconds)
+
+
+def clean_file(facts: Mapping[str, Any], settings: dict[str, Any], span: int | None) -> CleanSeries:
+    """The file as a series of the columns that the model was trained on, or the end of it; see `read_recordings`."""
+    cleaning = facts["cleaning"]
+    ours: list[str] = cleaning["columns"]
+    names = _columns(settings["columns"], ours)
+    theirs = [names.get(name, name) for name in ours]
+    reading = {name: settings[name] or cleaning[name] for name in ("time_column", "time_format")}
+    format = {name: settings[name] or facts["reading"][name] for name in ("encoding", "separator")}
+    needed = {**dict.fromkeys(theirs, "columns={ours: theirs}"), reading["time_column"]: "time_column"}
+    with TableStream(settings["input"], needed, **format) as table, bar(bytes=True) as progress:
+        shown = progress.add_task("reading", total=table.size)
+        rows: Rows = read_recordings(
+            table,
+            columns=theirs,
+            span=span,
+            progress=lambda: progress.update(shown, completed=table.position),
+            **reading,
+        )
+    rules = {name: value for name, value in cleaning.items() if name not in reading}
+    return arrange(rows, **rules, source=settings["input"], from_last=True)
+
+
+def latest(lookbacks: Lookbacks, age: int, settings: dict[str, Any]) -> np.ndarray:
+    """The origin of the one forecast: the last row, or the latest with a complete lookback that is young enough."""
+    times = lookbacks.series.times
+    if not (lacking := lookbacks.lacking()):
+        return lookbacks.origins[-1:]
+    late = (times[-1] - times[lookbacks.origins]).astype(np.int64)
+    young = lookbacks.origins[late <= age]
+    ago = spell(int(late[-1])) if len(late) else ""
+    if not len(young):
+        known = f"the latest complete one ends {ago} before: max_age={ago} takes it"
+        remedy = known if ago else f"let it end earlier with {'a longer max_age' if age else 'max_age=…, say 1d'}"
+        raise DataError(f"{settings['input']}: {lacking}; {remedy}")
+    log.warning(f"{lacking}; forecasting from {moment(times[young][-1])}, {ago} before the last reading")
+    return young[-1:]
+
+
+def write_forecasts(
+    task: Any, lookbacks: Lookbacks, origins: np.ndarray, settings: dict[str, Any], with_truth: bool
+) -> Forecasts:
+    """Forecast from each of `origins`, and write a row per origin and step."""
+    schema = _schema(task, lookbacks, with_truth)
+    drawn = np.unique(np.linspace(0, len(origins) - 1, min(DRAWN, len(origins))).astype(int))
+    parts: list[Forecasts] = []
+    with table_writer(Path(settings["output"]), schema) as writer, bar(bytes=False) as progress:
+        for start in progress.track(range(0, len(origins), settings["batch_size"]), description="forecasting"):
+            some = origins[start : start + settings["batch_size"]]
+            found = _forecast(task, lookbacks, some)
+            writer.write(_table(schema, lookbacks, some, found))
+            here = drawn[(drawn >= start) & (drawn < start + len(some))] - start
+            parts.append(replace(found, history=found.history[here], quantiles=found.quantiles[here]))
+    joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in Forecasts.PER_ORIGIN}
+    return Forecasts(**joined, drawn=drawn)
+
+
+@torch.inference_mode()
+def _forecast(task: Any, lookbacks: Lookbacks, origins: np.ndarray) -> Forecasts:
+    batch = lookbacks.batch(origins)
+    answers = task.predict_step(batch, 0)
+    naive = seasonal_naive(batch["history"], task.facts["horizon"], task.facts["season_length"])
+    return Forecasts(
+        origin=lookbacks.series.times[origins],
+        forecast=task.median(answers).numpy(),
+        truth=lookbacks.truth(origins),
+        naive=naive.numpy(),
+        history=batch["history"].numpy(),
+        quantiles=answers.reshape(*answers.shape[:2], -1).numpy(),
+        drawn=np.arange(len(origins)),
+    )
+
+
+def _schema(task: Any, lookbacks: Lookbacks, with_truth: bool) -> pa.Schema:
+    seconds = not (lookbacks.series.times.astype(np.int64) % 1_000_000).any()
+    moments = [(name, pa.timestamp("s" if seconds else "us")) for name in ("origin", "time")]
+    numbers = ["forecast", *(f"q{level:g}" for level in task.levels), *(["truth"] if with_truth else [])]
+    return pa.schema([*moments, ("step", pa.int32()), *((name, pa.float32()) for name in numbers)])
+
+
+def _table(schema: pa.Schema, lookbacks: Lookbacks, origins: np.ndarray, found: Forecasts) -> pa.Table:
+    horizon = lookbacks.horizon
+    columns = {
+        "origin": found.origin.repeat(horizon),
+        "time": lookbacks.times_ahead(origins).reshape(-1),
+        "step": np.tile(np.arange(1, horizon + 1), len(origins)),
+        "forecast": found.forecast.reshape(-1),
+        "truth": found.truth.reshape(-1),
+    }
+    levels = [name for name in schema.names if name not in columns]
+    columns |= {name: found.quantiles[..., number].reshape(-1) for number, name in enumerate(levels)}
+    arrays = [pa.array(columns[field.name], from_pandas=True).cast(field.type) for field in schema]
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def _scores(found: Forecasts) -> dict[str, Any]:
+    """Errors of the forecasts whose truth is complete, over all their steps."""
+    complete = ~np.isnan(found.truth).any(axis=1)
+    tables = (found.truth, found.forecast, found.naive)
+    truth, forecast, naive = (torch.from_numpy(table[complete]).double() for table in tables)
+    if not len(truth):
+        return {"scored": 0, "scores": {}, "seasonal_naive": None}
+    errors = (naive - truth).abs()
+    return {
+        "scored": len(truth),
+        "scores": error_scores(forecast - truth, errors),
+        "seasonal_naive": {"mae": errors.mean().item(), "median_ae": float(np.median(errors.numpy()))},
+    }
+
+
+def _draw(task: Any, found: Forecasts, output: Path) -> None:
+    windows = [
+        {
+            "origin": moment(found.origin[position])[:16],
+            "history": found.history[number],
+            "truth": found.truth[position],
+            "forecast": found.forecast[position],
+            "quantiles": {level: found.quantiles[number, :, at] for at, level in enumerate(task.levels)},
+            "hours": task.facts["step_hours"],
+        }
+        for number, position in enumerate(found.drawn)
+    ]
+    model = task.blueprint["config"]["model"]["name"]
+    figures.save(figures.forecasts(windows, model, task.facts["target"]), output)
+
+
+def _print_forecast(task: Any, found: Forecasts, times: np.ndarray, output: Path, seconds: float) -> None:
+    table = Table("time", task.facts["target"], *(f"{100 * level:g}%" for level in task.levels), box=None)
+    horizon = len(times)
+    for step in np.unique(np.linspace(0, horizon - 1, min(PRINTED, horizon)).astype(int)):
+        numbers = [found.forecast[0, step], *(found.quantiles[0, step] if task.levels else [])]
+        table.add_row(moment(times[step])[:16], *(f"{value:.2f}" for value in numbers))
+    console = Console()
+    console.print(f"from {moment(found.origin[0])}", highlight=False)
+    console.print(table)
+    console.print(f"{horizon} steps in {seconds:.1f} s: {output}, {output.with_suffix('.png')}", soft_wrap=True)
+
+
+def _print_scores(report: dict[str, Any], output: Path, seconds: float) -> None:
+    console = Console()
+    if report["scored"]:
+        table = Table("score", "value", box=None)
+        for name, value in report["scores"].items():
+            table.add_row(name, f"{value:.4f}")
+        console.print(table)
+    if report["skipped"]:
+        console.print(f"{report['skipped']:,} more origins have no complete lookback")
+    unknown = report["forecasts"] - report["scored"]
+    console.print(
+        f"{report['forecasts']:,} forecasts in {seconds:.1f} s: {output}, {output.with_suffix('.json')}, "
+        f"{output.with_suffix('.png')}" + (f"; {unknown:,} without the whole truth, not scored" if unknown else ""),
+        soft_wrap=True,
+    )
+
+
+def _duration(name: str, value: str | None) -> int | None:
+    try:
+        return None if value is None else duration(name, value)
+    except DataError as error:
+        raise ConfigError(str(error).removeprefix("data.")) from error
+
+
+def _columns(given: Any, ours: list[str]) -> dict[str, str]:
+    """The mapping of `columns=`, which comes as it was typed."""
+    try:
+        mapping = yaml.safe_load(given) if isinstance(given, str) else given
+    except yaml.YAMLError:
+        mapping = None
+    if not isinstance(mapping, dict):
+        raise ConfigError(f"columns={given} is not of the form {{ours: theirs, ours: theirs}}")
+    if unknown := [name for name in mapping if str(name) not in ours]:
+        raise ConfigError(f"columns={given}: the model reads no {unknown[0]!r}; it reads {', '.join(ours)}")
+    return {str(name): str(value) for name, value in mapping.items()}

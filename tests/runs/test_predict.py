@@ -1,0 +1,449 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+import run
+from datamodules import DataError
+from datamodules.synthetic import sample_climate, sample_reviews
+from runs.errors import CheckpointError
+from runs.predict import predict, texts
+from runs.schema import ConfigError, PredictConfig
+from tests.runs.lab import ROOT, SMALL, Lab
+
+FORMAT = "%d.%m.%Y %H:%M:%S"
+DEFAULTS = {
+    option.name: option.default if option.default is not MISSING else option.default_factory()  # type: ignore[misc]
+    for option in fields(PredictConfig)
+}
+
+
+def made(**options: Any) -> None:
+    """`predict` in this process."""
+    predict(DEFAULTS | {name: str(value) if isinstance(value, Path) else value for name, value in options.items()})
+
+
+def read(path: Path) -> pd.DataFrame:
+    return pd.read_csv(path, encoding="utf-8-sig", keep_default_na=False, na_values={"probability": [""]})
+
+
+@pytest.fixture(scope="module")
+def reviews(finished: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pd.DataFrame]:
+    """The run's own test rows as a file, and what it made of them."""
+    return _test_rows(finished("cls"), tmp_path_factory.mktemp("reviews"))
+
+
+def _test_rows(folder: Path, place: Path) -> tuple[Path, pd.DataFrame]:
+    kept = pd.read_parquet(folder / "predictions.parquet")
+    path = place / "评 论.csv"
+    kept[["row", "text", "target"]].rename(columns={"text": "review"}).to_csv(path, index=False, encoding="utf-8-sig")
+    return path, kept
+
+
+def check_reviews(folder: Path, path: Path, kept: pd.DataFrame, output: Path, **options: Any) -> None:
+    made(run=folder, input=path, output=output, **options)
+    found = read(output)
+    assert [*found][:3] == ["row", "review", "target"]
+    assert found["row"].tolist() == kept["row"].tolist()
+    assert found["review"].tolist() == kept["text"].tolist()
+    assert found["prediction"].tolist() == kept["prediction"].tolist()
+    names = ["probability", *(name for name in map(str, kept) if name.startswith("p("))]
+    assert [*found][3:] == ["prediction", *names, "note"]
+    np.testing.assert_allclose(found[names], kept[names], atol=1e-6)
+    assert set(found["note"]) <= {"", "no known word"}
+
+
+def test_reviews_are_predicted_as_the_run_did_in_its_test(
+    finished: Callable[[str], Path], reviews: tuple[Path, pd.DataFrame], tmp_path: Path
+) -> None:
+    check_reviews(finished("cls"), *reviews, tmp_path / "out.csv", batch_size=7)
+
+
+OTHERS = {
+    "votes": ["model=gru", "task.ngrams.characters=2", "task.ngrams.words=2", "data.tokenizer=jieba"],
+    "svm": ["model=tfidf_svm"],
+    "whitespace": ["model=fasttext_like", "data.tokenizer=whitespace", "trainer.max_epochs=1"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", OTHERS)
+def test_reviews_are_predicted_as_votes_and_baselines_did_in_their_test(kind: str, lab: Lab, tmp_path: Path) -> None:
+    words = [word for word in SMALL["cls"] if not word.startswith(("model", "data.tokenizer"))]
+    given = [*OTHERS[kind], *(["data.tokenizer=char"] if kind == "svm" else [])]
+    outcome = lab.run(*words, *given, f"hydra.run.dir={tmp_path}/run")
+    assert outcome.code == 0, outcome.output
+    check_reviews(tmp_path / "run", *_test_rows(tmp_path / "run", tmp_path), tmp_path / "out.csv")
+    if kind == "svm":
+        with pytest.raises(ConfigError, match="model=tfidf_svm has no embedding"):
+            made(run=tmp_path / "run", text="很好", explain=True)
+
+
+LINES = {
+    "书籍,0,内容很好": "",
+    "书籍,0,": "empty",
+    "书籍,0,\ufeff \0": "NULs removed: 1; empty",
+    '书籍,0,"a quote, and never': "a quote is never closed",
+    "书籍,0": "row has 2 fields, the header has 3",
+    "书籍,0,很好,不错": "row has 4 fields, the header has 3",
+    "书籍,0,😀🙃": "no known word",
+    "书籍,0,NA": "no known word",
+    "书籍,0," + "好" * 100_000: "cut to 256 tokens",
+    '书籍,0,"两""行\n文字"': "",
+    "=1+1,0,很好": "",
+}
+
+
+def test_every_row_of_a_hostile_file_has_its_row(
+    finished: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(texts, "ROWS", 5)
+    path, output = tmp_path / "hostile.csv", tmp_path / "out.csv"
+    damaged = "平板,1,屏幕不错".encode("gb18030") + b"\n"
+    lines = [line.encode() + b"\n" for line in LINES]
+    path.write_bytes(b"cat,label,review\n" + b"".join(lines) + damaged + lines[0])
+    made(run=finished("cls"), input=path, output=output)
+    found = read(output)
+    assert found["note"].tolist()[: len(LINES)] == list(LINES.values())
+    assert found["note"].iloc[-2].startswith("characters that are not utf-8: ")
+    usable = ~found["note"].str.contains("empty|fields|closed")
+    assert (found["prediction"] != "").tolist() == usable.tolist()
+    assert found["probability"].notna().tolist() == usable.tolist()
+    assert found.iloc[0].drop("label").tolist() == found.iloc[-1].drop("label").tolist()
+    assert found["review"].iloc[8] == "好" * 100_000
+    assert found["review"].iloc[5] == "很好,不错"
+    assert found["review"].iloc[9] == '两"行\n文字'
+    probabilities = found.loc[usable, [name for name in map(str, found) if name.startswith("p(")]].astype(float)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)
+
+
+def test_other_columns_encodings_and_formats_of_reviews(
+    finished: Callable[[str], Path], reviews: tuple[Path, pd.DataFrame], tmp_path: Path
+) -> None:
+    _, kept = reviews
+    other = tmp_path / "other.csv"
+    frame = kept[["text", "row"]].rename(columns={"text": "内容"})
+    frame.to_csv(other, index=False, sep=";", encoding="gb18030")
+    given = {"encoding": "gb18030", "separator": ";", "text_column": "内容"}
+    made(run=finished("cls"), input=other, output=tmp_path / "新 的" / "out.parquet", checkpoint="last", **given)
+    found = pd.read_parquet(tmp_path / "新 的" / "out.parquet")
+    assert found["内容"].tolist() == kept["text"].tolist()
+    assert found["probability"].dtype == np.float32
+    for option in given:
+        with pytest.raises(DataError, match=rf"(try |Try |with ){option}"):
+            made(run=finished("cls"), input=other, output=tmp_path / "no.csv", **{**given, option: DEFAULTS[option]})
+    assert not (tmp_path / "no.csv").exists()
+
+
+MISTAKES: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"run": "nowhere"}, ConfigError, "run=nowhere is not a run folder: it has no config.yaml"),
+    ({"run": "."}, ConfigError, "it holds several, choose one: damaged, run"),
+    ({"run": "damaged"}, ConfigError, "config.yaml is damaged or not that of a run"),
+    ({"input": "none.csv"}, ConfigError, "input=none.csv is no file"),
+    ({"input": None}, ConfigError, "give either input=FILE and output=FILE, or text="),
+    ({"text": "好"}, ConfigError, "give either input=FILE and output=FILE, or text="),
+    ({"output": None}, ConfigError, "output is missing"),
+    ({"output": "out.xlsx"}, ConfigError, "must end in .csv or .parquet"),
+    ({"output": "t.csv"}, ConfigError, "output=t.csv is the input"),
+    ({"output": "there.csv"}, ConfigError, "there.csv is there already: choose another output, or say overwrite=true"),
+    ({"output": "drawn.csv"}, ConfigError, "drawn.html is there already"),
+    ({"checkpoint": "best.pt"}, CheckpointError, "best.pt does not exist; there are best.ckpt, last.ckpt"),
+    ({"checkpoint": "torn.ckpt"}, CheckpointError, "torn.ckpt is damaged"),
+    ({"every": "1h"}, ConfigError, "every is no option for run, a run of task=cls"),
+    ({"text_column": "cat"}, DataError, r"columns \['cat'\] are missing; .*with text_column"),
+    ({"input": "taken.csv"}, DataError, "has a column 'note' already: rename it"),
+]
+
+
+@pytest.mark.parametrize(("change", "error", "message"), MISTAKES, ids=[str(change) for change, _, _ in MISTAKES])
+def test_a_mistake_is_one_message_and_nothing_is_written(
+    change: dict[str, Any],
+    error: type[Exception],
+    message: str,
+    finished: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    os.symlink(finished("cls"), "run")
+    Path("damaged").mkdir()
+    Path("damaged/config.yaml").write_text("task: [", encoding="utf-8")
+    Path("t.csv").write_text("review\n很好\n", encoding="utf-8")
+    Path("taken.csv").write_text("review,note\n很好,x\n", encoding="utf-8")
+    Path("torn.ckpt").write_bytes((finished("cls") / "checkpoints" / "best.ckpt").read_bytes()[:5000])
+    for name in ("there.csv", "drawn.html"):
+        Path(name).touch()
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(error, match=message):
+        made(**{"run": "run", "input": "t.csv", "output": "out.csv", **change})
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_what_is_there_is_replaced_only_when_asked(finished: Callable[[str], Path], tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("review\n很好\n", encoding="utf-8")
+    (tmp_path / "out.csv").write_text("old", encoding="utf-8")
+    made(run=finished("cls"), input=tmp_path / "t.csv", output=tmp_path / "out.csv", overwrite=True)
+    assert read(tmp_path / "out.csv")["review"].tolist() == ["很好"]
+
+
+def test_a_text_is_predicted_and_explained_on_the_console(lab: Lab, finished: Callable[[str], Path]) -> None:
+    text = """屏幕清晰, 续航{不错}: it's "good" [5] = ${oc.env:SOME_TOKEN} \\"""
+    outcome = lab.run("-cn", "predict", f"run={finished('cls')}", f"text={text}", "explain=true")
+    assert outcome.code == 0, outcome.output
+    classes = json.loads((finished("cls") / "metrics.json").read_text(encoding="utf-8"))["per_class"]
+    assert all(each["class"] in outcome.output for each in classes)
+    assert text in outcome.output
+    assert "all together" in outcome.output
+    shown = [float(word) for word in outcome.output.split() if word.startswith("0.") and len(word) == 6]
+    assert sum(shown) == pytest.approx(1, abs=1e-3)
+    assert shown == sorted(shown, reverse=True)
+    assert not (ROOT / "predict.log").exists()
+
+
+@pytest.mark.slow
+def test_a_locale_that_is_not_utf_8_changes_nothing(finished: Callable[[str], Path], tmp_path: Path) -> None:
+    table = tmp_path / "评 论.csv"
+    table.write_text("review\n很好的酒店\n", encoding="utf-8")
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    outputs = []
+    for words in (["text=很好的酒店"], [f"input={table}", f"output={tmp_path}/输 出.csv"]):
+        command = [sys.executable, "run.py", "-cn", "predict", f"run={finished('cls')}", *words]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        outputs.append(done.stdout.decode())
+    found = read(tmp_path / "输 出.csv")
+    assert found["review"].tolist() == ["很好的酒店"]
+    assert f"{found['probability'][0]:.4f}" in outputs[0]
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=st.text("ab'\"\\${}=,:[]() \n%好😀", max_size=12) | st.text(max_size=12))
+def test_a_text_reaches_the_program_as_it_was_typed(text: str) -> None:
+    word = run.as_typed(f"text={text}")
+    if word == f"text={text}":  # it was quoted already
+        assert text[0] == text[-1]
+        return
+    parsed = OverridesParser.create().parse_override(word)
+    assert not parsed.is_sweep_override()
+    assert OmegaConf.create({"text": parsed.value()})["text"] == text
+
+
+def test_explanations_are_a_page_of_their_own(finished: Callable[[str], Path], tmp_path: Path) -> None:
+    path, output = tmp_path / "t.csv", tmp_path / "out.csv"
+    path.write_text("review\n屏幕 <很> 清晰\n\n物流很快\n苹果很甜\n", encoding="utf-8")
+    made(run=finished("cls"), input=path, output=output, explain=True, explain_limit=2)
+    page = output.with_suffix(".html").read_text(encoding="utf-8")
+    found = read(output)
+    assert page.count("<article") == 2
+    assert "http" not in page.replace("<!doctype html>", "")
+    assert "&lt;" in page
+    assert "<很>" not in page
+    first, second = page.split("<article")[1:]
+    assert f"<b>{found['prediction'][0]}</b>" in first
+    assert "line 4" in second
+    assert f"{found['probability'][2]:.1%}" in second
+
+
+# --- forecasts ---
+
+
+@pytest.fixture(scope="module")
+def readings(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+    """The end of what the run was trained on."""
+    frame = sample_climate(3, 0)
+    return frame.iloc[-1600:].reset_index(drop=True)
+
+
+def write(frame: pd.DataFrame, path: Path, **options: Any) -> Path:
+    frame.to_csv(path, index=False, **options)
+    return path
+
+
+def test_forecasts_are_those_of_the_run_at_the_same_origins_and_so_are_their_scores(
+    finished: Callable[[str], Path], readings: pd.DataFrame, tmp_path: Path
+) -> None:
+    folder, output = finished("forecast"), tmp_path / "out.csv"
+    made(run=folder, input=write(readings, tmp_path / "t.csv"), output=output, every="2h")
+    found = pd.read_csv(output, encoding="utf-8-sig", parse_dates=["origin", "time"])
+    assert [*found] == ["origin", "time", "step", "forecast", "truth"]
+    assert (found["time"] - found["origin"] == pd.to_timedelta(found["step"], unit="h")).all()
+    kept = pd.read_parquet(folder / "predictions.parquet")
+    both = kept.merge(found, on=["origin", "step"])
+    assert both["origin"].nunique() > 10
+    np.testing.assert_allclose(both["forecast"], both["prediction"], atol=1e-4)
+    np.testing.assert_allclose(both["truth"], both["target"], atol=1e-4)
+    report = json.loads(output.with_suffix(".json").read_text(encoding="utf-8"))
+    whole = found[found.groupby("origin")["truth"].transform(lambda truth: truth.notna().all())]
+    errors = (whole["forecast"] - whole["truth"]).abs()
+    assert report["forecasts"] == found["origin"].nunique()
+    assert report["scored"] == whole["origin"].nunique() == report["forecasts"] - 24
+    assert report["scores"]["mae"] == pytest.approx(errors.mean(), rel=1e-4)
+    assert report["scores"]["median_ae"] == pytest.approx(errors.median(), rel=1e-4)
+    temperature = dict(zip(pd.to_datetime(readings["Date Time"], format=FORMAT), readings["T (degC)"], strict=True))
+    before = whole["time"] - pd.to_timedelta(1 + (whole["step"] > 24), unit="D")
+    mae = np.abs(before.map(temperature) - whole["truth"]).mean()
+    assert report["scores"]["skill"] == pytest.approx(1 - errors.mean() / mae, abs=1e-3)
+    for suffix in (".png", ".svg"):
+        assert output.with_suffix(suffix).stat().st_size > 1000
+
+
+def test_the_last_forecast_is_that_of_the_last_row_in_whatever_form_the_file_is(
+    finished: Callable[[str], Path], readings: pd.DataFrame, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, plain, other = finished("forecast"), tmp_path / "plain.csv", tmp_path / "other.csv"
+    made(run=folder, input=write(readings, tmp_path / "t.csv"), output=plain)
+    first = pd.read_csv(plain, encoding="utf-8-sig", parse_dates=["origin", "time"])
+    assert len(first) == 48
+    assert first["origin"].unique() == pd.to_datetime(readings["Date Time"], format=FORMAT).iloc[-1]
+    assert f"{first['time'].iloc[-1]:%Y-%m-%d %H:%M}" in capsys.readouterr().out
+    names = {"T (degC)": "温度", "max. wv (m/s)": "gust", "p (mbar)": "压力", "wd (deg)": "from: deg"}
+    changed = readings.rename(columns={**names, "Date Time": "时间"}).iloc[:, ::-1]
+    changed["时间"] = pd.to_datetime(changed["时间"], format=FORMAT).dt.strftime("%Y/%m/%d %H:%M")
+    write(changed, tmp_path / "o.csv", sep="\t", encoding="gb18030")
+    form = {"encoding": "gb18030", "separator": "tab", "time_column": "时间", "time_format": "%Y/%m/%d %H:%M"}
+    columns = "{T (degC): 温度, p (mbar): 压力, wd (deg): 'from: deg'}"
+    made(run=folder, input=tmp_path / "o.csv", output=other, columns=columns, **form)
+    pd.testing.assert_frame_equal(pd.read_csv(other, encoding="utf-8-sig", parse_dates=["origin", "time"]), first)
+    options = {"input": tmp_path / "o.csv", "output": tmp_path / "no.csv"}
+    for name, message in {
+        "encoding": "try encoding=gb18030",
+        "separator": "Try separator=tab",
+        "time_column": "or name others with time_column",
+        "time_format": "set time_format",
+    }.items():
+        with pytest.raises(DataError, match=message):
+            made(run=folder, columns=columns, **options, **{**form, name: None})
+    with pytest.raises(DataError, match=r"or name others with columns=\{ours: theirs\}"):
+        made(run=folder, **options, **form)
+    for wrong, message in {"{T: x}": "no 'T'; it reads T .degC., p", "T": "is not of the form", "{": "form"}.items():
+        with pytest.raises(ConfigError, match=message):
+            made(run=folder, columns=wrong, **options, **form)
+
+
+def test_ten_minute_readings_are_resampled_back_from_the_last_one(
+    finished: Callable[[str], Path], readings: pd.DataFrame, tmp_path: Path
+) -> None:
+    hours = readings.iloc[-130:]
+    finer = hours.loc[hours.index.repeat(6)].reset_index(drop=True)
+    times = pd.date_range("2016-12-25 00:50", periods=len(finer), freq="10min")
+    finer["Date Time"] = times.strftime(FORMAT)
+    finer = finer.iloc[:-2]  # the last hour is not over
+    made(run=finished("forecast"), input=write(finer, tmp_path / "t.csv"), output=tmp_path / "out.csv")
+    found = pd.read_csv(tmp_path / "out.csv", encoding="utf-8-sig", parse_dates=["origin", "time"])
+    assert found["origin"].unique() == times[-3]
+    assert found["time"].iloc[0] == times[-3] + pd.Timedelta("1h")
+
+
+def test_an_incomplete_lookback_is_used_only_when_asked_and_an_older_one_said(
+    finished: Callable[[str], Path], readings: pd.DataFrame, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = readings.copy()
+    broken.loc[broken.index[-3], "p (mbar)"] = -9999
+    table, output = write(broken, tmp_path / "t.csv"), tmp_path / "out.csv"
+    options = {"run": finished("forecast"), "input": table, "output": output}
+    with pytest.raises(DataError, match=r"'p .mbar.' in 1 of them .* complete one ends 3h before: max_age=3h"):
+        made(**options, max_age="2h")
+    made(**options, max_age="3h")
+    assert "3h before the last reading" in caplog.text
+    origin = pd.read_csv(tmp_path / "out.csv", encoding="utf-8-sig", parse_dates=["origin"])["origin"].iloc[0]
+    assert origin == pd.to_datetime(readings["Date Time"], format=FORMAT).iloc[-4]
+    write(readings.iloc[::3], tmp_path / "t.csv")
+    with pytest.raises(DataError, match=r"the model's step of 1h is not a multiple of the step of 3h .*t\.csv$"):
+        made(**{**options, "output": tmp_path / "no.csv"})
+    write(readings.iloc[-100:], tmp_path / "t.csv")
+    with pytest.raises(DataError, match="20 of 120 readings"):
+        made(**{**options, "output": tmp_path / "no.csv"})
+    with pytest.raises(DataError, match="no complete lookback"):
+        made(**{**options, "output": tmp_path / "no.csv"}, every="1d")
+    for wrong, message in {"soon": "every='soon' is not a duration", "90min": "multiple of the model's step"}.items():
+        with pytest.raises(ConfigError, match=message):
+            made(**{**options, "output": tmp_path / "no.csv"}, every=wrong)
+
+
+@pytest.mark.slow
+def test_quantiles_have_columns_of_their_own(lab: Lab, readings: pd.DataFrame, tmp_path: Path) -> None:
+    words = [*SMALL["forecast"], "task.quantiles=[0.1,0.5,0.9]", "trainer.max_epochs=1"]
+    assert lab.run(*words, f"hydra.run.dir={tmp_path}/run").code == 0
+    made(run=tmp_path / "run", input=write(readings, tmp_path / "t.csv"), output=tmp_path / "out.csv", every="2h")
+    found = pd.read_csv(tmp_path / "out.csv", encoding="utf-8-sig", parse_dates=["origin"])
+    assert [*found][3:] == ["forecast", "q0.1", "q0.5", "q0.9", "truth"]
+    assert (found["forecast"] == found["q0.5"]).all()
+    assert (found["q0.1"] <= found["q0.5"]).all()
+    assert (found["q0.5"] <= found["q0.9"]).all()
+    both = pd.read_parquet(tmp_path / "run" / "predictions.parquet").merge(found, on=["origin", "step"])
+    assert both["origin"].nunique() > 3
+    for level in ("q0.1", "q0.9"):
+        np.testing.assert_allclose(both[f"{level}_x"], both[f"{level}_y"], atol=1e-4)
+
+
+# --- processes ---
+
+
+def start(log: Path, *words: str) -> subprocess.Popen[bytes]:
+    """A process of its own, which writes to `log`, last its peak of memory."""
+    program = (
+        "import resource, sys, run; sys.argv[0] = 'run.py'; run.main(); "
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    command = [sys.executable, "-c", program, "-cn", "predict", *words]
+    with log.open("wb") as file:
+        return subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_killed_on_its_way_it_leaves_no_output(
+    kill: signal.Signals, finished: Callable[[str], Path], tmp_path: Path
+) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    table = write(pd.concat([sample_reviews(2000, 0)] * 100), place / "t.csv")
+    words = [f"run={finished('cls')}", f"input={table}", f"output={place}/out.csv"]
+    process = start(tmp_path / "log.txt", *words)
+    while not (beside := [path for path in place.glob(".out.csv.*") if path.stat().st_size > 100_000]):
+        assert process.poll() is None, (tmp_path / "log.txt").read_text(encoding="utf-8")
+        time.sleep(0.05)
+    process.send_signal(kill)
+    assert process.wait() == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[kill]
+    assert "Traceback" not in (tmp_path / "log.txt").read_text(encoding="utf-8")
+    assert not (place / "out.csv").exists()
+    assert beside[0].exists() == (kill == signal.SIGKILL)
+    table.write_text("review\n很好\n", encoding="utf-8")
+    assert start(tmp_path / "log.txt", *words).wait() == 0
+    assert sorted(path.name for path in place.iterdir()) == ["out.csv", "t.csv"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="no getrusage")
+@pytest.mark.parametrize("task", ["cls", "forecast"])
+def test_memory_does_not_grow_with_the_file(task: str, finished: Callable[[str], Path], tmp_path: Path) -> None:
+    peaks = {}
+    for rows in (20_000, 200_000):
+        if task == "cls":
+            frame = pd.concat([sample_reviews(4000, 1)] * (rows // 4000))
+        else:
+            frame = pd.concat([sample_climate(3, 0).iloc[:1000]] * (rows // 1000))
+            frame["Date Time"] = pd.date_range("1990-01-01", periods=rows, freq="h").strftime(FORMAT)
+        table = write(frame, tmp_path / f"{rows}.csv")
+        words = [f"run={finished(task)}", f"input={table}", f"output={tmp_path}/{rows}_out.csv"]
+        code = start(tmp_path / "log.txt", *words).wait()
+        output = (tmp_path / "log.txt").read_text(encoding="utf-8")
+        assert code == 0, output
+        peaks[rows] = int(output.split()[-1]) * (1 if sys.platform == "darwin" else 1024)
+    assert peaks[200_000] - peaks[20_000] < 120e6, peaks
