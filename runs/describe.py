@@ -68,8 +68,9 @@ def run(config: DictConfig) -> None:
         print_description(task, saved, f"Sizes and weights of {folder}.", console)
         batch, source = _inputs_of(task, saved, folder, settings["sequences"])
         if (curve := memory_curve(task, batch)) is not None:
-            name = saved["model"]["name"]
-            curves[folder.name if name in curves else name] = {"run": str(folder), "inputs": source, **curve}
+            names = (saved["model"]["name"], folder.name, str(folder))
+            label = next((name for name in names if name not in curves), str(folder))
+            curves[label] = {"run": str(folder), "inputs": source, **curve}
     if curves:
         home = Path(folders[0])
         output = Path(settings["output"] or (home / "figures" if len(folders) == 1 else home.parent) / "memory")

@@ -205,6 +205,7 @@ def memory(curves: Mapping[str, Mapping[str, Any]]) -> Figure:
         axes.annotate(name, (1, share), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
     axes.set_yscale("log")
     axes.minorticks_off()
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.set(xlim=(0, longest), xlabel="lag k (steps)")
     axes.set_ylabel(r"$\|\partial h_T / \partial s_{T-k}\|_F\, /\, \sqrt{H}$")
     axes.set_ylim(bottom=lowest)
