@@ -56,7 +56,7 @@ def forecast_run(
     quantiles: bool = False,
     days: int = 60,
 ) -> Path:
-    """A forecast of an hourly wave with noise, every five hours; its errors grow with the lead time."""
+    """A forecast of an hourly wave with noise, every five hours; errors grow by step, and some days are worse."""
     generator = np.random.default_rng([seed, *model.encode()])
     hours = np.arange(24 * days)
     series = 10 * np.sin(hours / 24 * 2 * np.pi) + np.random.default_rng(7).normal(size=len(hours)).cumsum() / 5
@@ -66,7 +66,7 @@ def forecast_run(
     step = np.tile(np.arange(1, horizon + 1), len(origins))
     table = pd.DataFrame({"origin": times[np.repeat(origins, horizon)]})
     table["first_target"] = table["origin"] + pd.Timedelta("1h")
-    noise = generator.normal(size=len(at)) * (0.5 + 0.1 * step)
+    noise = generator.normal(size=len(at)) * (0.5 + 0.1 * step) + 9 * np.sin(at / 200) ** 16
     table = table.assign(step=step, target=series[at], prediction=series[at] + noise, seasonal_naive=series[at - 24])
     if quantiles:
         for level, shift in ((0.05, -3.0), (0.25, -1.0), (0.5, 0.0), (0.75, 1.0), (0.95, 3.0)):

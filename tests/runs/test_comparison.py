@@ -14,6 +14,12 @@ from runs.comparison import SCORES, CompareSweep, summarise, write_comparison
 from tests.runs.lab import SMALL, Lab, Outcome
 
 
+@pytest.fixture(autouse=True)
+def _without_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages take their time, and have tests of their own; a sweep of real runs writes one all the same."""
+    monkeypatch.setattr("runs.page.write_page", lambda *_: None)
+
+
 def test_a_label_has_mean_and_standard_deviation_over_its_seeds() -> None:
     generator = np.random.default_rng(0)
     rows = pd.DataFrame(
@@ -100,6 +106,9 @@ def test_the_comparison_of_a_sweep_is_that_of_its_runs(swept: tuple[Path, Outcom
     assert "built-in sample data, not a real data set" in text
     for suffix in (".png", ".svg"):
         assert (folder / f"learning_curves{suffix}").stat().st_size > 1000
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "2 of 6 runs did not finish" in page
+    assert "Built-in sample data" in page
 
 
 def test_a_sweep_started_again_keeps_what_is_finished(lab: Lab, swept: tuple[Path, Outcome]) -> None:
