@@ -425,7 +425,7 @@ class ReportConfig:
 class PredictConfig:
     """Predictions of a trained run. What isn't given of the file's format is as it was in training."""
 
-    run: str = MISSING  # folder of the run
+    run: str = option(MISSING, "folder of the run")
     input: Optional[str] = option(None, "CSV file (plain or zipped) of reviews or readings")
     text: Optional[str] = option(None, "a single review, instead of a file")
     output: Optional[str] = option(None, "file of the predictions: .csv or .parquet")

@@ -90,6 +90,8 @@ def predict(settings: dict[str, Any]) -> None:
     for kind, names in OPTIONS.items():
         if kind != trained.kind and (given := [name for name in names if settings[name]]):
             raise ConfigError(f"{given[0]} is no option for {settings['run']}, a run of task={trained.kind}")
+    if settings["output"] is not None:
+        _make_room(settings, trained.kind)
     with _options_of_predict():
         if trained.kind == "forecast":
             series.forecast_file(trained.task, settings)
@@ -100,7 +102,7 @@ def predict(settings: dict[str, Any]) -> None:
 
 
 def _check_request(settings: dict[str, Any]) -> None:
-    """Raise a ConfigError unless it is clear what to read and what to write, and nothing is in the way."""
+    """Raise a ConfigError unless it is clear what to read and what to write."""
     if (settings["input"] is None) == (settings["text"] is None):
         raise ConfigError("give either input=FILE and output=FILE, or text=…")
     if settings["input"] is None:
@@ -116,8 +118,14 @@ def _check_request(settings: dict[str, Any]) -> None:
         raise ConfigError(f"output={output} must end in {' or '.join(SUFFIXES)}")
     if output.resolve() == Path(settings["input"]).resolve():
         raise ConfigError(f"output={output} is the input")
-    written = [output, *(output.with_suffix(suffix) for suffix in (".html", ".json", ".png", ".svg"))]
-    for path in written:
+
+
+def _make_room(settings: dict[str, Any], kind: str) -> None:
+    """Raise a ConfigError if one of the files to be written is there already; make their folder."""
+    output = Path(settings["output"])
+    suffixes = [".html"] * settings["explain"] + [".json"] * (settings["every"] is not None)
+    suffixes += [".png", ".svg"] if kind == "forecast" else []
+    for path in [output, *map(output.with_suffix, suffixes)]:
         if path.is_dir() or (path.exists() and not settings["overwrite"]):
             raise ConfigError(f"{path} is there already: choose another output, or say overwrite=true")
     output.parent.mkdir(parents=True, exist_ok=True)

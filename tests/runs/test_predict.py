@@ -162,7 +162,7 @@ MISTAKES: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"output": "out.xlsx"}, ConfigError, "must end in .csv or .parquet"),
     ({"output": "t.csv"}, ConfigError, "output=t.csv is the input"),
     ({"output": "there.csv"}, ConfigError, "there.csv is there already: choose another output, or say overwrite=true"),
-    ({"output": "drawn.csv"}, ConfigError, "drawn.html is there already"),
+    ({"output": "drawn.csv", "explain": True}, ConfigError, "drawn.html is there already"),
     ({"checkpoint": "best.pt"}, CheckpointError, "best.pt does not exist; there are best.ckpt, last.ckpt"),
     ({"checkpoint": "torn.ckpt"}, CheckpointError, "torn.ckpt is damaged"),
     ({"every": "1h"}, ConfigError, "every is no option for run, a run of task=cls"),
