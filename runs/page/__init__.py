@@ -137,7 +137,7 @@ def _sections(found: TaskComparison, several: bool) -> list[Section]:
     costs = [charts.cost(found, "seconds", "seconds of training"), charts.cost(found, "parameters", "parameters")]
     all_sections = [
         Section("scores", "Scores", [tables.scores(found), charts.scores_by_run(found)]),
-        Section("learning", "Learning", [chart] if (chart := charts.learning_curves(found)) else []),
+        Section("learning", "Learning", [*filter(None, [charts.learning_curves(found), charts.memory(found)])]),
         Section("cost", "Cost", [*costs]),
         *specific,
         Section("settings", "Settings", [table] if (table := tables.settings(found)) else []),

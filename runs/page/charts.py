@@ -235,6 +235,33 @@ def learning_curves(found: TaskComparison) -> Chart | None:
     return Chart("Learning curves", grid(data, titles, 3, axis("epoch", **few), axis("")), note)
 
 
+FAINT = 1e-5  # norms below it are not drawn
+
+
+def memory(found: TaskComparison) -> Chart | None:
+    """How far back the networks remember, means over the runs of a label; None where no run has kept it.
+
+    See `runs.memory`.
+    """
+    look, data, longest = looks(found.labels), [], 0
+    for label, runs in found.rows.groupby("label", sort=False)["folder"]:
+        kept = [of["memory"]["norm"] for of in (found.metrics[run] for run in runs) if of.get("memory")]
+        for direction in kept[0] if kept else ():
+            lags = min(len(norms[direction]) for norms in kept)
+            mean = np.mean([norms[direction][:lags] for norms in kept], axis=0)
+            drawn = replace(look[str(label)], dash="dash") if direction == "backwards" else look[str(label)]
+            seen = np.where(mean > FAINT, mean, np.nan)
+            longest = max(longest, int(np.isfinite(seen).sum()))
+            own = {"showlegend": direction == "forwards"}
+            data.append(line([*range(lags)], rounded(seen), drawn, f"{direction}, lag %{{x}}: %{{y:.3g}}", **own))
+    if not data:
+        return None
+    y = axis("norm of dh_T / ds_T−k", type="log", **_logarithmic(10 * FAINT, 1))
+    chart = figure(data, axis("lag k (steps)", range=[0, longest]), y)
+    note = "What the last output still owes to the state k steps before, on inputs of the split. Dashed: backwards."
+    return Chart("Memory", chart, note)
+
+
 def cost(found: TaskComparison, name: str, title: str) -> Chart:
     """The main score of each run against what it costs, on a logarithmic axis; what costs nothing is a line."""
     score, look = MAIN[found.task], looks(found.labels)

@@ -446,3 +446,20 @@ def test_without_a_finished_run_the_command_says_what_to_do(
     assert said in outcome.output
     assert "Traceback" not in outcome.output
     assert not (tmp_path / "report.html").exists()
+
+
+def test_the_memory_of_a_label_is_the_mean_of_its_runs_by_lag_and_direction(tmp_path: Path) -> None:
+    norms = {"forwards": ([1.0, 0.5, 1e-6, 0.0], [1.0, 0.25, 1e-6]), "backwards": ([1.0, 0.1, 0.01], [1.0, 0.3, 0.03])}
+    runs = [cls_run(tmp_path / str(seed), "bilstm", seed) for seed in range(2)]
+    for seed, run in enumerate(runs):
+        kept = {direction: of_seeds[seed] for direction, of_seeds in norms.items()}
+        rewrite(run / "metrics.json", memory={"lags": [0, 1, 2], "norm": kept, "sequences": 8})
+    (found,) = compare_runs([*runs, cls_run(tmp_path / "old", "rnn")]).tasks
+    chart = charts.memory(found)
+    assert chart is not None
+    forwards, backwards = chart.figure["data"]
+    assert forwards["y"] == [1.0, 0.375, None]  # too faint to be drawn
+    assert backwards["y"] == [1.0, 0.2, 0.02]
+    assert (forwards["line"]["dash"], backwards["line"]["dash"]) == ("solid", "dash")
+    (bare,) = compare_runs([cls_run(tmp_path / "bare", "rnn")]).tasks
+    assert charts.memory(bare) is None
