@@ -628,6 +628,7 @@ def test_processes_of_a_trainer_share_the_batches(table: Path) -> None:
     assert all(parts)
 
 
+@pytest.mark.slow
 def test_another_locale_changes_nothing(table: Path, tmp_path: Path) -> None:
     code = (
         "import sys, json\nfrom datamodules import TextDataModule\n"

@@ -17,7 +17,12 @@ BASELINES = {
     "cls": ("tfidf_svm", "tfidf_nb"),
     "forecast": ("persistence", "seasonal_naive", "climatology", "ridge", "lightgbm"),
 }
-PAIRS = [(task, model) for task, models in BASELINES.items() for model in models]
+QUICK = ("tfidf_svm", "seasonal_naive", "ridge")
+PAIRS = [
+    pytest.param(task, model, marks=[] if model in QUICK else pytest.mark.slow)
+    for task, models in BASELINES.items()
+    for model in models
+]
 
 
 def words(task: str, model: str) -> list[str]:
@@ -122,7 +127,7 @@ def test_a_sweep_compares_baselines_with_networks_and_goes_on_when_started_again
     )
 
 
-@pytest.mark.parametrize("model", ["tfidf_svm", "rnn"])
+@pytest.mark.parametrize("model", [pytest.param("tfidf_svm", marks=pytest.mark.slow), "rnn"])
 def test_without_a_validation_nothing_is_calibrated_and_the_test_is_scored(
     model: str, lab: Lab, tmp_path: Path
 ) -> None:

@@ -211,7 +211,7 @@ def cls_words() -> list[str]:
     return [word for word in SMALL["cls"] if not word.startswith("data")]
 
 
-@pytest.mark.parametrize("quoted", [True, False], ids=["quoted", "as typed"])
+@pytest.mark.parametrize("quoted", [pytest.param(True, marks=pytest.mark.slow), False], ids=["quoted", "as typed"])
 def test_texts_of_ones_own_under_a_path_with_spaces_and_chinese(quoted: bool, lab: Lab, tmp_path: Path) -> None:
     path, folder = write_texts(tmp_path / "我的 数据" / "评 论.csv"), tmp_path / "运行 结果"
     own = {"data.path": path, "data.text_column": "内容", "data.target": "类别", "hydra.run.dir": folder}

@@ -111,6 +111,7 @@ def test_the_comparison_of_a_sweep_is_that_of_its_runs(swept: tuple[Path, Outcom
     assert "Built-in sample data" in page
 
 
+@pytest.mark.slow
 def test_a_sweep_started_again_keeps_what_is_finished(lab: Lab, swept: tuple[Path, Outcome]) -> None:
     folder, _ = swept
     before = {path: path.stat().st_mtime_ns for path in folder.glob("*/metrics.json")}
