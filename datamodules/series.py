@@ -30,7 +30,8 @@ class SeriesDataModule(pl.LightningDataModule):
     A batch is a dict, with B windows, L steps of lookback, H steps of horizon and F features:
     `inputs` float32 (B, L, F), scaled; `targets` float32 (B, H), in the target's own unit; `history` float32 (B, L),
     the target over the lookback, same unit; `climatology` float32 (B, H), what is usual at the targets' times, same
-    unit; `index` int64 (B,), for `describe`. A window lies in one gap-free stretch, and its targets in one split.
+    unit; `origin` int64 (B,), the time of the last input, in steps since the first row; `index` int64 (B,), for
+    `describe`. A window lies in one gap-free stretch, and its targets in one split.
     Scaler and climatology know the training rows alone.
 
     Args:
@@ -175,7 +176,7 @@ class SeriesDataModule(pl.LightningDataModule):
         inputs, history, targets, usual = (np.ascontiguousarray(table, dtype=np.float32) for table in tables)
         self._sets = {
             name: WindowDataset(
-                inputs, history, targets, usual, starts[name], self._lookback, self._horizon, series.times
+                inputs, history, targets, usual, starts[name], self._lookback, self._horizon, series.times, series.step
             )
             for name in SPLITS
         }

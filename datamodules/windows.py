@@ -24,7 +24,8 @@ class WindowDataset(Dataset[dict[str, torch.Tensor]]):
         history, targets, climatology: float32 (rows,).
         starts: first row of each window.
         lookback, horizon: rows of input and of target.
-        times: datetime64 (rows,).
+        times: datetime64[us] (rows,).
+        step: between rows, in microseconds.
     """
 
     def __init__(
@@ -37,10 +38,12 @@ class WindowDataset(Dataset[dict[str, torch.Tensor]]):
         lookback: int,
         horizon: int,
         times: np.ndarray,
+        step: int,
     ) -> None:
         self.inputs, self.history, self.targets, self.climatology = inputs, history, targets, climatology
         self.starts = starts
         self.lookback, self.horizon, self.times = lookback, horizon, times
+        self.clock = (times - times[0]).astype("timedelta64[us]").astype(np.int64) // step
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -54,6 +57,7 @@ class WindowDataset(Dataset[dict[str, torch.Tensor]]):
             "targets": runs(self.targets, self.horizon, future),
             "history": runs(self.history, self.lookback, past),
             "climatology": runs(self.climatology, self.horizon, future),
+            "origin": self.clock[future - 1],
             "index": index,
         }
         return {name: torch.from_numpy(values) for name, values in batch.items()}

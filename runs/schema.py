@@ -183,6 +183,9 @@ class ForecastingConfig(TaskConfig):
     criterion: str = option("mae", "training loss", choices=("mae", "mse", "huber"))
     base: str = option("last", "what the network's answer is added to", choices=("mean", "last", "climatology"))
     quantiles: list[float] = option([], "levels to forecast, 0.5 among them; none: one value", above=0, most=0.999)
+    tracking: float = option(
+        0.0, "how far a truth moves quantiles while the test is forecast, in standard deviations", least=0, most=1
+    )
 
 
 @dataclass

@@ -38,9 +38,11 @@ class ForecastingTask(Task):
     With `quantiles`, the network answers with all of them for each step, trained by the pinball loss (Koenker and
     Bassett 1978), twice its mean over the levels, which is the absolute error where 0.5 is the only one. The forecast
     is then the median. Every other quantile is shifted, per step, so that its share of the validation split's truths
-    lies below it (split conformal prediction: Romano et al. 2019). Further scores: `crps`, the continuous ranked
-    probability score as twice the mean pinball loss over the levels (evenly spaced, please), in the target's unit;
-    and for the widest interval between two levels, say 5% and 95%, `coverage_90` and `width_90`, also by day.
+    lies below it (split conformal prediction: Romano et al. 2019). With `tracking`, the shifts go on learning while the
+    test's windows are forecast, each from the truths that were known by then; see `track`. Further scores: `crps`, the
+    continuous ranked probability score as twice the mean pinball loss over the levels (evenly spaced, please), in the
+    target's unit; and for the widest interval between two levels, say 5% and 95%, `coverage_90` and `width_90`, also by
+    day.
 
     Args:
         facts: of the data: `num_features`, `horizon`, `season_length`, `step_hours`, `target_mean`, `target_std`.
@@ -52,6 +54,7 @@ class ForecastingTask(Task):
         criterion: `mae`, `mse` or `huber`, of the errors in standard deviations.
         quantiles: levels in (0, 1), rising, 0.5 among them; `criterion` is then not used. Empty: one forecast, as a
             baseline always gives.
+        tracking: how far a truth moves the shifts in the test, in standard deviations of the target; 0 for not at all.
         base: what the answer is added to: the training `mean`, the `last` value, or the `climatology` of each hour.
         task_options: of `Task`.
 
@@ -73,6 +76,7 @@ class ForecastingTask(Task):
         criterion: str = "mae",
         base: str = "last",
         quantiles: Sequence[float] = (),
+        tracking: float = 0.0,
         **task_options: Any,
     ) -> None:
         if criterion not in LOSSES or base not in self.BASES:
@@ -93,9 +97,11 @@ class ForecastingTask(Task):
             outputs = facts["horizon"] * max(1, len(levels))
             model = build_model(inputs, encoder, outputs, pooling, dropout, num_features=facts["num_features"])
         super().__init__(model, **task_options)
-        self.facts, self.criterion, self.base = facts, criterion, base
+        self.facts, self.criterion, self.base, self.tracking = facts, criterion, base, tracking
         self.val_mae = MeanAbsoluteError()
-        self.kept: Any = nn.ModuleDict({name: CatMetric() for name in ("index", "targets", "forecasts", "naive")})
+        self.kept: Any = nn.ModuleDict(
+            {name: CatMetric() for name in ("index", "origin", "targets", "forecasts", "naive")}
+        )
         self.levels = [round(float(level), 6) for level in levels]
         self.shifts: Tensor
         self.register_buffer("shifts", torch.zeros(facts["horizon"], len(levels)))
@@ -153,8 +159,9 @@ class ForecastingTask(Task):
         naive = seasonal_naive(batch["history"], self.facts["horizon"], self.facts["season_length"])
         values = {
             "index": batch["index"],
+            "origin": batch["origin"],
             "targets": batch["targets"],
-            "forecasts": self.calibrated(outputs),
+            "forecasts": outputs,
             "naive": naive,
         }
         for name, value in values.items():
@@ -164,6 +171,7 @@ class ForecastingTask(Task):
         kept = {name: metric.compute().cpu() for name, metric in self.kept.items()}
         for metric in self.kept.values():
             metric.reset()
+        kept["forecasts"] = self._calibrated_test(kept)
         self._predicted = kept
         errors = self.median(kept["forecasts"]).double() - kept["targets"].double()  # (N, H)
         naive = (kept["naive"].double() - kept["targets"].double()).abs()
@@ -181,6 +189,18 @@ class ForecastingTask(Task):
             "mae_by_step": by_step.tolist(),
             "seasonal_naive": {"mae": naive.mean().item(), "mae_by_step": naive.mean(dim=0).tolist()},
         }
+
+    def _calibrated_test(self, kept: dict[str, Tensor]) -> Tensor:
+        """The test's forecasts, their quantiles shifted and in order."""
+        if not self.levels or not self.tracking:
+            return self.calibrated(kept["forecasts"])
+        order = kept["origin"].argsort(stable=True)
+        numbers = (kept[name][order].numpy() for name in ("forecasts", "targets", "origin"))
+        rate = self.tracking * self.facts["target_std"]
+        shifts = torch.empty_like(kept["forecasts"])
+        shifts[order] = torch.from_numpy(track(*numbers, self.shifts.cpu().numpy(), self.levels, rate))
+        shifts[..., self.levels.index(0.5)] = 0  # the median is the forecast
+        return (kept["forecasts"] + shifts).sort(dim=-1).values
 
     def _score_quantiles(self, forecasts: Tensor, targets: Tensor, days: Tensor) -> None:
         """Scores of calibrated quantiles (N, H, Q) against the truth (N, H)."""
@@ -243,6 +263,43 @@ def error_scores(errors: Tensor, naive: Tensor) -> dict[str, float]:
         "bias": errors.mean().item(),
         "skill": 1 - mae / naive.mean().item() if naive.any() else math.nan,  # nothing to improve on
     }
+
+
+def track(
+    quantiles: np.ndarray,
+    targets: np.ndarray,
+    origins: np.ndarray,
+    start: np.ndarray,
+    levels: Sequence[float],
+    rate: float,
+) -> np.ndarray:
+    """The shifts (N, H, Q) under which each window's quantiles were known, learned from the truths before its origin.
+
+    With every truth y of step h that becomes known, shift_hq += rate (q - [y <= f_hq + shift_hq]), a step down the
+    pinball loss's gradient, which leads to a share of q below the quantile whatever the weather does (the quantile
+    tracker of Angelopoulos et al. 2023).
+
+    Args:
+        quantiles: f, (N, H, Q), of windows in time order.
+        targets: y, (N, H).
+        origins: (N,), in steps, rising. Step h of a window is known to those that begin more than h steps later: one
+            more than needed, for rows aren't always a whole number of steps apart.
+        start: shifts (H, Q) before the first truth.
+        levels: q, (Q,).
+        rate: how far a truth moves a shift, in the target's unit.
+    """
+    windows, horizon, _ = quantiles.shape
+    shifts, now = np.empty_like(quantiles), start.astype(np.float64)
+    share, ahead = np.asarray(levels), np.arange(1, horizon + 1)
+    following = np.zeros(horizon, dtype=np.int64)  # of each step, the first window whose truth isn't counted yet
+    for window, origin in enumerate(origins):
+        while len(known := np.flatnonzero(origins[np.minimum(following, windows - 1)] + ahead < origin)):
+            counted = following[known]
+            below = targets[counted, known, None] <= quantiles[counted, known] + now[known]
+            now[known] += rate * (share - below)
+            following[known] += 1
+        shifts[window] = now
+    return shifts
 
 
 def pinball(quantiles: Tensor, targets: Tensor, levels: Sequence[float]) -> Tensor:

@@ -523,15 +523,26 @@ def test_batches_have_the_promised_shapes_types_and_content(tmp_path: Path) -> N
         "targets": ((5, 2), torch.float32),
         "history": ((5, 4), torch.float32),
         "climatology": ((5, 2), torch.float32),
+        "origin": ((5,), torch.int64),
         "index": ((5,), torch.int64),
     }
     hours = 48 + np.arange(5)[:, None] + np.arange(6)
     np.testing.assert_allclose(batch["history"], np.sin(hours[:, :4]) * 5, atol=1e-5)
     np.testing.assert_allclose(batch["targets"], np.sin(hours[:, 4:]) * 5, atol=1e-5)
+    np.testing.assert_array_equal(batch["origin"], hours[:, 3])
     usual = Climatology.from_state(data.facts["climatology"])
     stamps = np.datetime64("2020-01-01T00:00") + hours[:, 4:].astype("timedelta64[h]")
     np.testing.assert_allclose(batch["climatology"], usual.predict(stamps.ravel()).reshape(5, 2), atol=1e-5)
     np.testing.assert_allclose(batch["inputs"][..., 2], np.sin(2 * np.pi * hours[:, :4] / 24), atol=1e-5)
+
+
+def test_the_clock_of_windows_counts_the_hours_that_a_gap_swallowed(tmp_path: Path) -> None:
+    data = ready(tmp_path, hourly(np.r_[0:60, 70:130]))
+    for split in ("train", "val", "test"):
+        windows = data.dataset(split)
+        origins = data.describe(split, np.arange(len(windows)))["origin"]
+        hours = (origins - pd.Timestamp("2020-01-01")) / pd.Timedelta("1h")
+        np.testing.assert_array_equal(windows[[*range(len(windows))]]["origin"], hours)
 
 
 def test_facts_and_report_are_plain_json(tmp_path: Path) -> None:
@@ -591,7 +602,7 @@ def test_set_up_twice_reads_once(tmp_path: Path) -> None:
 def test_batches_come_faster_than_a_small_model_eats_them() -> None:
     table, column = np.zeros((20_000, 11), np.float32), np.zeros(20_000, np.float32)
     times = np.zeros(20_000, "datetime64[us]")
-    windows = WindowDataset(table, column, column, column, np.arange(19_000), 120, 48, times)
+    windows = WindowDataset(table, column, column, column, np.arange(19_000), 120, 48, times, 3_600_000_000)
     positions = np.random.default_rng(0).permutation(19_000)[:256].tolist()
     best = np.inf
     for _ in range(30):

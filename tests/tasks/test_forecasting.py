@@ -9,7 +9,7 @@ import torch
 
 from rnn_cells import GRU
 from tasks import ForecastingTask, Identity
-from tasks.forecasting import seasonal_naive
+from tasks.forecasting import seasonal_naive, track
 
 FACTS = {
     "num_features": 3,
@@ -34,7 +34,7 @@ def make_batch(windows: int = 5, seed: int = 0) -> dict[str, torch.Tensor]:
     batch = {name: torch.randn(windows, *shape, generator=generator) for name, shape in shapes.items()}
     for name in ("history", "targets", "climatology"):
         batch[name] = 10 + 2.5 * batch[name]
-    return {**batch, "index": torch.arange(windows) + 10 * seed}
+    return {**batch, "index": torch.arange(windows) + 10 * seed, "origin": torch.arange(windows) + 1000 * seed}
 
 
 def after_test(task: ForecastingTask, *pairs: tuple[torch.Tensor, dict[str, torch.Tensor]]) -> ForecastingTask:
@@ -91,7 +91,12 @@ def test_a_step_counts_towards_the_day_in_which_it_begins(step_hours: float, day
     horizon = len(days)
     facts = {**FACTS, "horizon": horizon, "step_hours": step_hours}
     errors = torch.arange(1.0, horizon + 1)[None]
-    batch = {"targets": torch.zeros(1, horizon), "history": torch.ones(1, 12), "index": torch.zeros(1)}
+    batch = {
+        "targets": torch.zeros(1, horizon),
+        "history": torch.ones(1, 12),
+        "index": torch.zeros(1),
+        "origin": torch.zeros(1),
+    }
     scores = after_test(build(facts), (errors, batch)).scores
     expected = {f"mae_day{day}": errors[0][torch.tensor(days) == day].mean().item() for day in set(days)}
     assert {name: value for name, value in scores.items() if name.startswith("mae_day")} == pytest.approx(expected)
@@ -196,8 +201,8 @@ def test_settings_that_make_no_sense_are_refused() -> None:
 LEVELS = (0.05, 0.1, 0.5, 0.9, 0.95)
 
 
-def quantile_task() -> ForecastingTask:
-    return build(quantiles=LEVELS)
+def quantile_task(**options: Any) -> ForecastingTask:
+    return build(quantiles=LEVELS, **options)
 
 
 def test_the_loss_of_quantiles_is_twice_the_mean_pinball_loss_in_standard_deviations() -> None:
@@ -275,6 +280,64 @@ def test_scores_of_quantiles_match_their_formulas() -> None:
     assert [name for name in map(str, frame) if name.startswith("q")] == ["q0.05", "q0.1", "q0.5", "q0.9", "q0.95"]
     np.testing.assert_array_equal(frame["q0.9"], forecasts[..., 3].flatten())
     np.testing.assert_array_equal(frame["prediction"], forecasts[..., 2].flatten())
+
+
+def tracked_by_hand(
+    quantiles: np.ndarray, targets: np.ndarray, origins: np.ndarray, start: np.ndarray, rate: float
+) -> np.ndarray:
+    """Each window's shifts anew from the beginning, by everything that was known then."""
+    shifts = np.empty_like(quantiles)
+    for window, step in np.ndindex(*targets.shape):
+        now = start[step].copy()
+        for earlier in range(window):
+            if origins[earlier] + step + 1 < origins[window]:
+                for number, level in enumerate(LEVELS):
+                    below = targets[earlier, step] <= quantiles[earlier, step, number] + now[number]
+                    now[number] += rate * (level - below)
+        shifts[window, step] = now
+    return shifts
+
+
+def quantiles_and_truths(windows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(seed)
+    quantiles = np.sort(generator.normal(size=(windows, 6, len(LEVELS))), axis=-1)
+    origins = np.cumsum(generator.choice([1, 1, 1, 9], size=windows))  # with gaps
+    return quantiles, generator.normal(size=(windows, 6)), origins
+
+
+def test_tracking_learns_from_what_was_known_and_from_nothing_else() -> None:
+    quantiles, targets, origins = quantiles_and_truths(60)
+    start = np.random.default_rng(1).normal(size=(6, len(LEVELS)))
+    shifts = track(quantiles, targets, origins, start, LEVELS, 0.3)
+    np.testing.assert_allclose(shifts, tracked_by_hand(quantiles, targets, origins, start, 0.3), atol=1e-12)
+    np.testing.assert_array_equal(shifts[0], start)
+    later = targets.copy()
+    later[30:] += 100
+    changed = track(quantiles, later, origins, start, LEVELS, 0.3)
+    np.testing.assert_array_equal(changed[:31], shifts[:31])
+    assert not np.array_equal(changed[31:], shifts[31:])
+
+
+def test_tracking_keeps_each_levels_share_below_it_in_weather_unlike_the_validations() -> None:
+    quantiles, _, _ = quantiles_and_truths(1)
+    quantiles = np.repeat(quantiles, 4000, axis=0)
+    targets = 1 + 3 * np.random.default_rng(2).normal(size=(4000, 6))
+    shifts = track(quantiles, targets, np.arange(4000), np.zeros((6, len(LEVELS))), LEVELS, 0.05)
+    below = (targets[..., None] <= quantiles + shifts)[1000:]
+    np.testing.assert_allclose(below.mean(axis=(0, 1)), LEVELS, atol=0.01)
+
+
+def test_a_test_that_tracks_shifts_its_windows_in_their_time_order_and_leaves_the_median() -> None:
+    task, batch = quantile_task(tracking=0.1), make_batch(40)
+    forecasts = (10 + 3 * torch.randn(40, 6, 5, generator=torch.Generator().manual_seed(3))).sort(dim=-1).values
+    shuffled = torch.randperm(40, generator=torch.Generator().manual_seed(4))
+    after_test(task, (forecasts[shuffled], {name: values[shuffled] for name, values in batch.items()}))
+    shifts = track(forecasts.numpy(), batch["targets"].numpy(), np.arange(40), np.zeros((6, 5)), LEVELS, 0.25)
+    shifts[..., 2] = 0
+    expected = np.sort(forecasts.numpy() + shifts, axis=-1)[shuffled.numpy()]
+    frame = task.predictions()
+    np.testing.assert_allclose(frame["q0.9"], expected[..., 3].flatten(), rtol=1e-6)
+    assert not np.allclose(frame["q0.9"], forecasts[shuffled][..., 3].flatten())
 
 
 @pytest.mark.parametrize("levels", [(0.1, 0.9), (0.5, 0.1), (0.0, 0.5), (0.5, 1.0), (0.5, 0.5)])
