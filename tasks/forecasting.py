@@ -195,10 +195,11 @@ class ForecastingTask(Task):
         if not self.levels or not self.tracking:
             return self.calibrated(kept["forecasts"])
         order = kept["origin"].argsort(stable=True)
-        numbers = (kept[name][order].numpy() for name in ("forecasts", "targets", "origin"))
+        forecasts, targets, origins = (kept[name][order].numpy() for name in ("forecasts", "targets", "origin"))
         rate = self.tracking * self.facts["target_std"]
+        known = track(forecasts, targets, origins, self.shifts.cpu().numpy(), self.levels, rate)
         shifts = torch.empty_like(kept["forecasts"])
-        shifts[order] = torch.from_numpy(track(*numbers, self.shifts.cpu().numpy(), self.levels, rate))
+        shifts[order] = torch.from_numpy(known)
         shifts[..., self.levels.index(0.5)] = 0  # the median is the forecast
         return (kept["forecasts"] + shifts).sort(dim=-1).values
 
