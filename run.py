@@ -165,11 +165,13 @@ def as_typed(argument: str) -> str:
 
 
 def quoted(argument: str, sweeping: bool = False) -> str:
-    """A value that is not ASCII, quoted as Hydra's grammar wants it: data.text_column=内容 works as typed.
+    """A value as Hydra's grammar wants it: what isn't ASCII, or a single sign, in quotes; data.text_column=内容 works as typed.
 
     Of a list or a mapping, and of the choices of a sweep, each element is quoted for itself.
     """
     key, equals, value = argument.partition("=")
+    if len(value) == 1 and not value.isalnum() and value not in "'\"\\":  # data.separator=;
+        return f"{key}='{value}'"
     if not equals or value.isascii() or value[0] == "(":
         return argument
     ends = ",[]{}:" if value[0] in "[{" else "," if sweeping else ""

@@ -137,8 +137,10 @@ def error_by_step(metrics: Mapping[str, list[float]], model: str, hours_per_step
     axes = figure.subplots()
     for number, (label, errors) in enumerate(metrics.items()):
         hours = np.arange(1, len(errors) + 1) * hours_per_step
-        axes.plot(hours, errors, color=COLOURS[number], label=f"{label} (mean {np.mean(errors):.2f} {unit})")
-    axes.set(xlabel="lead time (h)", ylabel=f"mean absolute error ({unit})", title=f"Error of {model} by lead time")
+        mean = f"{np.mean(errors):.2f} {unit}".rstrip()
+        axes.plot(hours, errors, color=COLOURS[number], label=f"{label} (mean {mean})")
+    axes.set(xlabel="lead time (h)", title=f"Error of {model} by lead time")
+    axes.set_ylabel(f"mean absolute error ({unit})" if unit else "mean absolute error")
     axes.set_ylim(bottom=0)
     if len(errors) * hours_per_step >= 24:
         axes.xaxis.set_major_locator(MultipleLocator(6))

@@ -145,6 +145,9 @@ QUOTED = [
     ('data.path="我的 数据"', 'data.path="我的 数据"', False),
     ("data.path=it's 文", "data.path=it's 文", False),
     ("data.path=plain.csv", "data.path=plain.csv", False),
+    ("data.separator=;", "data.separator=';'", False),
+    ("data.separator=';'", "data.separator=';'", False),
+    ("seed=1", "seed=1", False),
     ("data.features=[温度,压力, rain]", "data.features=['温度','压力', rain]", False),
     ("data.features=['温度',压力]", "data.features=['温度','压力']", False),
     ("data.wind={speed: 风速,direction: 风向}", "data.wind={speed: '风速',direction: '风向'}", False),
@@ -154,7 +157,7 @@ QUOTED = [
 
 
 @pytest.mark.parametrize(("typed", "quoted", "sweeping"), QUOTED, ids=[typed for typed, _, _ in QUOTED])
-def test_what_is_not_ascii_is_quoted_element_by_element(typed: str, quoted: str, sweeping: bool) -> None:
+def test_what_hydra_does_not_take_as_typed_is_quoted_by_element(typed: str, quoted: str, sweeping: bool) -> None:
     assert run.quoted(typed, sweeping) == quoted
     if "it's" not in typed:
         override = OverridesParser.create().parse_override(quoted)
