@@ -165,7 +165,7 @@ def as_typed(argument: str) -> str:
 
 
 def quoted(argument: str, sweeping: bool = False) -> str:
-    """A value as Hydra's grammar wants it: what isn't ASCII, or a single sign, in quotes; data.text_column=内容 works as typed.
+    """A value as Hydra's grammar wants it, in quotes if it isn't ASCII or a single sign: data.text_column=内容 works.
 
     Of a list or a mapping, and of the choices of a sweep, each element is quoted for itself.
     """

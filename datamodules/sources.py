@@ -339,6 +339,8 @@ def _decode(path: Path, data: bytes, encoding: str) -> str:
             cause = "the file ends inside a character: it was cut off, get it again"
         elif data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             cause = "try data.encoding=utf-16"
+        elif _is_utf8(data):
+            cause = "it reads as UTF-8, try data.encoding=utf-8"
         else:
             cause = "try data.encoding=gb18030 (Chinese) or data.encoding=latin-1 (Western European)"
         raise DataError(f"{path}, line {line} (byte {error.start}) is not {encoding}: {cause}") from error
@@ -346,6 +348,14 @@ def _decode(path: Path, data: bytes, encoding: str) -> str:
         raise DataError(
             f"{path} cannot be read with data.encoding={encoding!r}: use utf-8, gb18030 or latin-1 ({error})"
         ) from error
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _parse(

@@ -315,6 +315,12 @@ def test_another_encoding_is_suggested_with_line_and_byte(tmp_path: Path, encodi
     assert read_table(write(tmp_path, content), columns=["a"], encoding=encoding)["b"].tolist() == ["2", word]
 
 
+def test_a_file_that_reads_as_utf_8_is_recognised(tmp_path: Path) -> None:
+    path = write(tmp_path, "a,b\n1,海尔\n".encode())
+    with pytest.raises(DataError, match=r"is not ascii: it reads as UTF-8, try data\.encoding=utf-8"):
+        read_table(path, columns=["a"], encoding="ascii")
+
+
 @pytest.mark.parametrize("encoding", ["utf-9", "utf\0", "utf-7", "base64", "undefined"])
 def test_an_encoding_that_cannot_serve_is_named(tmp_path: Path, encoding: str) -> None:
     lone_surrogate = b"cat,review\na,+2AA-\n"
