@@ -53,9 +53,9 @@ RUNS = [line for line in commands("README.md") if line.startswith("python run.py
 @pytest.fixture
 def desk(tmp_path: Path, finished: Callable[[str], Path]) -> Path:
     """A folder with the files and runs that the page speaks of."""
-    for task, name in (("cls", "TIME_cls_bilstm"), ("forecast", "TIME_forecast_lstm")):
-        shutil.copytree(finished(task), tmp_path / "outputs" / "DAY" / name)
-    (tmp_path / "outputs" / "sweeps").mkdir()
+    names = {"DAY/TIME_cls_bilstm": "cls", "DAY/TIME_forecast_lstm": "forecast", "sweeps/TIME/0_cls_gru_seed0": "cls"}
+    for name, task in names.items():
+        shutil.copytree(finished(task), tmp_path / "outputs" / name)
     reviews = sample_reviews(400, seed=3)
     reviews[["review"]].head(20).to_csv(tmp_path / "reviews.csv", index=False)
     reviews.rename(columns={"review": "text", "cat": "topic"}).to_csv(tmp_path / "my.csv", index=False)
@@ -76,6 +76,8 @@ def smaller(words: list[str]) -> list[str]:
         return [*words, *LESS.get(program, [])]
     if "--cfg" in words:
         return words
+    if "experiment=backtest_forecast" in words:  # of years that the sample has
+        words = [*words, "data.test_from=2017-01-01,2018-01-01"]
     own = any(word.startswith("data.path=") for word in words)
     size = FORECAST if "forecast" in " ".join(words) else CLS
     return [*words, *TRAINING, *(["data.stride=20"] if own and size is FORECAST else [] if own else size)]
