@@ -159,7 +159,9 @@ def _load(settings: dict[str, Any]) -> Trained:
     if (trained := task.blueprint["config"]["task"]["name"]) != kind:
         raise CheckpointError(f"{path} is of task={trained}, {folder} of task={kind}")
     if not _finished(folder):
-        log.warning(f"{folder} has not finished: these are the weights so far, not calibrated")
+        log.warning(f"{folder} has not finished: these are the weights so far")
+    if task.calibrates and task.is_calibrated is False:
+        log.warning(f"{path} is not calibrated: {'quantiles' if kind == 'forecast' else 'probabilities'} may be off")
     return Trained(task, kind, data)
 
 

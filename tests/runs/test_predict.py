@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,6 +23,7 @@ from omegaconf import OmegaConf
 import run
 from datamodules import DataError
 from datamodules.synthetic import sample_climate, sample_reviews
+from runs.checkpoints import read_checkpoint
 from runs.errors import CheckpointError
 from runs.predict import predict, texts
 from runs.schema import ConfigError, PredictConfig
@@ -149,6 +151,19 @@ def test_other_columns_encodings_and_formats_of_reviews(
         with pytest.raises(DataError, match=rf"(try |Try |with ){option}"):
             made(run=finished("cls"), input=other, output=tmp_path / "no.csv", **{**given, option: DEFAULTS[option]})
     assert not (tmp_path / "no.csv").exists()
+
+
+def test_weights_that_are_not_calibrated_are_said_to_be_so(
+    finished: Callable[[str], Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    older = read_checkpoint(finished("cls") / "checkpoints" / "last.ckpt")
+    assert not older.pop("calibrated")
+    torch.save(older, tmp_path / "older.ckpt")
+    for checkpoint, warned in {"best": False, "last": True, tmp_path / "older.ckpt": False}.items():
+        caplog.clear()
+        made(run=finished("cls"), text="很好", checkpoint=checkpoint)
+        assert ("last.ckpt is not calibrated: its probabilities may be off" in caplog.text) == warned
+        assert bool(caplog.text) == warned
 
 
 MISTAKES: list[tuple[dict[str, Any], type[Exception], str]] = [
