@@ -23,9 +23,10 @@ from omegaconf import OmegaConf
 import run
 from datamodules import DataError
 from datamodules.synthetic import sample_climate, sample_reviews
+from runs.build import load_task
 from runs.checkpoints import read_checkpoint
 from runs.errors import CheckpointError
-from runs.predict import predict, texts
+from runs.predict import predict, series, texts
 from runs.schema import ConfigError, PredictConfig
 from tests.runs.lab import ROOT, SMALL, Lab
 
@@ -162,7 +163,7 @@ def test_weights_that_are_not_calibrated_are_said_to_be_so(
     for checkpoint, warned in {"best": False, "last": True, tmp_path / "older.ckpt": False}.items():
         caplog.clear()
         made(run=finished("cls"), text="很好", checkpoint=checkpoint)
-        assert ("last.ckpt is not calibrated: its probabilities may be off" in caplog.text) == warned
+        assert ("last.ckpt is not calibrated: probabilities may be off" in caplog.text) == warned
         assert bool(caplog.text) == warned
 
 
@@ -257,6 +258,22 @@ def test_a_text_reaches_the_program_as_it_was_typed(text: str) -> None:
     parsed = OverridesParser.create().parse_override(word)
     assert not parsed.is_sweep_override()
     assert OmegaConf.create({"text": parsed.value()})["text"] == text
+
+
+ODD_NAME = "T [degC] [/sun] :smile:"
+
+
+def test_a_class_is_printed_as_it_is_called(
+    finished: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = load_task(finished("cls") / "checkpoints" / "best.ckpt")
+    task.classes = [f"{name} {ODD_NAME}" for name in task.classes]  # type: ignore[union-attr]
+    texts.predict_text(task, DEFAULTS | {"text": "很好"})
+    assert task.classes[0] in capsys.readouterr().out
+    (tmp_path / "t.csv").write_text("review\n很好\n", encoding="utf-8")
+    given = {"run": "run", "input": str(tmp_path / "t.csv"), "output": str(tmp_path / "out.csv")}
+    texts.predict_file(task, {"encoding": "utf-8", "separator": ",", "text_column": "review"}, DEFAULTS | given)
+    assert ODD_NAME in capsys.readouterr().out
 
 
 def test_explanations_are_a_page_of_their_own(finished: Callable[[str], Path], tmp_path: Path) -> None:
@@ -363,6 +380,16 @@ def test_ten_minute_readings_are_resampled_back_from_the_last_one(
     found = pd.read_csv(tmp_path / "out.csv", encoding="utf-8-sig", parse_dates=["origin", "time"])
     assert found["origin"].unique() == times[-3]
     assert found["time"].iloc[0] == times[-3] + pd.Timedelta("1h")
+
+
+def test_a_target_is_printed_as_its_column_is_called(
+    finished: Callable[[str], Path], readings: pd.DataFrame, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = load_task(finished("forecast") / "checkpoints" / "best.ckpt")
+    task.facts = task.facts | {"target": ODD_NAME}  # type: ignore[operator]
+    given = {"input": str(write(readings, tmp_path / "t.csv")), "output": str(tmp_path / "out.csv")}
+    series.forecast_file(task, DEFAULTS | given)
+    assert ODD_NAME in capsys.readouterr().out
 
 
 def test_an_incomplete_lookback_is_used_only_when_asked_and_an_older_one_said(
