@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import os
@@ -57,9 +56,6 @@ def run(config: DictConfig) -> None:
     """
     validate(config)
     quieten()
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # not every terminal has Chinese characters
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # nothing half-written is left behind
     settings = plain(config)
     if settings["trust"]:
