@@ -112,16 +112,16 @@ def _check_request(settings: dict[str, Any]) -> None:
     output = Path(settings["output"])
     if output.suffix.lower() not in SUFFIXES:
         raise ConfigError(f"output={output} must end in {' or '.join(SUFFIXES)}")
-    if output.resolve() == Path(settings["input"]).resolve():
-        raise ConfigError(f"output={output} is the input")
 
 
 def _make_room(settings: dict[str, Any], kind: str) -> None:
-    """Raise a ConfigError if one of the files to be written is there already; make their folder."""
+    """Raise a ConfigError if one of the files to be written is the input, or there already; make their folder."""
     output = Path(settings["output"])
     suffixes = [".html"] * settings["explain"] + [".json"] * (settings["every"] is not None)
     suffixes += [".png", ".svg"] if kind == "forecast" else []
     for path in [output, *map(output.with_suffix, suffixes)]:
+        if path.exists() and path.samefile(settings["input"]):
+            raise ConfigError(f"{path} is the input, and would be overwritten: choose another output")
         if path.is_dir() or (path.exists() and not settings["overwrite"]):
             raise ConfigError(f"{path} is there already: choose another output, or say overwrite=true")
     output.parent.mkdir(parents=True, exist_ok=True)

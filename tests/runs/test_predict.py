@@ -176,7 +176,14 @@ MISTAKES: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"text": "好"}, ConfigError, "give either input=FILE and output=FILE, or text="),
     ({"output": None}, ConfigError, "output is missing"),
     ({"output": "out.xlsx"}, ConfigError, "must end in .csv or .parquet"),
-    ({"output": "t.csv"}, ConfigError, "output=t.csv is the input"),
+    ({"output": "t.csv"}, ConfigError, "t.csv is the input, and would be overwritten"),
+    ({"output": "t.csv", "overwrite": True}, ConfigError, "t.csv is the input, and would be overwritten"),
+    ({"output": "link.csv", "overwrite": True}, ConfigError, "link.csv is the input, and would be overwritten"),
+    (
+        {"input": "drawn.html", "output": "drawn.csv", "explain": True, "overwrite": True},
+        ConfigError,
+        "drawn.html is the input, and would be overwritten",
+    ),
     ({"output": "there.csv"}, ConfigError, "there.csv is there already: choose another output, or say overwrite=true"),
     ({"output": "drawn.csv", "explain": True}, ConfigError, "drawn.html is there already"),
     ({"checkpoint": "best.pt"}, CheckpointError, "best.pt does not exist; there are best.ckpt, last.ckpt"),
@@ -205,6 +212,7 @@ def test_a_mistake_is_one_message_and_nothing_is_written(
     Path("torn.ckpt").write_bytes((finished("cls") / "checkpoints" / "best.ckpt").read_bytes()[:5000])
     for name in ("there.csv", "drawn.html"):
         Path(name).touch()
+    os.link("t.csv", "link.csv")
     before = sorted(tmp_path.iterdir())
     with pytest.raises(error, match=message):
         made(**{"run": "run", "input": "t.csv", "output": "out.csv", **change})
