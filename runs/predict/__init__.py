@@ -115,7 +115,12 @@ def _check_request(settings: dict[str, Any]) -> None:
 
 
 def _make_room(settings: dict[str, Any], kind: str) -> None:
-    """Raise a ConfigError if one of the files to be written is the input, or there already; make their folder."""
+    """Make the folder of the files to be written.
+
+    Raises:
+        ConfigError: one of them is the input, or is there already.
+        OSError: one of them can't be replaced.
+    """
     output = Path(settings["output"])
     suffixes = [".html"] * settings["explain"] + [".json"] * (settings["every"] is not None)
     suffixes += [".png", ".svg"] if kind == "forecast" else []
@@ -124,6 +129,9 @@ def _make_room(settings: dict[str, Any], kind: str) -> None:
             raise ConfigError(f"{path} is the input, and would be overwritten: choose another output")
         if path.is_dir() or (path.exists() and not settings["overwrite"]):
             raise ConfigError(f"{path} is there already: choose another output, or say overwrite=true")
+        if path.exists():
+            with path.open("r+b"):  # an OSError now, not after hours, where it is locked: on Windows, by Excel
+                pass
     output.parent.mkdir(parents=True, exist_ok=True)
 
 

@@ -226,6 +226,25 @@ def test_what_is_there_is_replaced_only_when_asked(finished: Callable[[str], Pat
     assert read(tmp_path / "out.csv")["review"].tolist() == ["很好"]
 
 
+def test_an_output_that_is_locked_is_noticed_before_anything_is_read(
+    finished: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "t.csv").write_text("not,what,is,wanted", encoding="utf-8")
+    (tmp_path / "out.html").write_text("old", encoding="utf-8")
+    plainly = Path.open
+
+    def locked(path: Path, mode: str = "r", *arguments: Any, **options: Any) -> Any:
+        if path.name == "out.html" and mode != "rb":  # as Windows does while another program has it open
+            raise PermissionError(13, "Permission denied", str(path))
+        return plainly(path, mode, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", locked)
+    given = {"input": tmp_path / "t.csv", "output": tmp_path / "out.csv", "explain": True, "overwrite": True}
+    with pytest.raises(PermissionError, match=r"Permission denied.*out\.html"):
+        made(run=finished("cls"), **given)
+    assert not (tmp_path / "out.csv").exists()
+
+
 def test_a_text_is_predicted_and_explained_on_the_console(lab: Lab, finished: Callable[[str], Path]) -> None:
     text = """屏幕清晰, 续航{不错}: it's "good" [5] = ${oc.env:SOME_TOKEN} \\"""
     outcome = lab.run("-cn", "predict", f"run={finished('cls')}", f"text={text}", "explain=true")
