@@ -6,6 +6,7 @@ Heavy imports stay inside functions, so that `--help` and shell completion answe
 from __future__ import annotations
 
 import gc
+import io
 import os
 import re
 import sys
@@ -188,6 +189,9 @@ def _quoted(element: str) -> str:
 
 def main() -> None:
     """Run; a mistake in the configuration becomes one message, and any failure an exit code of 1."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # not every terminal has Chinese characters
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us as exceptions, to be explained here
     if {"--help", "-h"} & set(sys.argv[1:]):
         print(help_text())

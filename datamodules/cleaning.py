@@ -164,8 +164,9 @@ def arrange(
             each bin is stamped with the time of its first recording.
         duplicates: `first`, `last`, `mean` or `error` for rows of the same timestamp.
         source: named in errors.
-        from_last: count back from the last row instead: it is among the rows that `sample` takes, and the last bin of
-            `mean` ends with it, so that a forecast starts from the latest reading.
+        from_last: go back in time from the last row instead: `sample` takes it and those that lie whole steps before
+            it, whatever is missing between, and the last bin of `mean` ends with it, so that a forecast starts from
+            the latest reading.
 
     Raises:
         DataError: a `step` that does not fit, or forbidden duplicates.
@@ -192,7 +193,9 @@ def arrange(
         if resample == "mean":
             rows = _bin_means(rows, step_us, step_us // every if from_last else None)
         else:
-            rows = rows.take(slice((before - 1) % every if from_last else 0, None, every))
+            rows = rows.take(
+                _back_from_last(rows.times, step_us, step_us // every) if from_last else slice(0, None, every)
+            )
         report["resampled_away"] = before - len(rows.times)
     rows = _one_per_time(_in_order(rows, report), duplicates, source, report)
     kept = _on_grid(-rows.times[::-1], step_us)[::-1] if from_last else _on_grid(rows.times, step_us)
@@ -258,6 +261,11 @@ def _one_per_time(rows: Rows, rule: str, source: str, report: dict[str, Any]) ->
     if rule == "mean":
         return _group_means(rows, np.concatenate([[True], ~repeats]))
     return rows.take(np.concatenate([[True], ~repeats] if rule == "first" else [~repeats, [True]]))
+
+
+def _back_from_last(times: np.ndarray, step: int, native: int) -> np.ndarray:
+    """Which of the rising times lie whole steps before the last; where the recording is shifted, the latest before."""
+    return (times[-1] - times) % step < native
 
 
 def _bin_means(rows: Rows, step: int, native: int | None) -> Rows:

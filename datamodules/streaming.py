@@ -43,10 +43,12 @@ class Row(NamedTuple):
 class TableStream:
     """The rows of a CSV, or of the single CSV inside a zip archive, read once, in order, in flat memory.
 
-    A row is never dropped, and none takes others with it. One with too few fields is filled up, the last field of one
-    with too many keeps the rest; of a row whose quote is never closed, only its first line belongs to it. These are
-    not `whole`. Characters that the encoding can't read become U+FFFD, NULs are removed, blank lines are no rows
-    (unless there is but one column). If most of the first rows can't be read, the encoding is wrong, which is an error.
+    A row is never dropped. One with too few fields is filled up, the last field of one with too many keeps the rest; of
+    a row whose quote is never closed, only its first line belongs to it. These are not `whole`. Two stray quotes may
+    make one row of several, which is to be told from a text of several lines by a guess alone: a row each of whose
+    lines has as many separators as the header has a note, and is `whole`. Characters that the encoding can't read
+    become U+FFFD, NULs are removed, blank lines are no rows (unless there is but one column). If most of the first rows
+    can't be read, the encoding is wrong, which is an error.
 
     Args:
         path: the file.
@@ -117,7 +119,8 @@ class TableStream:
     def _row(self, record: tuple[int, list[str], bool]) -> Row:
         line, fields, closed = record
         width = len(self.header)
-        if closed and not self._odd and len(fields) == width:  # as good as every row
+        several = closed and len(self._taken) > 1 and self._like_rows()
+        if closed and not self._odd and not several and len(fields) == width:  # as good as every row
             return Row(line, fields, "", True)
         notes = [] if closed else ["a quote is never closed"]
         if len(fields) != width:
@@ -126,6 +129,8 @@ class TableStream:
             rest = self.separator.join(fields[width - 1 :])
             fields = [*fields, *[""] * (width - len(fields))] if len(fields) < width else [*fields[: width - 1], rest]
         whole = not notes
+        if several:
+            notes.append("its quotes may enclose other rows")
         if self._odd:
             text = "".join(fields)
             if removed := text.count(NUL):
@@ -134,6 +139,11 @@ class TableStream:
             if lost := len(ODD.findall(text)) - removed:
                 notes.append(f"characters that are not {self.encoding}: {lost}")
         return Row(line, fields, "; ".join(notes), whole)
+
+    def _like_rows(self) -> bool:
+        """Whether each line of the record at hand might be a row."""
+        separators = len(self.header) - 1
+        return separators > 0 and all(line.count(self.separator) == separators for line in self._taken)
 
     def _check_encoding(self, rows: list[Row]) -> None:
         foreign = [row for row in rows if not all(map(str.isascii, row.fields))]

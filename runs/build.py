@@ -161,4 +161,5 @@ def load_task(path: str | Path, trust: Sequence[str] = ()) -> Task:
     config = {**checkpoint["blueprint"]["config"], "trust": list(trust)}
     task = build_task(config, checkpoint["blueprint"]["facts"])
     task.load_state_dict(checkpoint["state_dict"])
+    task.is_calibrated = checkpoint.get("calibrated")
     return task.eval()

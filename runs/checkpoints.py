@@ -33,7 +33,11 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes the place of `path` once it is written; if anything fails, `path` stays as it is."""
+    """A file that takes the place of `path` once it is written; if anything fails, `path` stays as it is.
+
+    Raises:
+        OSError: there is no room; or what is written can't take the place, and stays beside it, where the error says.
+    """
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     _remove_leftovers(path)
     try:
@@ -41,12 +45,15 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(beside, path)
-    except OSError as error:
-        error.filename = str(path)  # a full disk doesn't say what it had no room for
-        raise
-    finally:
+    except BaseException as error:
         beside.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = str(path)  # a full disk doesn't say what it had no room for
+        raise
+    try:
+        os.replace(beside, path)
+    except OSError as error:  # on Windows, a program has it open
+        raise OSError(error.errno, f"{error.strerror}, its new content stays in {beside}", str(path)) from error
 
 
 def _remove_leftovers(path: Path) -> None:

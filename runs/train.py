@@ -133,7 +133,8 @@ def _calibrate(task: Task, trainer: pl.Trainer, datamodule: Any, best: Path | No
     task.calibrating = False
     if best is not None and best.exists() and trainer.is_global_zero:
         content = read_checkpoint(best)
-        AtomicCheckpointIO().save_checkpoint({**content, "state_dict": task.state_dict()}, best)
+        content |= {"state_dict": task.state_dict(), "calibrated": task.is_calibrated}
+        AtomicCheckpointIO().save_checkpoint(content, best)
 
 
 def quieten() -> None:

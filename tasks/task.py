@@ -28,7 +28,8 @@ class Task(pl.LightningModule):
     """A model with its loss, optimizer and scores.
 
     `blueprint`, set by whoever builds the task, is kept in its checkpoints: plain values to build it again from.
-    A validation while `calibrating` scores and logs nothing: its outputs are kept, and given to `calibrate`.
+    A validation while `calibrating` scores and logs nothing: its outputs are kept, and given to `calibrate`. Whether
+    that was done, `is_calibrated`, is kept in checkpoints, too; None of a task from one that doesn't say.
 
     After a test, `scores` holds the flat test scores, `details` whatever else belongs into `metrics.json`, and
     `predictions()` one or more rows per test example. After a validation, `validation_details` holds plain values that
@@ -54,6 +55,7 @@ class Task(pl.LightningModule):
         self.train_loss, self.val_loss = MeanMetric(), MeanMetric()
         self.train_loss.persistent(True)  # in checkpoints: an epoch resumed in its middle reports its whole mean
         self.calibrating = False
+        self.is_calibrated: bool | None = False
         self.for_calibration: Any = nn.ModuleDict({name: CatMetric() for name in ("outputs", "targets")})
         self.blueprint: dict[str, Any] = {}
         self.scores: dict[str, float] = {}
@@ -93,7 +95,7 @@ class Task(pl.LightningModule):
         """Set buffers by all outputs of the validation split (N, …) and their truths, the same on every process."""
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["blueprint"] = self.blueprint
+        checkpoint |= {"blueprint": self.blueprint, "calibrated": self.is_calibrated}
 
     @property
     def num_parameters(self) -> int:
@@ -138,6 +140,7 @@ class Task(pl.LightningModule):
         if self.calibrating:
             kept = {name: metric.compute().cpu() for name, metric in self.for_calibration.items()}
             self.calibrate(kept["outputs"], kept["targets"])
+            self.is_calibrated = True
             for metric in self.for_calibration.values():
                 metric.reset()
             return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import os
@@ -57,9 +56,6 @@ def run(config: DictConfig) -> None:
     """
     validate(config)
     quieten()
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # not every terminal has Chinese characters
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # nothing half-written is left behind
     settings = plain(config)
     if settings["trust"]:
@@ -116,18 +112,26 @@ def _check_request(settings: dict[str, Any]) -> None:
     output = Path(settings["output"])
     if output.suffix.lower() not in SUFFIXES:
         raise ConfigError(f"output={output} must end in {' or '.join(SUFFIXES)}")
-    if output.resolve() == Path(settings["input"]).resolve():
-        raise ConfigError(f"output={output} is the input")
 
 
 def _make_room(settings: dict[str, Any], kind: str) -> None:
-    """Raise a ConfigError if one of the files to be written is there already; make their folder."""
+    """Make the folder of the files to be written.
+
+    Raises:
+        ConfigError: one of them is the input, or is there already.
+        OSError: one of them can't be replaced.
+    """
     output = Path(settings["output"])
     suffixes = [".html"] * settings["explain"] + [".json"] * (settings["every"] is not None)
     suffixes += [".png", ".svg"] if kind == "forecast" else []
     for path in [output, *map(output.with_suffix, suffixes)]:
+        if path.exists() and path.samefile(settings["input"]):
+            raise ConfigError(f"{path} is the input, and would be overwritten: choose another output")
         if path.is_dir() or (path.exists() and not settings["overwrite"]):
             raise ConfigError(f"{path} is there already: choose another output, or say overwrite=true")
+        if path.exists():
+            with path.open("r+b"):  # an OSError now, not after hours, where it is locked: on Windows, by Excel
+                pass
     output.parent.mkdir(parents=True, exist_ok=True)
 
 
@@ -159,7 +163,9 @@ def _load(settings: dict[str, Any]) -> Trained:
     if (trained := task.blueprint["config"]["task"]["name"]) != kind:
         raise CheckpointError(f"{path} is of task={trained}, {folder} of task={kind}")
     if not _finished(folder):
-        log.warning(f"{folder} has not finished: these are the weights so far, not calibrated")
+        log.warning(f"{folder} has not finished: these are the weights so far")
+    if task.calibrates and task.is_calibrated is False:
+        log.warning(f"{path} is not calibrated: {'quantiles' if kind == 'forecast' else 'probabilities'} may be off")
     return Trained(task, kind, data)
 
 

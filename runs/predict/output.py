@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 from pyarrow.csv import CSVWriter
 from pyarrow.parquet import ParquetWriter
+from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from runs.checkpoints import replacing
@@ -33,6 +34,11 @@ def table_writer(path: Path, schema: pa.Schema) -> Iterator[Any]:
             file.write(codecs.BOM_UTF8)
             with CSVWriter(pa.PythonFile(file, mode="w"), schema) as writer:
                 yield writer
+
+
+def console() -> Console:
+    """A console that prints classes and columns as they are called, whatever brackets and colons are in their names."""
+    return Console(markup=False, emoji=False)
 
 
 def bar(bytes: bool) -> Progress:

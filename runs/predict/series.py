@@ -13,7 +13,6 @@ import numpy as np
 import pyarrow as pa
 import torch
 import yaml
-from rich.console import Console
 from rich.table import Table
 
 from datamodules import DataError
@@ -22,7 +21,7 @@ from datamodules.lookbacks import Lookbacks, moment
 from datamodules.recordings import Rows, read_recordings
 from datamodules.streaming import TableStream
 from runs import figures
-from runs.predict.output import bar, table_writer
+from runs.predict.output import bar, console, table_writer
 from runs.report import write_json
 from runs.schema import ConfigError
 from tasks.baselines import seasonal_naive
@@ -231,23 +230,23 @@ def _print_forecast(task: Any, found: Forecasts, times: np.ndarray, output: Path
     for step in np.unique(np.linspace(0, horizon - 1, min(PRINTED, horizon)).astype(int)):
         numbers = [found.forecast[0, step], *(found.quantiles[0, step] if task.levels else [])]
         table.add_row(moment(times[step])[:16], *(f"{value:.2f}" for value in numbers))
-    console = Console()
-    console.print(f"from {moment(found.origin[0])}", highlight=False)
-    console.print(table)
-    console.print(f"{horizon} steps in {seconds:.1f} s: {output}, {output.with_suffix('.png')}", soft_wrap=True)
+    shown = console()
+    shown.print(f"from {moment(found.origin[0])}", highlight=False)
+    shown.print(table)
+    shown.print(f"{horizon} steps in {seconds:.1f} s: {output}, {output.with_suffix('.png')}", soft_wrap=True)
 
 
 def _print_scores(report: dict[str, Any], output: Path, seconds: float) -> None:
-    console = Console()
+    shown = console()
     if report["scored"]:
         table = Table("score", "value", box=None)
         for name, value in report["scores"].items():
             table.add_row(name, f"{value:.4f}")
-        console.print(table)
+        shown.print(table)
     if report["skipped"]:
-        console.print(f"{report['skipped']:,} more origins have no complete lookback")
+        shown.print(f"{report['skipped']:,} more origins have no complete lookback")
     unknown = report["forecasts"] - report["scored"]
-    console.print(
+    shown.print(
         f"{report['forecasts']:,} forecasts in {seconds:.1f} s: {output}, {output.with_suffix('.json')}, "
         f"{output.with_suffix('.png')}" + (f"; {unknown:,} without the whole truth, not scored" if unknown else ""),
         soft_wrap=True,

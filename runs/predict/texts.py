@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from datamodules import DataError
@@ -22,7 +21,7 @@ from datamodules.corpus import clean_text
 from datamodules.encoding import EncodedTexts, TextEncoder
 from datamodules.streaming import Row, TableStream
 from runs.predict import explain
-from runs.predict.output import ahead, bar, table_writer
+from runs.predict.output import ahead, bar, console, table_writer
 
 log = logging.getLogger(__name__)
 
@@ -106,14 +105,14 @@ def predict_text(task: Any, settings: dict[str, Any]) -> None:
     table = Table("class", "probability", "", box=None)
     for number in np.argsort(-answer, kind="stable"):
         table.add_row(task.classes[number], f"{answer[number]:.4f}", "█" * round(BAR * float(answer[number])))
-    console = Console()
-    console.print(table)
+    shown = console()
+    shown.print(table)
     if note := _note(Row(1, [text], "", True), 0, encoded, encoder):
-        console.print(f"note: {note}")
+        shown.print(f"note: {note}")
     if settings["explain"]:
         best = int(answer.argmax())
         example = explain.Example(1, text, task.classes[best], float(answer[best]))
-        console.print(explain.coloured(explain.explained(task, encoder, example)))
+        shown.print(explain.coloured(explain.explained(task, encoder, example)))
 
 
 def chunks(table: TableStream, column: int, encoder: TextEncoder) -> Iterator[Chunk]:
@@ -189,12 +188,12 @@ def _examples(chunk: Chunk, predicted: list[pa.Array], limit: int) -> Iterable[e
 
 
 def _report(output: Path, classes: Counter[str], notes: Counter[str], seconds: float) -> None:
-    console = Console()
+    shown = console()
     table = Table("prediction", "rows", box=None)
     for name, count in classes.most_common():
         table.add_row(name, f"{count:,}")
-    console.print(table)
+    shown.print(table)
     for note, count in notes.most_common(SHOWN):
-        console.print(f"{count:,} row(s): {note}", highlight=False)
+        shown.print(f"{count:,} row(s): {note}", highlight=False)
     rate = f"{classes.total() / seconds:,.0f}/s"
-    console.print(f"{classes.total():,} predictions in {seconds:.1f} s ({rate}): {output}", soft_wrap=True)
+    shown.print(f"{classes.total():,} predictions in {seconds:.1f} s ({rate}): {output}", soft_wrap=True)

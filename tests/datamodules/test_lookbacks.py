@@ -120,6 +120,22 @@ def test_resampling_counts_back_from_the_last_reading(resample: str, rows: int) 
         assert sum(found[1:] * 6) == pytest.approx(values[stamps[1] :].sum())
 
 
+@pytest.mark.parametrize("resample", ["sample", "mean"])
+def test_a_reading_missing_between_two_steps_leaves_the_steps_where_they_are(resample: str) -> None:
+    rows = np.delete(np.arange(60), [20, 33, 34])  # the last is 59, and so none of 5, 11, 17 …
+    recorded = Rows(rows * 10 * MINUTE, rows[:, None].astype(float), rows)
+    series = arrange(recorded, columns=["x"], step="1h", resample=resample, from_last=True)
+    first = 5 if resample == "sample" else 0
+    assert (series.times.astype(np.int64) // (10 * MINUTE)).tolist() == list(range(first, 60, 6))
+
+
+def test_readings_before_a_shift_of_the_clock_are_sampled_too() -> None:
+    times = np.arange(60) * 10 * MINUTE + np.where(np.arange(60) < 30, 0, 3 * MINUTE)
+    recorded = Rows(times, np.arange(60.0)[:, None], np.arange(60))
+    series = arrange(recorded, columns=["x"], step="1h", from_last=True)
+    assert series.column("x").tolist() == [5, 11, 17, 23, 29, 35, 41, 47, 53, 59]
+
+
 def lacking(change: Callable[[pd.DataFrame], pd.DataFrame]) -> tuple[str, CleanSeries]:
     hours = pd.date_range("2020-01-01", periods=60, freq="h")
     frame = pd.DataFrame({"time": hours.strftime(FORMAT), "T": np.arange(60.0), "p": 1.0})

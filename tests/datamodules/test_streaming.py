@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -47,7 +48,8 @@ def test_what_a_csv_writer_has_written_is_read_back_cell_by_cell(
     path.write_bytes(buffer.getvalue().encode("utf-8-sig"))
     rows = rows_of(path, "b")
     assert [tuple(row.fields) for row in rows] == cells
-    assert all(row.whole and not row.note for row in rows)
+    assert all(row.whole for row in rows)
+    assert not any(row.note for row in rows if not re.search("[\r\n]", "".join(row.fields)))
 
 
 HOSTILE = {
@@ -92,10 +94,22 @@ def test_lines_are_counted_over_quoted_line_breaks(end: str, table: Callable[...
     assert [(row.line, row.whole) for row in rows_of(path, "text")] == [(2, True), (4, True), (5, False), (6, True)]
 
 
-def test_a_quote_that_is_never_closed_takes_no_other_row_with_it(table: Callable[..., Path]) -> None:
+def test_a_quote_that_no_other_closes_takes_no_row_with_it(table: Callable[..., Path]) -> None:
     rows = rows_of(table(*(f'"{number}' if number % 3 == 0 else f"{number},x" for number in range(3000))), "text")
     assert [row.fields[0].strip('"') for row in rows] == list(map(str, range(3000)))
     assert [row.whole for row in rows] == [number % 3 > 0 for number in range(3000)]
+
+
+TWO_LINES = '"很好，\n\n很快",好评'
+
+
+def test_rows_between_two_stray_quotes_are_noted(table: Callable[..., Path]) -> None:
+    rows = rows_of(table(*GOOD, '"a,x', "b,y", 'c",z', TWO_LINES, *GOOD), "text")
+    assert rows[4] == Row(6, ["a,x\nb,y\nc", "z"], "its quotes may enclose other rows", True)
+    assert rows[5] == Row(9, ["很好，\n\n很快", "好评"], "", True)
+    assert not any(row.note for row in rows[:4] + rows[5:])
+    one = rows_of(table('"a', "b", 'c"', header="text"), "text")
+    assert one == [Row(2, ["a\nb\nc"], "", True)]
 
 
 def test_blank_lines_are_rows_only_where_there_is_one_column(table: Callable[..., Path]) -> None:

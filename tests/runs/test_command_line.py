@@ -72,6 +72,22 @@ def test_help_answers_without_the_heavy_imports() -> None:
     assert not imported & set(HEAVY)
 
 
+NOT_UTF_8 = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+def test_help_answers_in_a_locale_that_is_not_utf_8() -> None:
+    done = python("run.py", "--help", **NOT_UTF_8)
+    assert done.returncode == 0, done.stderr
+    assert f'text="{"屏幕很清晰".encode("unicode_escape").decode()}"' in done.stdout
+
+
+@pytest.mark.slow
+def test_a_network_is_described_in_a_locale_that_is_not_utf_8() -> None:
+    done = python("run.py", "-cn", "describe", "model=gru", **NOT_UTF_8)
+    assert done.returncode == 0, done.stderr
+    assert "backend=auto runs it on" in done.stdout
+
+
 def test_shell_completion_answers_without_the_heavy_imports() -> None:
     done = python("-X", "importtime", "run.py", "-sc", "query=bash", COMP_LINE="python run.py model=", COMP_POINT="20")
     assert set(done.stdout.split()) >= {f"model={model}" for model in MODELS}

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,8 +23,10 @@ from omegaconf import OmegaConf
 import run
 from datamodules import DataError
 from datamodules.synthetic import sample_climate, sample_reviews
+from runs.build import load_task
+from runs.checkpoints import read_checkpoint
 from runs.errors import CheckpointError
-from runs.predict import predict, texts
+from runs.predict import predict, series, texts
 from runs.schema import ConfigError, PredictConfig
 from tests.runs.lab import ROOT, SMALL, Lab
 
@@ -151,6 +154,19 @@ def test_other_columns_encodings_and_formats_of_reviews(
     assert not (tmp_path / "no.csv").exists()
 
 
+def test_weights_that_are_not_calibrated_are_said_to_be_so(
+    finished: Callable[[str], Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    older = read_checkpoint(finished("cls") / "checkpoints" / "last.ckpt")
+    assert not older.pop("calibrated")
+    torch.save(older, tmp_path / "older.ckpt")
+    for checkpoint, warned in {"best": False, "last": True, tmp_path / "older.ckpt": False}.items():
+        caplog.clear()
+        made(run=finished("cls"), text="很好", checkpoint=checkpoint)
+        assert ("last.ckpt is not calibrated: probabilities may be off" in caplog.text) == warned
+        assert bool(caplog.text) == warned
+
+
 MISTAKES: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"run": "nowhere"}, ConfigError, "run=nowhere is not a run folder: it has no config.yaml"),
     ({"run": "."}, ConfigError, "it holds several, choose one: damaged, run"),
@@ -160,7 +176,14 @@ MISTAKES: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"text": "好"}, ConfigError, "give either input=FILE and output=FILE, or text="),
     ({"output": None}, ConfigError, "output is missing"),
     ({"output": "out.xlsx"}, ConfigError, "must end in .csv or .parquet"),
-    ({"output": "t.csv"}, ConfigError, "output=t.csv is the input"),
+    ({"output": "t.csv"}, ConfigError, "t.csv is the input, and would be overwritten"),
+    ({"output": "t.csv", "overwrite": True}, ConfigError, "t.csv is the input, and would be overwritten"),
+    ({"output": "link.csv", "overwrite": True}, ConfigError, "link.csv is the input, and would be overwritten"),
+    (
+        {"input": "drawn.html", "output": "drawn.csv", "explain": True, "overwrite": True},
+        ConfigError,
+        "drawn.html is the input, and would be overwritten",
+    ),
     ({"output": "there.csv"}, ConfigError, "there.csv is there already: choose another output, or say overwrite=true"),
     ({"output": "drawn.csv", "explain": True}, ConfigError, "drawn.html is there already"),
     ({"checkpoint": "best.pt"}, CheckpointError, "best.pt does not exist; there are best.ckpt, last.ckpt"),
@@ -189,6 +212,7 @@ def test_a_mistake_is_one_message_and_nothing_is_written(
     Path("torn.ckpt").write_bytes((finished("cls") / "checkpoints" / "best.ckpt").read_bytes()[:5000])
     for name in ("there.csv", "drawn.html"):
         Path(name).touch()
+    os.link("t.csv", "link.csv")
     before = sorted(tmp_path.iterdir())
     with pytest.raises(error, match=message):
         made(**{"run": "run", "input": "t.csv", "output": "out.csv", **change})
@@ -200,6 +224,25 @@ def test_what_is_there_is_replaced_only_when_asked(finished: Callable[[str], Pat
     (tmp_path / "out.csv").write_text("old", encoding="utf-8")
     made(run=finished("cls"), input=tmp_path / "t.csv", output=tmp_path / "out.csv", overwrite=True)
     assert read(tmp_path / "out.csv")["review"].tolist() == ["很好"]
+
+
+def test_an_output_that_is_locked_is_noticed_before_anything_is_read(
+    finished: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "t.csv").write_text("not,what,is,wanted", encoding="utf-8")
+    (tmp_path / "out.html").write_text("old", encoding="utf-8")
+    plainly = Path.open
+
+    def locked(path: Path, mode: str = "r", *arguments: Any, **options: Any) -> Any:
+        if path.name == "out.html" and mode != "rb":  # as Windows does while another program has it open
+            raise PermissionError(13, "Permission denied", str(path))
+        return plainly(path, mode, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", locked)
+    given = {"input": tmp_path / "t.csv", "output": tmp_path / "out.csv", "explain": True, "overwrite": True}
+    with pytest.raises(PermissionError, match=r"Permission denied.*out\.html"):
+        made(run=finished("cls"), **given)
+    assert not (tmp_path / "out.csv").exists()
 
 
 def test_a_text_is_predicted_and_explained_on_the_console(lab: Lab, finished: Callable[[str], Path]) -> None:
@@ -242,6 +285,22 @@ def test_a_text_reaches_the_program_as_it_was_typed(text: str) -> None:
     parsed = OverridesParser.create().parse_override(word)
     assert not parsed.is_sweep_override()
     assert OmegaConf.create({"text": parsed.value()})["text"] == text
+
+
+ODD_NAME = "T [degC] [/sun] :smile:"
+
+
+def test_a_class_is_printed_as_it_is_called(
+    finished: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = load_task(finished("cls") / "checkpoints" / "best.ckpt")
+    task.classes = [f"{name} {ODD_NAME}" for name in task.classes]  # type: ignore[union-attr]
+    texts.predict_text(task, DEFAULTS | {"text": "很好"})
+    assert task.classes[0] in capsys.readouterr().out
+    (tmp_path / "t.csv").write_text("review\n很好\n", encoding="utf-8")
+    given = {"run": "run", "input": str(tmp_path / "t.csv"), "output": str(tmp_path / "out.csv")}
+    texts.predict_file(task, {"encoding": "utf-8", "separator": ",", "text_column": "review"}, DEFAULTS | given)
+    assert ODD_NAME in capsys.readouterr().out
 
 
 def test_explanations_are_a_page_of_their_own(finished: Callable[[str], Path], tmp_path: Path) -> None:
@@ -348,6 +407,16 @@ def test_ten_minute_readings_are_resampled_back_from_the_last_one(
     found = pd.read_csv(tmp_path / "out.csv", encoding="utf-8-sig", parse_dates=["origin", "time"])
     assert found["origin"].unique() == times[-3]
     assert found["time"].iloc[0] == times[-3] + pd.Timedelta("1h")
+
+
+def test_a_target_is_printed_as_its_column_is_called(
+    finished: Callable[[str], Path], readings: pd.DataFrame, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = load_task(finished("forecast") / "checkpoints" / "best.ckpt")
+    task.facts = task.facts | {"target": ODD_NAME}  # type: ignore[operator]
+    given = {"input": str(write(readings, tmp_path / "t.csv")), "output": str(tmp_path / "out.csv")}
+    series.forecast_file(task, DEFAULTS | given)
+    assert ODD_NAME in capsys.readouterr().out
 
 
 def test_an_incomplete_lookback_is_used_only_when_asked_and_an_older_one_said(

@@ -21,7 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from runs import checkpoints
 from runs.checkpoints import AtomicCheckpointIO, read_checkpoint, write_atomically
-from runs.errors import CheckpointError
+from runs.errors import CheckpointError, explain
 from runs.job import merge_overrides
 from runs.schema import ConfigError
 from tests.runs.lab import SMALL, STEPS_PER_EPOCH, Lab
@@ -427,19 +427,35 @@ def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
         read_checkpoint(tmp_path / "gone.ckpt")
 
 
-@pytest.mark.parametrize("fails", ["fsync", "replace"])
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
-    fails: str, small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_space(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoints.os, fails, no_space)
+    monkeypatch.setattr(checkpoints.os, "fsync", no_space)
     with pytest.raises(OSError, match="No space left"):
         AtomicCheckpointIO().save_checkpoint({"global_step": 4}, small_checkpoint)
     monkeypatch.undo()
     assert read_checkpoint(small_checkpoint)["global_step"] == 3
     assert [path.name for path in small_checkpoint.parent.iterdir()] == [small_checkpoint.name]
+
+
+def test_what_cannot_take_its_place_stays_beside_it_and_the_error_says_where(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def locked(*arguments: object) -> None:
+        raise PermissionError(13, "Access is denied")
+
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    monkeypatch.setattr(checkpoints.os, "replace", locked)
+    with pytest.raises(PermissionError) as caught:
+        write_atomically(path, b"new")
+    (beside,) = set(tmp_path.iterdir()) - {path}
+    assert path.read_bytes() == b"old"
+    assert beside.read_bytes() == b"new"
+    assert explain(caught.value, []) == f"Access is denied, its new content stays in {beside}: {path}"
 
 
 def test_a_write_replaces_the_whole_file(tmp_path: Path) -> None:
