@@ -5,13 +5,12 @@ from __future__ import annotations
 import difflib
 import re
 import traceback
-from dataclasses import fields, is_dataclass
-from typing import Any, get_args, get_type_hints
+from dataclasses import fields
 
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
-from runs.schema import SCHEMAS, BenchmarkConfig, Config, ConfigError, PredictConfig, ResultsConfig
+from runs.schema import SCHEMAS, BenchmarkConfig, ConfigError, PredictConfig, ResultsConfig, defaults
 
 
 class CheckpointError(RuntimeError):
@@ -81,7 +80,7 @@ def _suggestion(message: str, arguments: list[str]) -> str:
     wrong = match[1]
     programs = (BenchmarkConfig, PredictConfig, ResultsConfig)
     program = next((each for each in programs if f"not in '{each.__name__}'" in message), None)
-    known = [*SCHEMAS, *_known_keys()] if program is None else [item.name for item in fields(program)]
+    known = [*SCHEMAS, *defaults()] if program is None else [item.name for item in fields(program)]
     if wrong in known:
         return f"{wrong} belongs to another choice of {wrong.partition('.')[0]}."
     # A key is misspelt in its last part (optimizer.lrr), or given without its group (lr).
@@ -94,25 +93,3 @@ def _suggestion(message: str, arguments: list[str]) -> str:
         closeness[group] += 0.1
     best = max(closeness, key=lambda key: (closeness[key], -len(key)))
     return f"Did you mean {best}?" if closeness[best] > 0.7 else "python run.py --cfg job shows all keys."
-
-
-def _known_keys() -> list[str]:
-    """Every option's full name."""
-    found: dict[str, None] = {}
-
-    def walk(node: Any, prefix: str) -> None:
-        hints = get_type_hints(node)
-        for item in fields(node):
-            if item.name.startswith("_"):
-                continue
-            found[prefix + item.name] = None
-            annotation = hints[item.name]
-            for part in (annotation, *get_args(annotation)):  # Optional[…] too
-                if is_dataclass(part):
-                    walk(part, f"{prefix}{item.name}.")
-
-    walk(Config, "")
-    for group, schemas in SCHEMAS.items():
-        for schema in schemas:
-            walk(schema, f"{group}.")
-    return list(found)
