@@ -17,7 +17,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ValidationError
 
-from runs import schema
+from runs import job, schema
 from runs.build import build_datamodule, build_task, instantiate, load_task, plain
 from runs.checkpoints import AtomicCheckpointIO
 from runs.errors import explain
@@ -309,6 +309,22 @@ def test_a_mistake_is_explained_with_its_key_and_the_nearest_one(words: Sequence
 def test_a_baseline_of_the_other_task_is_refused(task: str, model: str, right: str) -> None:
     with pytest.raises(ConfigError, match=f"model={model} is not for task={task}: add task={right}"):
         validate(composed(f"task={task}", f"model={model}"))
+
+
+@pytest.mark.parametrize(("words", "goes_on"), [([], True), (["task.ngrams.words=2"], False), (["seed=1"], False)])
+def test_a_sweep_goes_on_though_the_schema_has_new_options(
+    words: list[str], goes_on: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = plain(composed("task=cls"))
+    del saved["task"]["ngrams"], saved["optimizer"]["fused"], saved["score_on"]  # as if older code had saved it
+    OmegaConf.save(saved, tmp_path / "config.yaml")
+    (tmp_path / "checkpoints").mkdir()
+    monkeypatch.setattr(job, "_resume", lambda *_: {"went": "on"})
+    if goes_on:
+        assert job._run(composed("task=cls", *words), tmp_path, words, sweeping=True) == {"went": "on"}
+    else:
+        with pytest.raises(ConfigError, match="holds a run already"):
+            job._run(composed("task=cls", *words), tmp_path, words, sweeping=True)
 
 
 def test_a_bug_is_not_explained_away() -> None:
