@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
+import yaml
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -138,11 +140,19 @@ def compare_runs(runs: Sequence[Path]) -> Comparison:
     reference: the first baseline among the runs, or else the first model, with the same other settings, or else as it
     stands first.
     """
-    statuses = {run: json.loads((run / "status.json").read_text(encoding="utf-8")) for run in runs}
-    # A run that was prolonged and then stopped has the scores of its shorter training: it isn't finished.
-    finished = [run for run in runs if statuses[run]["state"] == "finished" and (run / "metrics.json").exists()]
-    metrics = {run: json.loads((run / "metrics.json").read_text(encoding="utf-8")) for run in finished}
-    configs: dict[Path, Any] = {run: OmegaConf.load(run / "config.yaml") for run in finished}
+    statuses: dict[Path, dict[str, Any]] = {}
+    metrics: dict[Path, dict[str, Any]] = {}
+    configs: dict[Path, Any] = {}
+    for run in runs:
+        try:
+            statuses[run] = _read_json(run / "status.json", ("state", "overrides", "error"))
+            # A run that was prolonged and then stopped has the scores of its shorter training: it isn't finished.
+            if statuses[run]["state"] == "finished" and (run / "metrics.json").exists():
+                configs[run] = _read_config(run / "config.yaml")
+                _check_table(run / "predictions.parquet")
+                metrics[run] = _read_json(run / "metrics.json", (*KEPT, "seconds", "epochs", "test"))
+        except DamagedRun as error:
+            statuses[run] = {"state": "failed", "overrides": [], "error": f"damaged: {error}"}
     tasks = []
     for task in dict.fromkeys(of_run["task"] for of_run in metrics.values()):
         of_task = {run: of_run for run, of_run in metrics.items() if of_run["task"] == task}
@@ -154,6 +164,25 @@ def compare_runs(runs: Sequence[Path]) -> Comparison:
     return Comparison(tasks, {run: status for run, status in statuses.items() if run not in metrics})
 
 
+def _read_json(file: Path, keys: Sequence[str]) -> dict[str, Any]:
+    with _reading(file):
+        content = json.loads(file.read_text(encoding="utf-8"))
+        return content | {key: content[key] for key in keys}  # all of them must be there
+
+
+def _read_config(file: Path) -> Any:
+    with _reading(file):
+        config: Any = OmegaConf.load(file)
+        config["data"].items(), config["task"]["monitor"]
+        return config
+
+
+def _check_table(file: Path) -> None:
+    """Of the predictions, which are long, only what says where they are."""
+    with _reading(file):
+        pq.read_schema(file).field("prediction")
+
+
 def _once(rows: pd.DataFrame, configs: dict[Path, DictConfig]) -> pd.DataFrame:
     """The rows without those of a label's seed, and year of a backtest, that another run has already."""
     year = [OmegaConf.select(configs[run], "data.test_from") for run in rows["folder"]]
@@ -161,6 +190,18 @@ def _once(rows: pd.DataFrame, configs: dict[Path, DictConfig]) -> pd.DataFrame:
     for run, label, seed in rows.loc[again, ["folder", "label", "seed"]].itertuples(index=False):
         log.warning(f"{run}: left out, for another run is {label} with seed={seed}, too")
     return rows[~again].reset_index(drop=True)
+
+
+class DamagedRun(ValueError):
+    """A file of a run can't be read; the message is its name."""
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError) as error:
+        raise DamagedRun(file.name) from error
 
 
 def write_comparison(folder: Path, runs: Sequence[Path]) -> None:

@@ -134,6 +134,27 @@ def test_a_run_that_was_prolonged_and_then_stopped_is_not_compared(swept: tuple[
     assert f"FAILED {runs[0].name}: running" in (tmp_path / "comparison.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("status.json", b""),
+        ("config.yaml", b""),
+        ("metrics.json", b"[1, 2]"),
+        ("metrics.json", b'{"task": "forecast", "mo'),
+        ("predictions.parquet", b"PAR1, and the rest is lost"),
+    ],
+)
+def test_a_run_with_a_damaged_file_is_listed_and_the_others_are_compared(
+    name: str, content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runs.comparison._draw", lambda *_: None)
+    runs = [forecast_run(tmp_path / f"{seed}_gru", "gru", seed, [], "2016-01-01", 1.0) for seed in (0, 1, 2)]
+    (runs[1] / name).write_bytes(content)
+    write_comparison(tmp_path, runs)
+    assert pd.read_csv(tmp_path / "comparison.csv")["runs"].tolist() == [2, 2]
+    assert f"FAILED 1_gru: failed: damaged: {name}" in (tmp_path / "comparison.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_of_processes_that_train_together_only_the_first_compares(
     rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
