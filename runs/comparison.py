@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
+import yaml
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
 from runs.analysis import average, scores
+from runs.schema import differing
 from runs.statistics import Difference, compare
 
 log = logging.getLogger(__name__)
@@ -36,6 +39,9 @@ TESTS = {
 }
 KEPT = ("task", "model", "data", "sample", "split", "seed", "backend", "parameters", "best_epoch")
 """What a row takes over from `metrics.json`."""
+UNTOLD = ("seed", "logger", "trust", "resume", "debug", "data.cache_dir", "trainer.enable_progress_bar")
+"""Of a configuration: what makes no other model."""
+_ABSENT = object()
 
 
 class CompareSweep(Callback):
@@ -129,22 +135,73 @@ class Comparison:
 def compare_runs(runs: Sequence[Path]) -> Comparison:
     """Read what some runs have left in their folders.
 
-    Runs that differ only in their seed, or in the year of a backtest, share a label; of several seeds, a further row of
-    the table has the scores of their averaged predictions. Each row is tested against a reference: the first baseline
-    among the runs, or else the first model, with the same other settings, or else as it stands first.
+    Runs that differ only in their seed, or in the year of a backtest, share a label, in which each counts once; of
+    several seeds, a further row of the table has the scores of their averaged predictions. Each row is tested against a
+    reference: the first baseline among the runs, or else the first model, with the same other settings, or else as it
+    stands first.
     """
-    statuses = {run: json.loads((run / "status.json").read_text(encoding="utf-8")) for run in runs}
-    # A run that was prolonged and then stopped has the scores of its shorter training: it isn't finished.
-    finished = [run for run in runs if statuses[run]["state"] == "finished" and (run / "metrics.json").exists()]
-    metrics = {run: json.loads((run / "metrics.json").read_text(encoding="utf-8")) for run in finished}
+    statuses: dict[Path, dict[str, Any]] = {}
+    metrics: dict[Path, dict[str, Any]] = {}
+    configs: dict[Path, Any] = {}
+    for run in runs:
+        try:
+            statuses[run] = _read_json(run / "status.json", ("state", "overrides", "error"))
+            # A run that was prolonged and then stopped has the scores of its shorter training: it isn't finished.
+            if statuses[run]["state"] == "finished" and (run / "metrics.json").exists():
+                configs[run] = _read_config(run / "config.yaml")
+                _check_table(run / "predictions.parquet")
+                metrics[run] = _read_json(run / "metrics.json", (*KEPT, "seconds", "epochs", "test"))
+        except DamagedRun as error:
+            statuses[run] = {"state": "failed", "overrides": [], "error": f"damaged: {error}"}
     tasks = []
     for task in dict.fromkeys(of_run["task"] for of_run in metrics.values()):
         of_task = {run: of_run for run, of_run in metrics.items() if of_run["task"] == task}
-        variants = _variants(of_task, statuses)
-        rows = pd.DataFrame([_row(run, of_run, variants[run]) for run, of_run in of_task.items()])
+        variants = _variants(of_task, statuses, configs)
+        rows = _once(pd.DataFrame([_row(run, of_run, variants[run]) for run, of_run in of_task.items()]), configs)
+        of_task = {run: of_task[run] for run in rows["folder"]}
         table, reference = _with_predictions(summarise(rows, SCORES[task]), rows, task)
         tasks.append(TaskComparison(task, rows, of_task, table, reference, _parts(rows, of_task)))
     return Comparison(tasks, {run: status for run, status in statuses.items() if run not in metrics})
+
+
+def _read_json(file: Path, keys: Sequence[str]) -> dict[str, Any]:
+    with _reading(file):
+        content = json.loads(file.read_text(encoding="utf-8"))
+        return content | {key: content[key] for key in keys}  # all of them must be there
+
+
+def _read_config(file: Path) -> Any:
+    with _reading(file):
+        config: Any = OmegaConf.load(file)
+        config["data"].items(), config["task"]["monitor"]
+        return config
+
+
+def _check_table(file: Path) -> None:
+    """Of the predictions, which are long, only what says where they are."""
+    with _reading(file):
+        pq.read_schema(file).field("prediction")
+
+
+def _once(rows: pd.DataFrame, configs: dict[Path, DictConfig]) -> pd.DataFrame:
+    """The rows without those of a label's seed, and year of a backtest, that another run has already."""
+    year = [OmegaConf.select(configs[run], "data.test_from") for run in rows["folder"]]
+    again = rows.assign(year=year).duplicated(["label", "seed", "year"])
+    for run, label, seed in rows.loc[again, ["folder", "label", "seed"]].itertuples(index=False):
+        log.warning(f"{run}: left out, for another run is {label} with seed={seed}, too")
+    return rows[~again].reset_index(drop=True)
+
+
+class DamagedRun(ValueError):
+    """A file of a run can't be read; the message is its name."""
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError) as error:
+        raise DamagedRun(file.name) from error
 
 
 def write_comparison(folder: Path, runs: Sequence[Path]) -> None:
@@ -274,23 +331,71 @@ def _row(run: Path, metrics: dict[str, Any], variant: str) -> dict[str, Any]:
     }
 
 
-def _variants(metrics: dict[Path, dict[str, Any]], statuses: dict[Path, dict[str, Any]]) -> dict[Path, str]:
-    """What tells each run from the others of its model beside the seed: overrides of keys whose value they don't share.
+def _variants(
+    metrics: dict[Path, dict[str, Any]], statuses: dict[Path, dict[str, Any]], configs: dict[Path, DictConfig]
+) -> dict[Path, str]:
+    """What tells each run from the others of its model beside the seed, in the words of its command line.
 
-    Where the test has an end, runs that differ in its beginning alone are the years of a backtest.
+    Those are the overrides of keys whose value the runs don't share. Where runs of the same words differ in their
+    configurations all the same, as after a change of a recipe, that is added as key=value.
     """
     given: dict[Path, dict[str, str]] = {}
-    for run in metrics:
-        data = OmegaConf.load(run / "config.yaml").data
-        backtest = data.get("split") == "date" and data.get("test_until") is not None
-        own = ("model", "task", "seed", *(["data.test_from"] if backtest else []))
+    models: dict[str, list[Path]] = {}
+    for run, of_run in metrics.items():
+        models.setdefault(of_run["model"], []).append(run)
+        own = ("model", "task", *_untold(configs[run]))
         words = {word.partition("=")[0]: word for word in statuses[run]["overrides"]}
         given[run] = {key: word for key, word in words.items() if key not in own}
     telling = set()
-    for model in {of_run["model"] for of_run in metrics.values()}:
-        of_model = [words.items() for run, words in given.items() if metrics[run]["model"] == model]
-        telling |= {key for key, _ in set().union(*of_model) - set(of_model[0]).intersection(*of_model)}
-    return {run: " ".join(word for key, word in words.items() if key in telling) for run, words in given.items()}
+    for runs in models.values():
+        words = [given[run].items() for run in runs]
+        differ = {key for key, _ in set().union(*words) - set(words[0]).intersection(*words)}
+        telling |= {key for key in differ if not _shared(key, [configs[run] for run in runs])}
+    said = {run: {key: word for key, word in words.items() if key in telling} for run, words in given.items()}
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for run, words in said.items():
+        config = _without(OmegaConf.to_container(configs[run]), _untold(configs[run]))
+        groups.setdefault((metrics[run]["model"], *words.values()), []).append(config)
+    unsaid = dict.fromkeys(key for group in groups.values() for key in differing(group))
+    return {
+        run: " ".join([*words.values(), *_values(configs[run], [key for key in unsaid if key not in words])])
+        for run, words in said.items()
+    }
+
+
+def _untold(config: DictConfig) -> tuple[str, ...]:
+    """Keys in which runs of one label may differ.
+
+    Where the test has an end, runs that differ in its beginning alone are the years of a backtest.
+    """
+    backtest = config.data.get("split") == "date" and config.data.get("test_until") is not None
+    return (*UNTOLD, "data.test_from") if backtest else UNTOLD
+
+
+def _without(config: Any, keys: Sequence[str], prefix: str = "") -> dict[str, Any]:
+    """A configuration without some keys, and without what follows from the seed."""
+    return {
+        name: _without(value, keys, f"{prefix}{name}.") if isinstance(value, dict) and value else value
+        for name, value in config.items()
+        if name != "seed" and f"{prefix}{name}" not in keys
+    }
+
+
+def _shared(key: str, configs: Sequence[DictConfig]) -> bool:
+    """Whether all have the key, and the same value of it."""
+    values = [OmegaConf.select(config, key, default=_ABSENT) for config in configs]
+    return values[0] is not _ABSENT and all(value == values[0] for value in values)
+
+
+def _values(config: DictConfig, keys: Sequence[str]) -> list[str]:
+    """`key=value` of the keys that a configuration has."""
+    found = {key: OmegaConf.select(config, key, default=_ABSENT) for key in keys}
+    plain = {key: OmegaConf.to_object(value) if OmegaConf.is_config(value) else value for key, value in found.items()}
+    return [
+        f"{key}={value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
+        for key, value in plain.items()
+        if value is not _ABSENT
+    ]
 
 
 def _parts(rows: pd.DataFrame, metrics: dict[Path, dict[str, Any]]) -> dict[str, pd.DataFrame]:

@@ -5,13 +5,26 @@ from __future__ import annotations
 import difflib
 import re
 import traceback
-from dataclasses import fields, is_dataclass
-from typing import Any, get_args, get_type_hints
+from dataclasses import fields
 
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
-from runs.schema import SCHEMAS, BenchmarkConfig, Config, ConfigError, PredictConfig, ResultsConfig
+from runs.schema import (
+    SCHEMAS,
+    BenchmarkConfig,
+    Config,
+    ConfigError,
+    DescribeConfig,
+    DocsConfig,
+    PredictConfig,
+    ReportConfig,
+    ResultsConfig,
+    defaults,
+)
+
+PROGRAMS = (BenchmarkConfig, DescribeConfig, DocsConfig, PredictConfig, ReportConfig, ResultsConfig)
+"""The schemas of what isn't a run, each called after its program."""
 
 
 class CheckpointError(RuntimeError):
@@ -36,7 +49,7 @@ def explain(error: BaseException, arguments: list[str]) -> str | None:
             if isinstance(cause, TypeError):  # an option that what a _target_ names doesn't take
                 return f"{_first_lines(cause)}; ~GROUP.OPTION on the command line leaves one out"
             return explain(cause, arguments) or (_first_lines(cause) if isinstance(cause, ValueError) else None)
-        return "\n".join(filter(None, [_first_lines(error, cause), _suggestion(str(error), arguments)]))
+        return "\n".join(filter(None, [_first_lines(error, cause), _suggestion(f"{error}\n{cause}")]))
     if isinstance(error, OSError):
         reason = error.strerror or str(error)
         return f"{reason}: {error.filename}" if error.filename else reason
@@ -73,15 +86,16 @@ def _first_lines(*errors: BaseException | None) -> str:
     return "\n".join(kept)
 
 
-def _suggestion(message: str, arguments: list[str]) -> str:
+def _suggestion(message: str) -> str:
     """The known key nearest to the one that the message complains of."""
     match = re.search(r"Could not override '([^']+)'", message) or re.search(r"Key '([^']+)' (?:is )?not in", message)
     if match is None:
         return ""
     wrong = match[1]
-    programs = (BenchmarkConfig, PredictConfig, ResultsConfig)
-    program = next((each for each in programs if f"not in '{each.__name__}'" in message), None)
-    known = [*SCHEMAS, *_known_keys()] if program is None else [item.name for item in fields(program)]
+    program = next((each for each in PROGRAMS if f"not in '{each.__name__}'" in message), Config)
+    known = [item.name for item in fields(program)]
+    if issubclass(program, Config):
+        known = list(dict.fromkeys([*SCHEMAS, *defaults(), *known]))
     if wrong in known:
         return f"{wrong} belongs to another choice of {wrong.partition('.')[0]}."
     # A key is misspelt in its last part (optimizer.lrr), or given without its group (lr).
@@ -93,26 +107,5 @@ def _suggestion(message: str, arguments: list[str]) -> str:
     for group in set(SCHEMAS).intersection(known):  # modle is rather model than task.mode
         closeness[group] += 0.1
     best = max(closeness, key=lambda key: (closeness[key], -len(key)))
-    return f"Did you mean {best}?" if closeness[best] > 0.7 else "python run.py --cfg job shows all keys."
-
-
-def _known_keys() -> list[str]:
-    """Every option's full name."""
-    found: dict[str, None] = {}
-
-    def walk(node: Any, prefix: str) -> None:
-        hints = get_type_hints(node)
-        for item in fields(node):
-            if item.name.startswith("_"):
-                continue
-            found[prefix + item.name] = None
-            annotation = hints[item.name]
-            for part in (annotation, *get_args(annotation)):  # Optional[…] too
-                if is_dataclass(part):
-                    walk(part, f"{prefix}{item.name}.")
-
-    walk(Config, "")
-    for group, schemas in SCHEMAS.items():
-        for schema in schemas:
-            walk(schema, f"{group}.")
-    return list(found)
+    chosen = "" if program is Config else f" -cn {program.__name__.removesuffix('Config').lower()}"
+    return f"Did you mean {best}?" if closeness[best] > 0.7 else f"python run.py{chosen} --cfg job shows all keys."

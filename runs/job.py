@@ -24,7 +24,7 @@ from runs.build import check_targets, plain
 from runs.checkpoints import LAST, progress, read_checkpoint, write_atomically
 from runs.errors import CheckpointError, explain
 from runs.report import write_json
-from runs.schema import ConfigError, validate
+from runs.schema import ConfigError, differing, validate
 from runs.train import train
 
 log = logging.getLogger(__name__)
@@ -76,8 +76,8 @@ def _run(config: DictConfig, folder: Path, overrides: list[str], sweeping: bool)
     settings = plain(config)
     check_targets(settings, config.trust)
     if _MAIN and (folder / "checkpoints").exists():
-        same = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")) == settings
-        if not (sweeping and same):
+        saved: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+        if not sweeping or differing([saved, settings]):
             raise ConfigError(
                 f"{folder} holds a run already: continue it with resume={folder}, or choose another hydra.run.dir"
             )

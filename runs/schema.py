@@ -8,8 +8,11 @@ Nothing here imports more than hydra and omegaconf: composing, `--help` and shel
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields
-from typing import Any, Optional
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING as NO_DEFAULT
+from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cache
+from typing import Any, Optional, get_args, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -475,6 +478,48 @@ def register() -> None:
     for schemas in SCHEMAS.values():
         for schema in schemas:
             store.store(group="schema", name=schema.__name__, node=schema)
+
+
+@cache
+def defaults() -> dict[str, list[Any]]:
+    """Every option's full name, as task.dropout, with the defaults that the schemas have for it."""
+    found: dict[str, list[Any]] = {}
+
+    def walk(node: Any, prefix: str) -> None:
+        hints = get_type_hints(node)
+        for item in fields(node):
+            if item.name.startswith("_"):
+                continue
+            default = item.default if item.default_factory is NO_DEFAULT else item.default_factory()
+            found.setdefault(prefix + item.name, []).append(default)
+            annotation = hints[item.name]
+            for part in (annotation, *get_args(annotation)):  # Optional[…] too
+                if is_dataclass(part):
+                    walk(part, f"{prefix}{item.name}.")
+
+    walk(Config, "")
+    for group, schemas in SCHEMAS.items():
+        for schema in schemas:
+            walk(schema, f"{group}.")
+    return found
+
+
+def differing(configs: Sequence[Mapping[str, Any]], prefix: str = "") -> list[str]:
+    """The full names of what some saved configurations don't share.
+
+    What one of them lacks has its default there: the code that saved it didn't know of it.
+    """
+    found = []
+    for name in dict.fromkeys(name for config in configs for name in config):
+        values = [config[name] for config in configs if name in config]
+        key = f"{prefix}{name}"
+        if all(isinstance(value, dict) and value for value in values):
+            found += differing([config.get(name, {}) for config in configs], f"{key}.")
+        elif any(value != values[0] for value in values) or (
+            len(values) < len(configs) and values[0] not in defaults().get(key, [])
+        ):
+            found.append(key)
+    return found
 
 
 def validate(config: DictConfig, prefix: str = "") -> None:

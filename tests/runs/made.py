@@ -147,5 +147,6 @@ def _write(
         "trainer": {"max_epochs": 4},
         "seed": seed,
     }
-    OmegaConf.save(OmegaConf.create(config), folder / "config.yaml")
+    options = [word for word in overrides if "." in word.partition("=")[0]]  # the others choose groups
+    OmegaConf.save(OmegaConf.merge(config, OmegaConf.from_dotlist(options)), folder / "config.yaml")
     return folder

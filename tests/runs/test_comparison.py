@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 
-from runs.comparison import SCORES, CompareSweep, summarise, write_comparison
+from runs.comparison import SCORES, CompareSweep, compare_runs, summarise, write_comparison
 from tests.runs.lab import SMALL, Lab, Outcome
 
 
@@ -133,6 +134,27 @@ def test_a_run_that_was_prolonged_and_then_stopped_is_not_compared(swept: tuple[
     assert f"FAILED {runs[0].name}: running" in (tmp_path / "comparison.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("status.json", b""),
+        ("config.yaml", b""),
+        ("metrics.json", b"[1, 2]"),
+        ("metrics.json", b'{"task": "forecast", "mo'),
+        ("predictions.parquet", b"PAR1, and the rest is lost"),
+    ],
+)
+def test_a_run_with_a_damaged_file_is_listed_and_the_others_are_compared(
+    name: str, content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runs.comparison._draw", lambda *_: None)
+    runs = [forecast_run(tmp_path / f"{seed}_gru", "gru", seed, [], "2016-01-01", 1.0) for seed in (0, 1, 2)]
+    (runs[1] / name).write_bytes(content)
+    write_comparison(tmp_path, runs)
+    assert pd.read_csv(tmp_path / "comparison.csv")["runs"].tolist() == [2, 2]
+    assert f"FAILED 1_gru: failed: damaged: {name}" in (tmp_path / "comparison.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_of_processes_that_train_together_only_the_first_compares(
     rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -152,8 +174,16 @@ def test_a_sweep_without_any_finished_run_is_still_reported(tmp_path: Path) -> N
     assert not (tmp_path / "comparison.csv").exists()
 
 
-def forecast_run(folder: Path, model: str, seed: int, overrides: list[str], start: str, error: float) -> Path:
-    """A finished run whose every forecast is wrong by `error`."""
+def forecast_run(
+    folder: Path,
+    model: str,
+    seed: int,
+    overrides: list[str],
+    start: str,
+    error: float,
+    settings: dict[str, Any] | None = None,
+) -> Path:
+    """A finished run whose every forecast is wrong by `error`; its command line doesn't say its `settings`."""
     folder.mkdir()
     origins = pd.date_range(start, periods=24 * 7 * 30, freq="h")
     table = pd.DataFrame({"origin": origins, "step": 1, "target": 0.0, "prediction": error, "seasonal_naive": 4.0})
@@ -171,7 +201,8 @@ def forecast_run(folder: Path, model: str, seed: int, overrides: list[str], star
     }.items():
         (folder / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
     config = {"task": {"monitor": "val/mae"}, "data": {"split": "date", "test_until": "1y"}}
-    OmegaConf.save(config, folder / "config.yaml")
+    changed = OmegaConf.merge(config, OmegaConf.from_dotlist(overrides), settings or {})
+    OmegaConf.save(changed, folder / "config.yaml")
     return folder
 
 
@@ -262,6 +293,79 @@ def test_a_part_counts_with_its_examples(tmp_path: Path) -> None:
     text = (tmp_path / "comparison.md").read_text(encoding="utf-8")
     lines = [line.split()[1::2] for line in text[text.index("mae by year") :].splitlines()[4:6]]
     assert lines == [["2015", "3.0600"], ["2016", "1.0000"]]
+
+
+def labels_of(folder: Path, *runs: tuple[list[str], dict[str, Any]]) -> list[str]:
+    """The labels of a model's runs by what their command lines say and what they don't, with a seed each."""
+    made = [
+        forecast_run(folder / str(seed), "gru", seed, words, "2016-01-01", 1.0, settings)
+        for seed, (words, settings) in enumerate(runs)
+    ]
+    (found,) = compare_runs(made).tasks
+    return found.rows["label"].tolist()
+
+
+RECIPE = ["experiment=best"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        (
+            (RECIPE, {"optimizer": {"lr": 0.1}, "task": {"quantiles": [0.5]}}),
+            (RECIPE, {"optimizer": {"lr": 0.2}, "task": {"quantiles": [0.5, 0.9]}}),
+            [
+                "gru task.quantiles=[0.5] optimizer.lr=0.1",
+                "gru task.quantiles=[0.5, 0.9] optimizer.lr=0.2",
+            ],
+        ),
+        (([], {"scheduler": None}), ([], {"scheduler": "cosine"}), ["gru scheduler=null", "gru scheduler=cosine"]),
+        (([], {}), ([], {"task": {"tracking": 0.1}}), ["gru", "gru task.tracking=0.1"]),
+        (([], {}), ([], {"trainer": {"extra": {"profiler": "simple"}}}), ["gru", "gru trainer.extra.profiler=simple"]),
+        (([], {}), ([], {"task": {"tracking": 0.0}}), ["gru", "gru"]),  # an option that older code didn't have
+        (([], {"optimizer": {"lr": 0.1}}), (["optimizer.lr=0.1"], {}), ["gru", "gru"]),
+        (([], {"optimizer": {"lr": 0.1}}), (["optimizer.lr=0.2"], {}), ["gru", "gru optimizer.lr=0.2"]),
+        (
+            (
+                [],
+                {
+                    "seed": 0,
+                    "data": {"seed": 0, "cache_dir": "a"},
+                    "logger": None,
+                    "trainer": {"enable_progress_bar": True},
+                },
+            ),
+            (
+                [],
+                {
+                    "seed": 1,
+                    "data": {"seed": 1, "cache_dir": "b"},
+                    "logger": {"version": ""},
+                    "trainer": {"enable_progress_bar": False},
+                },
+            ),
+            ["gru", "gru"],
+        ),
+    ],
+)
+def test_only_runs_of_the_same_configuration_share_a_label(
+    one: Any, other: Any, expected: list[str], tmp_path: Path
+) -> None:
+    assert labels_of(tmp_path, one, other) == expected
+
+
+def test_runs_that_the_command_line_tells_apart_need_no_more_words_than_it_has(tmp_path: Path) -> None:
+    recipes = [(["experiment=best"], {"optimizer": {"lr": 0.1}}), (["experiment=plain"], {"optimizer": {"lr": 0.2}})]
+    assert labels_of(tmp_path, *recipes) == ["gru experiment=best", "gru experiment=plain"]
+
+
+def test_a_copy_of_a_run_counts_once_and_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    runs = [forecast_run(tmp_path / f"{seed}_gru", "gru", seed, [], "2016-01-01", 1.0 + seed) for seed in (0, 1)]
+    runs.append(Path(shutil.copytree(runs[0], tmp_path / "copy")))
+    (found,) = compare_runs(runs).tasks
+    assert list(found.metrics) == runs[:2]
+    assert found.table["mae"].tolist() == pytest.approx([1.5, 1.5])
+    assert f"{tmp_path / 'copy'}: left out" in caplog.text
 
 
 def test_the_runs_of_a_sweep_are_in_the_order_of_their_jobs(tmp_path: Path) -> None:

@@ -14,10 +14,12 @@ import torch
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ValidationError
 
-from runs import schema
+import run
+from runs import job, schema
 from runs.build import build_datamodule, build_task, instantiate, load_task, plain
 from runs.checkpoints import AtomicCheckpointIO
 from runs.errors import explain
@@ -309,6 +311,44 @@ def test_a_mistake_is_explained_with_its_key_and_the_nearest_one(words: Sequence
 def test_a_baseline_of_the_other_task_is_refused(task: str, model: str, right: str) -> None:
     with pytest.raises(ConfigError, match=f"model={model} is not for task={task}: add task={right}"):
         validate(composed(f"task={task}", f"model={model}"))
+
+
+PROGRAMS = {
+    "benchmark": "repeats",
+    "describe": "sequences",
+    "docs": "output",
+    "predict": "checkpoint",
+    "report": "title",
+    "results": "studies",
+}
+
+
+def test_a_misspelt_option_of_every_program_is_explained_with_its_own() -> None:
+    assert PROGRAMS.keys() == run.PROGRAMS.keys()
+    for program, option in PROGRAMS.items():
+        for wrong, expected in {
+            f"{option}s": f"Did you mean {option}?",
+            "completely_different": f"python run.py -cn {program} --cfg job shows all keys",
+        }.items():
+            with pytest.raises(ConfigCompositionException) as caught:
+                compose(program, overrides=[f"{wrong}=1"])
+            assert expected in str(explain(caught.value, []))
+
+
+@pytest.mark.parametrize(("words", "goes_on"), [([], True), (["task.ngrams.words=2"], False), (["seed=1"], False)])
+def test_a_sweep_goes_on_though_the_schema_has_new_options(
+    words: list[str], goes_on: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = plain(composed("task=cls"))
+    del saved["task"]["ngrams"], saved["optimizer"]["fused"], saved["score_on"]  # as if older code had saved it
+    OmegaConf.save(saved, tmp_path / "config.yaml")
+    (tmp_path / "checkpoints").mkdir()
+    monkeypatch.setattr(job, "_resume", lambda *_: {"went": "on"})
+    if goes_on:
+        assert job._run(composed("task=cls", *words), tmp_path, words, sweeping=True) == {"went": "on"}
+    else:
+        with pytest.raises(ConfigError, match="holds a run already"):
+            job._run(composed("task=cls", *words), tmp_path, words, sweeping=True)
 
 
 def test_a_bug_is_not_explained_away() -> None:
