@@ -158,8 +158,6 @@ def as_typed(argument: str) -> str:
     key, equals, value = argument.partition("=")
     if not equals or key not in AS_TYPED:
         return quoted(argument)
-    if re.fullmatch(r"""'([^'\\]|\\.)*'|"([^"\\]|\\.)*\"""", value, re.DOTALL):  # quoted already
-        return argument
     value = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)  # no reference to another option
     value = re.sub(r"(\\*)'", r"\1\1\\'", value)
     return f"{key}='{value}{value[len(value.rstrip(chr(92))) :]}'"  # backslashes at the end count double

@@ -51,13 +51,15 @@ def read_recordings(
 
     Raises:
         DataError: a row with more or fewer fields than the header, an unreadable time, or, among the rows that are
-            kept, an unreadable number; with its line.
+            kept, an unreadable number; with its line. The newest row is ahead of all others by a `span`, as one with
+            a wrong date is.
     """
     parts: list[Rows] = []
-    newest = np.iinfo(np.int64).min // 2
+    latest = np.empty(0, dtype=np.int64)  # the two newest times
     for frame in _frames(table, [time_column, *columns]):
         times = parse_times(frame, time_column, time_format, str(table.path))
-        newest = max(newest, int(times.max()))
+        latest = np.unique(np.concatenate([latest, times]))[-2:]
+        newest = int(latest[-1])
         fresh = np.ones(len(times), dtype=bool) if span is None else times > newest - span
         if fresh.any():
             part = frame[fresh]
@@ -67,7 +69,14 @@ def read_recordings(
         progress()
     if not parts:
         raise DataError(f"{table.path} is empty: it needs rows behind its header")
-    return Rows(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("times", "values", "lines")))
+    found = Rows(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("times", "values", "lines")))
+    if span is not None and len(latest) == 2 and latest[1] - latest[0] >= span:
+        time, before = (pd.Timestamp(at, unit="us") for at in latest[::-1].tolist())
+        raise DataError(
+            f"{table.path}, line {found.lines[0]}: {time} is {time - before} ahead of every other row, too far to "
+            "forecast from: correct the row's time or remove it"
+        )
+    return found
 
 
 def _frames(table: TableStream, names: Sequence[str]) -> Iterator[pd.DataFrame]:

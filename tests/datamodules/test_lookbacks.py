@@ -101,6 +101,23 @@ def test_only_the_end_of_a_file_is_kept_in_whatever_order_it_is(
     assert len(expected.times) == 100
 
 
+@pytest.mark.parametrize("at", [3, 400, -1])
+def test_a_row_from_the_future_is_named_and_does_not_stand_for_all(
+    at: int, climate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recordings, "CHUNK", 70)
+    lines = climate.read_text(encoding="utf-8").splitlines()[:1000]
+    path, span = tmp_path / "t.csv", 100 * 60 * MINUTE
+    time, _, rest = lines[at].partition(",")
+    lines[at] = f"{time.replace(time[6:10], '2914')},{rest}"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    with pytest.raises(DataError, match=rf"line {range(1000)[at] + 1}: 2914-.* is 3\d+ days .* ahead of every other"):
+        read(path, span)
+    assert len(read(path).times) == 999
+    path.write_text("\n".join([lines[0], lines[500]]), encoding="utf-8")
+    assert len(read(path, span).times) == 1
+
+
 @pytest.mark.parametrize("resample", ["sample", "mean"])
 @pytest.mark.parametrize("rows", [36, 37, 41])
 def test_resampling_counts_back_from_the_last_reading(resample: str, rows: int) -> None:
