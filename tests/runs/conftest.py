@@ -19,7 +19,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("PYTHONDONTWRITEBYTECODE", "1")
         patch.delenv("RNN_LAB_DATA", raising=False)
-        yield Lab(os.environ)
+        own = Lab(os.environ)
+    yield own  # other tests of this process have the user's environment
 
 
 @pytest.fixture(scope="session")

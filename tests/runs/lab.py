@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,7 @@ class Lab:
         self.environment = dict(environment)
         self._context: Any = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(_PRELOADED)
+        forkserver.ensure_running()  # while this process has that environment, too: OpenMP looks at it only once
 
     def run(self, *words: str, folder: Path | str = ROOT, env: Mapping[str, str] | None = None) -> Outcome:
         """`python run.py *words` in `folder`."""
