@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +10,7 @@ from tests.runs.lab import ROOT, SECRET, SMALL, Lab
 
 
 @pytest.fixture(scope="session")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
     """Runs processes that know neither the user's data nor their cache, and hold a secret in the environment."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])))
@@ -20,7 +20,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         patch.setenv("PYTHONDONTWRITEBYTECODE", "1")
         patch.delenv("RNN_LAB_DATA", raising=False)
         own = Lab(os.environ)
-    yield own  # other tests of this process have the user's environment
+    return own  # other tests of this process have the user's environment
 
 
 @pytest.fixture(scope="session")
