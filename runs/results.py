@@ -57,7 +57,7 @@ def run(config: DictConfig) -> None:
         log.info(f"study {number} of {len(chosen)}, {name}: python run.py -m {command}")
         place = _folder(folder, name, command).as_posix().replace("'", "\\'")
         words = ["-m", *shlex.split(command), f"hydra.sweep.dir='{place}'"]
-        code = subprocess.run([sys.executable, str(PROGRAM), *words], check=False).returncode
+        code = _sweep(words)
         if code in INTERRUPTED:
             raise SystemExit(code)
         if code:
@@ -78,6 +78,20 @@ def run(config: DictConfig) -> None:
     log.info(f"wrote {page}" + (f"; failed: {', '.join(failed)}" if failed else ""))
     if failed:
         raise SystemExit(1)
+
+
+def _sweep(words: list[str]) -> int:
+    """The exit code of a sweep in a process of its own, which is told to stop, and waited for, when this one is."""
+    with subprocess.Popen([sys.executable, str(PROGRAM), *words]) as process:
+        try:
+            return process.wait()
+        except SystemExit:
+            process.terminate()
+            process.wait()
+            raise
+        except KeyboardInterrupt:  # which it got, too
+            process.wait()
+            raise
 
 
 INTRODUCTION = """# Results

@@ -1,13 +1,18 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import sys
+import threading
+import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import yaml
 
-from runs.results import ARCHITECTURES
+from runs.results import ARCHITECTURES, _sweep
 from tests.runs.lab import ROOT, SMALL, Lab, Outcome
 
 STUDIES = yaml.safe_load((ROOT / "conf" / "results.yaml").read_text(encoding="utf-8"))["studies"]
@@ -94,6 +99,38 @@ def test_an_unknown_study_is_named(lab: Lab, tmp_path: Path) -> None:
     assert outcome.code == 1
     assert "only=['smal'] is unknown; studies are report_cls, best_cls" in outcome.output
     assert "Traceback" not in outcome.output
+
+
+SWEEP = """
+import pathlib, signal, sys, time
+def stop(number, frame):
+    time.sleep(0.1)
+    pathlib.Path(sys.argv[1], "stopped").touch()
+    sys.exit(143)
+signal.signal(signal.SIGTERM, stop)
+pathlib.Path(sys.argv[1], "began").touch()
+time.sleep(20)
+"""
+
+
+def test_a_study_that_is_told_to_stop_has_its_time_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sweep.py").write_text(SWEEP, encoding="utf-8")
+    monkeypatch.setattr("runs.results.PROGRAM", tmp_path / "sweep.py")
+
+    def tell() -> None:
+        while not (tmp_path / "began").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        threading.Thread(target=tell).start()
+        with pytest.raises(SystemExit) as caught:
+            _sweep([str(tmp_path)])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert caught.value.code == 143
+    assert (tmp_path / "stopped").exists()
 
 
 @pytest.mark.parametrize("name", STUDIES)
