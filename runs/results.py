@@ -34,7 +34,8 @@ ARCHITECTURES = ("rnn", "gru", "lstm", "bilstm")
 def run(config: DictConfig) -> None:
     """Run the studies that aren't finished, one after the other, and write the page.
 
-    A study without runs in `folder` keeps the section that the page has of it, if that is of the same command.
+    A study without runs in `folder` keeps the section that the page has of it, if that is of the same command. One that
+    failed has none.
 
     Raises:
         ConfigError: an option is out of range, or `only` names an unknown study.
@@ -62,10 +63,16 @@ def run(config: DictConfig) -> None:
             raise SystemExit(code)
         if code:
             failed.append(name)
+            log.error(
+                f"error: {name} failed, and its section is left out; if its recipe has changed since its first runs, "
+                f"delete {_folder(folder, name, command)} or choose another folder=…"
+            )
     page = Path(settings["output"])
     before = _sections(page)
     sections = [INTRODUCTION]
     for name, study in studies.items():
+        if name in failed:  # what its folder or the page holds may be of another recipe
+            continue
         try:
             found = _section(study, _folder(folder, name, study["command"]), page)
         except Exception:  # the other studies are worth their page all the same
