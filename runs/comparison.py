@@ -17,6 +17,7 @@ import yaml
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from runs.analysis import average, scores
@@ -436,9 +437,9 @@ def _shown(table: pd.DataFrame, scores: tuple[str, ...], reference: str) -> pd.D
 def _print_table(shown: pd.DataFrame, title: str) -> None:
     table = Table(title=title, title_justify="left")
     for name in shown:
-        table.add_column(str(name), justify="left" if name in ("model", "data") else "right", overflow="fold")
+        table.add_column(escape(str(name)), justify="left" if name in ("model", "data") else "right", overflow="fold")
     for row in shown.itertuples(index=False):
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     console = Console()
     (console if console.is_terminal else Console(width=200)).print(table)  # a log file wraps nothing
 

@@ -77,7 +77,7 @@ def run(config: DictConfig) -> None:
         _print_memory(curves, console)
         figures.save(figures.memory(curves), output)
         write_json(output.with_suffix(".json"), curves)
-        console.print(f"memory: {output.with_suffix('.png')}, .svg, .json", soft_wrap=True)
+        console.print(f"memory: {output.with_suffix('.png')}, .svg, .json", soft_wrap=True, markup=False)
 
 
 def stand_ins(config: dict[str, Any]) -> dict[str, Any]:
@@ -109,7 +109,7 @@ def stand_ins(config: dict[str, Any]) -> dict[str, Any]:
 def print_description(task: Task, config: dict[str, Any], note: str, console: Console) -> None:
     """Print layers, equations, cost and backend of a task for a batch as large as the configuration's."""
     name, data = config["model"]["name"], config["data"]
-    console.print(f"\n[bold]{name}[/bold] for task={config['task']['name']}. {note}", soft_wrap=True)
+    console.print(f"\n[bold]{escape(name)}[/bold] for task={config['task']['name']}. {escape(note)}", soft_wrap=True)
     if isinstance(task.model, Baseline):
         console.print(escape(_docstring(task.model)), soft_wrap=True, highlight=False)
         fitted = f": {task.num_parameters:,} coefficients" if task.model.learned else ""
@@ -132,9 +132,9 @@ def print_description(task: Task, config: dict[str, Any], note: str, console: Co
     console.print("\n" + escape(_docstring(encoder.cells[0])), soft_wrap=True, highlight=False)
     _print_cost(task, batch["inputs"].shape[1], console)
     chosen = next(each for each, reason in reasons.items() if encoder.backend in ("auto", each) and reason is None)
-    console.print(f"backend={encoder.backend} runs it on [bold]{chosen}[/bold]")
+    console.print(f"backend={escape(encoder.backend)} runs it on [bold]{escape(chosen)}[/bold]")
     for faster in [*reasons][: [*reasons].index(chosen)]:
-        console.print(f"not on {faster}: {reasons[faster] or 'another was asked for'}", soft_wrap=True)
+        console.print(f"not on {faster}: {reasons[faster] or 'another was asked for'}", soft_wrap=True, markup=False)
 
 
 def _docstring(thing: Any) -> str:
@@ -270,5 +270,5 @@ def _print_memory(curves: dict[str, dict[str, Any]], console: Console) -> None:
         for direction, norms in curve["norm"].items():
             lags = ("never" if (lag := lag_below(norms, share)) is None else str(lag) for share in (0.5, 0.01))
             longest = f"{norms[-1]:.1e}" if norms[-1] else f"under {NOTHING:.0e}"
-            table.add_row(label, inputs, direction, *lags, f"{longest} ({len(norms) - 1})")
+            table.add_row(escape(label), inputs, direction, *lags, f"{longest} ({len(norms) - 1})")
     console.print("\n", table, sep="")

@@ -48,9 +48,9 @@ def config(finished: Finished) -> Callable[..., dict[str, Any]]:
     return change
 
 
-def described(config: dict[str, Any]) -> str:
+def described(config: dict[str, Any], note: str = "") -> str:
     stream = io.StringIO()
-    print_description(build_task(config, stand_ins(config)), config, "", Console(file=stream, width=200))
+    print_description(build_task(config, stand_ins(config)), config, note, Console(file=stream, width=200))
     return stream.getvalue()
 
 
@@ -102,6 +102,10 @@ def test_a_cell_of_ones_own_shows_its_own_docstring_and_what_it_leaves_unused(co
     assert "The equations make no use of weight_hh (192), bias_hh (24)." in text
     assert "runs it on reference" in text
     assert "not on cpu: it knows RNNCell, GRUCell and LSTMCell, not Neighbour" in text
+
+
+def test_names_in_brackets_are_shown_as_they_are(config: Callable) -> None:
+    assert "[/sun] for task=cls. Of runs/[bold]." in described(config("cls", model__name="[/sun]"), "Of runs/[bold].")
 
 
 @pytest.mark.parametrize("model", ["fasttext_like", "persistence"])
