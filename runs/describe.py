@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from datamodules import DataError
 from datamodules.cleaning import duration
 from runs import figures
-from runs.build import build_datamodule, build_task, check_targets, load_task, plain
-from runs.checkpoints import BEST
+from runs.build import build_datamodule, build_task, check_targets, plain
 from runs.memory import NOTHING, examples, lag_below, memory_curve
+from runs.predict import load
 from runs.report import write_json
 from runs.schema import ConfigError, validate
 from tasks import Baseline, Task
@@ -63,8 +63,9 @@ def run(config: DictConfig) -> None:
         raise ConfigError(f"run=… is described as it was trained: leave out {' '.join(other)}")
     curves: dict[str, dict[str, Any]] = {}
     for folder in map(Path, folders):
-        saved = _saved_config(folder, settings["trust"])
-        task = load_task(folder / "checkpoints" / BEST, settings["trust"])
+        task = load({"run": folder, "checkpoint": "best", "trust": settings["trust"]}).task
+        saved: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+        saved["trust"] = settings["trust"]  # said on the command line, never by a folder that may be anybody's
         print_description(task, saved, f"Sizes and weights of {folder}.", console)
         batch, source = _inputs_of(task, saved, folder, settings["sequences"])
         if (curve := memory_curve(task, batch)) is not None:
@@ -236,25 +237,21 @@ def _used(cell: Any) -> set[str]:
     return {name for name, gradient in zip(names, gradients, strict=True) if gradient is not None}
 
 
-def _saved_config(folder: Path, trust: list[str]) -> dict[str, Any]:
-    path = folder / "config.yaml"
-    if not path.exists():
-        raise ConfigError(f"run={folder} is no run folder (it has no config.yaml)")
-    saved: Any = OmegaConf.to_container(OmegaConf.load(path))
-    return {**saved, "trust": trust}  # said on the command line, never by a folder that may be anybody's
-
-
 def _inputs_of(task: Task, saved: dict[str, Any], folder: Path, count: int) -> tuple[dict[str, Tensor], str]:
     """Examples of the split that the run was scored on, and in words what they are; random ones without its data."""
-    report = json.loads((folder / "data_report.json").read_text(encoding="utf-8"))
     split = saved["score_on"]
+    try:
+        known = json.loads((folder / "data_report.json").read_text(encoding="utf-8"))["sha256"]
+    except (OSError, ValueError, LookupError, TypeError):
+        log.warning(f"{folder}: data_report.json is damaged, so that the memory is measured on random inputs")
+        return random_batch(task, count), "drawn at random"
     try:
         datamodule = build_datamodule({**saved, "data": {**saved["data"], "on_missing": "error"}})
         datamodule.setup()
     except DataError as error:
         log.warning(f"{folder}: its data can't be read, so that the memory is measured on random inputs: {error}")
         return random_batch(task, count), "drawn at random"
-    if datamodule.report["sha256"] != report["sha256"]:
+    if datamodule.report["sha256"] != known:
         log.warning(f"{folder}: its data has changed, so that the memory is measured on random inputs")
         return random_batch(task, count), "drawn at random"
     loader = datamodule.test_dataloader() if split == "test" else datamodule.val_dataloader()
