@@ -87,7 +87,7 @@ def hyperparameters(config: dict[str, Any], data: str, folder: Path) -> dict[str
 
 
 class ValidationFigure(Callback):
-    """The confusion matrix of each epoch's validation, small: drawing it takes less than a tenth of a second."""
+    """The confusion matrix of each epoch's validation, small: drawing it takes a fraction of a second."""
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         english = getattr(pl_module, "blueprint", {}).get("facts", {}).get("english") or {}

@@ -17,10 +17,11 @@ import yaml
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from runs.analysis import average, scores
-from runs.schema import differing
+from runs.labels import variants
 from runs.statistics import Difference, compare
 
 log = logging.getLogger(__name__)
@@ -39,9 +40,6 @@ TESTS = {
 }
 KEPT = ("task", "model", "data", "sample", "split", "seed", "backend", "parameters", "best_epoch")
 """What a row takes over from `metrics.json`."""
-UNTOLD = ("seed", "logger", "trust", "resume", "debug", "data.cache_dir", "trainer.enable_progress_bar")
-"""Of a configuration: what makes no other model."""
-_ABSENT = object()
 
 
 class CompareSweep(Callback):
@@ -156,8 +154,8 @@ def compare_runs(runs: Sequence[Path]) -> Comparison:
     tasks = []
     for task in dict.fromkeys(of_run["task"] for of_run in metrics.values()):
         of_task = {run: of_run for run, of_run in metrics.items() if of_run["task"] == task}
-        variants = _variants(of_task, statuses, configs)
-        rows = _once(pd.DataFrame([_row(run, of_run, variants[run]) for run, of_run in of_task.items()]), configs)
+        told = variants(of_task, statuses, configs)
+        rows = _once(pd.DataFrame([_row(run, of_run, told[run]) for run, of_run in of_task.items()]), configs)
         of_task = {run: of_task[run] for run in rows["folder"]}
         table, reference = _with_predictions(summarise(rows, SCORES[task]), rows, task)
         tasks.append(TaskComparison(task, rows, of_task, table, reference, _parts(rows, of_task)))
@@ -173,7 +171,8 @@ def _read_json(file: Path, keys: Sequence[str]) -> dict[str, Any]:
 def _read_config(file: Path) -> Any:
     with _reading(file):
         config: Any = OmegaConf.load(file)
-        config["data"].items(), config["task"]["monitor"]
+        for part in ("data", "task"):
+            config[part].keys()
         return config
 
 
@@ -331,73 +330,6 @@ def _row(run: Path, metrics: dict[str, Any], variant: str) -> dict[str, Any]:
     }
 
 
-def _variants(
-    metrics: dict[Path, dict[str, Any]], statuses: dict[Path, dict[str, Any]], configs: dict[Path, DictConfig]
-) -> dict[Path, str]:
-    """What tells each run from the others of its model beside the seed, in the words of its command line.
-
-    Those are the overrides of keys whose value the runs don't share. Where runs of the same words differ in their
-    configurations all the same, as after a change of a recipe, that is added as key=value.
-    """
-    given: dict[Path, dict[str, str]] = {}
-    models: dict[str, list[Path]] = {}
-    for run, of_run in metrics.items():
-        models.setdefault(of_run["model"], []).append(run)
-        own = ("model", "task", *_untold(configs[run]))
-        words = {word.partition("=")[0]: word for word in statuses[run]["overrides"]}
-        given[run] = {key: word for key, word in words.items() if key not in own}
-    telling = set()
-    for runs in models.values():
-        words = [given[run].items() for run in runs]
-        differ = {key for key, _ in set().union(*words) - set(words[0]).intersection(*words)}
-        telling |= {key for key in differ if not _shared(key, [configs[run] for run in runs])}
-    said = {run: {key: word for key, word in words.items() if key in telling} for run, words in given.items()}
-    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-    for run, words in said.items():
-        config = _without(OmegaConf.to_container(configs[run]), _untold(configs[run]))
-        groups.setdefault((metrics[run]["model"], *words.values()), []).append(config)
-    unsaid = dict.fromkeys(key for group in groups.values() for key in differing(group))
-    return {
-        run: " ".join([*words.values(), *_values(configs[run], [key for key in unsaid if key not in words])])
-        for run, words in said.items()
-    }
-
-
-def _untold(config: DictConfig) -> tuple[str, ...]:
-    """Keys in which runs of one label may differ.
-
-    Where the test has an end, runs that differ in its beginning alone are the years of a backtest.
-    """
-    backtest = config.data.get("split") == "date" and config.data.get("test_until") is not None
-    return (*UNTOLD, "data.test_from") if backtest else UNTOLD
-
-
-def _without(config: Any, keys: Sequence[str], prefix: str = "") -> dict[str, Any]:
-    """A configuration without some keys, and without what follows from the seed."""
-    return {
-        name: _without(value, keys, f"{prefix}{name}.") if isinstance(value, dict) and value else value
-        for name, value in config.items()
-        if name != "seed" and f"{prefix}{name}" not in keys
-    }
-
-
-def _shared(key: str, configs: Sequence[DictConfig]) -> bool:
-    """Whether all have the key, and the same value of it."""
-    values = [OmegaConf.select(config, key, default=_ABSENT) for config in configs]
-    return values[0] is not _ABSENT and all(value == values[0] for value in values)
-
-
-def _values(config: DictConfig, keys: Sequence[str]) -> list[str]:
-    """`key=value` of the keys that a configuration has."""
-    found = {key: OmegaConf.select(config, key, default=_ABSENT) for key in keys}
-    plain = {key: OmegaConf.to_object(value) if OmegaConf.is_config(value) else value for key, value in found.items()}
-    return [
-        f"{key}={value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
-        for key, value in plain.items()
-        if value is not _ABSENT
-    ]
-
-
 def _parts(rows: pd.DataFrame, metrics: dict[Path, dict[str, Any]]) -> dict[str, pd.DataFrame]:
     """Tables of parts of the split by label, by their titles: means over its runs, weighted with their examples."""
     found: list[tuple[str, str, str, float, int]] = []
@@ -436,9 +368,9 @@ def _shown(table: pd.DataFrame, scores: tuple[str, ...], reference: str) -> pd.D
 def _print_table(shown: pd.DataFrame, title: str) -> None:
     table = Table(title=title, title_justify="left")
     for name in shown:
-        table.add_column(str(name), justify="left" if name in ("model", "data") else "right", overflow="fold")
+        table.add_column(escape(str(name)), justify="left" if name in ("model", "data") else "right", overflow="fold")
     for row in shown.itertuples(index=False):
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     console = Console()
     (console if console.is_terminal else Console(width=200)).print(table)  # a log file wraps nothing
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 
@@ -15,7 +16,7 @@ def print_scores(metrics: dict[str, Any], folder: Path, console: Console) -> Non
     if metrics["sample"]:
         data += " (BUILT-IN SAMPLE DATA, not a real data set)"
     split = {"test": "Test", "val": "Validation"}[metrics["split"]]
-    table = Table(title=f"{split} scores of {metrics['model']} on {data}", title_justify="left")
+    table = Table(title=escape(f"{split} scores of {metrics['model']} on {data}"), title_justify="left")
     table.add_column("score")
     table.add_column("value", justify="right")
     for name, value in metrics["test"].items():
@@ -31,7 +32,7 @@ def print_scores(metrics: dict[str, Any], folder: Path, console: Console) -> Non
         kept = f"best: {metrics['best_epoch']}" if metrics["best_epoch"] else "no validation: the last weights"
         trained = f"{metrics['epochs']} epochs in {metrics['seconds']:.0f} s ({kept}), backend {metrics['backend']}"
     console.print(f"{metrics['parameters']:,} parameters, {trained}")
-    console.print(f"run folder: {folder}", soft_wrap=True)
+    console.print(f"run folder: {folder}", soft_wrap=True, markup=False)
 
 
 def _class_table(rows: list[dict[str, Any]]) -> Table:
@@ -39,5 +40,5 @@ def _class_table(rows: list[dict[str, Any]]) -> Table:
     for name in rows[0]:
         table.add_column(name, justify="left" if name == "class" else "right")
     for row in rows:
-        table.add_row(*(f"{value:.3f}" if isinstance(value, float) else str(value) for value in row.values()))
+        table.add_row(*(f"{value:.3f}" if isinstance(value, float) else escape(str(value)) for value in row.values()))
     return table

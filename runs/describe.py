@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from datamodules import DataError
 from datamodules.cleaning import duration
 from runs import figures
-from runs.build import build_datamodule, build_task, check_targets, load_task, plain
-from runs.checkpoints import BEST
+from runs.build import build_datamodule, build_task, check_targets, plain
 from runs.memory import NOTHING, examples, lag_below, memory_curve
+from runs.predict import load
 from runs.report import write_json
 from runs.schema import ConfigError, validate
 from tasks import Baseline, Task
@@ -63,8 +63,9 @@ def run(config: DictConfig) -> None:
         raise ConfigError(f"run=… is described as it was trained: leave out {' '.join(other)}")
     curves: dict[str, dict[str, Any]] = {}
     for folder in map(Path, folders):
-        saved = _saved_config(folder, settings["trust"])
-        task = load_task(folder / "checkpoints" / BEST, settings["trust"])
+        task = load({"run": folder, "checkpoint": "best", "trust": settings["trust"]}).task
+        saved: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+        saved["trust"] = settings["trust"]  # said on the command line, never by a folder that may be anybody's
         print_description(task, saved, f"Sizes and weights of {folder}.", console)
         batch, source = _inputs_of(task, saved, folder, settings["sequences"])
         if (curve := memory_curve(task, batch)) is not None:
@@ -77,7 +78,7 @@ def run(config: DictConfig) -> None:
         _print_memory(curves, console)
         figures.save(figures.memory(curves), output)
         write_json(output.with_suffix(".json"), curves)
-        console.print(f"memory: {output.with_suffix('.png')}, .svg, .json", soft_wrap=True)
+        console.print(f"memory: {output.with_suffix('.png')}, .svg, .json", soft_wrap=True, markup=False)
 
 
 def stand_ins(config: dict[str, Any]) -> dict[str, Any]:
@@ -109,7 +110,7 @@ def stand_ins(config: dict[str, Any]) -> dict[str, Any]:
 def print_description(task: Task, config: dict[str, Any], note: str, console: Console) -> None:
     """Print layers, equations, cost and backend of a task for a batch as large as the configuration's."""
     name, data = config["model"]["name"], config["data"]
-    console.print(f"\n[bold]{name}[/bold] for task={config['task']['name']}. {note}", soft_wrap=True)
+    console.print(f"\n[bold]{escape(name)}[/bold] for task={config['task']['name']}. {escape(note)}", soft_wrap=True)
     if isinstance(task.model, Baseline):
         console.print(escape(_docstring(task.model)), soft_wrap=True, highlight=False)
         fitted = f": {task.num_parameters:,} coefficients" if task.model.learned else ""
@@ -132,9 +133,9 @@ def print_description(task: Task, config: dict[str, Any], note: str, console: Co
     console.print("\n" + escape(_docstring(encoder.cells[0])), soft_wrap=True, highlight=False)
     _print_cost(task, batch["inputs"].shape[1], console)
     chosen = next(each for each, reason in reasons.items() if encoder.backend in ("auto", each) and reason is None)
-    console.print(f"backend={encoder.backend} runs it on [bold]{chosen}[/bold]")
+    console.print(f"backend={escape(encoder.backend)} runs it on [bold]{escape(chosen)}[/bold]")
     for faster in [*reasons][: [*reasons].index(chosen)]:
-        console.print(f"not on {faster}: {reasons[faster] or 'another was asked for'}", soft_wrap=True)
+        console.print(f"not on {faster}: {reasons[faster] or 'another was asked for'}", soft_wrap=True, markup=False)
 
 
 def _docstring(thing: Any) -> str:
@@ -236,25 +237,21 @@ def _used(cell: Any) -> set[str]:
     return {name for name, gradient in zip(names, gradients, strict=True) if gradient is not None}
 
 
-def _saved_config(folder: Path, trust: list[str]) -> dict[str, Any]:
-    path = folder / "config.yaml"
-    if not path.exists():
-        raise ConfigError(f"run={folder} is no run folder (it has no config.yaml)")
-    saved: Any = OmegaConf.to_container(OmegaConf.load(path))
-    return {**saved, "trust": trust}  # said on the command line, never by a folder that may be anybody's
-
-
 def _inputs_of(task: Task, saved: dict[str, Any], folder: Path, count: int) -> tuple[dict[str, Tensor], str]:
     """Examples of the split that the run was scored on, and in words what they are; random ones without its data."""
-    report = json.loads((folder / "data_report.json").read_text(encoding="utf-8"))
     split = saved["score_on"]
+    try:
+        known = json.loads((folder / "data_report.json").read_text(encoding="utf-8"))["sha256"]
+    except (OSError, ValueError, LookupError, TypeError):
+        log.warning(f"{folder}: data_report.json is damaged, so that the memory is measured on random inputs")
+        return random_batch(task, count), "drawn at random"
     try:
         datamodule = build_datamodule({**saved, "data": {**saved["data"], "on_missing": "error"}})
         datamodule.setup()
     except DataError as error:
         log.warning(f"{folder}: its data can't be read, so that the memory is measured on random inputs: {error}")
         return random_batch(task, count), "drawn at random"
-    if datamodule.report["sha256"] != report["sha256"]:
+    if datamodule.report["sha256"] != known:
         log.warning(f"{folder}: its data has changed, so that the memory is measured on random inputs")
         return random_batch(task, count), "drawn at random"
     loader = datamodule.test_dataloader() if split == "test" else datamodule.val_dataloader()
@@ -270,5 +267,5 @@ def _print_memory(curves: dict[str, dict[str, Any]], console: Console) -> None:
         for direction, norms in curve["norm"].items():
             lags = ("never" if (lag := lag_below(norms, share)) is None else str(lag) for share in (0.5, 0.01))
             longest = f"{norms[-1]:.1e}" if norms[-1] else f"under {NOTHING:.0e}"
-            table.add_row(label, inputs, direction, *lags, f"{longest} ({len(norms) - 1})")
+            table.add_row(escape(label), inputs, direction, *lags, f"{longest} ({len(norms) - 1})")
     console.print("\n", table, sep="")

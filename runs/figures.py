@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ CHINESE_FONTS = (
     "Arial Unicode MS",
 )
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito 2008
+MOST_CLASSES = 40  # whose names and counts a confusion matrix has room for
 
 
 @functools.cache
@@ -101,14 +103,18 @@ def loss_curves(history: pd.DataFrame, monitor: str, mode: str) -> Figure:
 
 
 def confusion_matrix(counts: Sequence[Sequence[int]], labels: Sequence[str], small: bool = False) -> Figure:
-    """Counts of truth (rows) by prediction (columns), coloured by the share of the row; small: the colours alone."""
+    """Counts of truth (rows) by prediction (columns), coloured by the share of the row; small: the colours alone.
+
+    Of more than `MOST_CLASSES`, only the colours, too, and some of the names: the figure grows no further.
+    """
     table = np.asarray(counts)
+    shown, every = min(len(labels), MOST_CLASSES), math.ceil(len(labels) / MOST_CLASSES)
     share = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
     cell = (0.25, 0.2) if small else (0.72, 0.62)
-    figure = _figure(1.8 + cell[0] * len(labels), 1.4 + cell[1] * len(labels))
+    figure = _figure(1.8 + cell[0] * shown, 1.4 + cell[1] * shown)
     axes = figure.subplots()
     image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    for row, column in [] if small else np.ndindex(*table.shape):
+    for row, column in [] if small or every > 1 else np.ndindex(*table.shape):
         dark = share[row, column] > 0.5
         axes.text(
             column,
@@ -120,8 +126,8 @@ def confusion_matrix(counts: Sequence[Sequence[int]], labels: Sequence[str], sma
             color="white" if dark else "black" if table[row, column] else "#bbbbbb",
         )
     text: Any = {"fontsize": 7} if small else {}
-    axes.set_xticks(range(len(labels)), labels, rotation=45, ha="right", **text)
-    axes.set_yticks(range(len(labels)), labels, **text)
+    axes.set_xticks(range(0, len(labels), every), labels[::every], rotation=45, ha="right", **text)
+    axes.set_yticks(range(0, len(labels), every), labels[::every], **text)
     axes.set(xlabel="prediction", ylabel="truth")
     axes.grid(visible=False)
     if small:

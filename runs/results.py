@@ -34,7 +34,8 @@ ARCHITECTURES = ("rnn", "gru", "lstm", "bilstm")
 def run(config: DictConfig) -> None:
     """Run the studies that aren't finished, one after the other, and write the page.
 
-    A study without runs in `folder` keeps the section that the page has of it, if that is of the same command.
+    A study without runs in `folder` keeps the section that the page has of it, if that is of the same command. One that
+    failed has none.
 
     Raises:
         ConfigError: an option is out of range, or `only` names an unknown study.
@@ -57,15 +58,21 @@ def run(config: DictConfig) -> None:
         log.info(f"study {number} of {len(chosen)}, {name}: python run.py -m {command}")
         place = _folder(folder, name, command).as_posix().replace("'", "\\'")
         words = ["-m", *shlex.split(command), f"hydra.sweep.dir='{place}'"]
-        code = subprocess.run([sys.executable, str(PROGRAM), *words], check=False).returncode
+        code = _sweep(words)
         if code in INTERRUPTED:
             raise SystemExit(code)
         if code:
             failed.append(name)
+            log.error(
+                f"error: {name} failed, and its section is left out; if its recipe has changed since its first runs, "
+                f"delete {_folder(folder, name, command)} or choose another folder=…"
+            )
     page = Path(settings["output"])
     before = _sections(page)
     sections = [INTRODUCTION]
     for name, study in studies.items():
+        if name in failed:  # what its folder or the page holds may be of another recipe
+            continue
         try:
             found = _section(study, _folder(folder, name, study["command"]), page)
         except Exception:  # the other studies are worth their page all the same
@@ -78,6 +85,20 @@ def run(config: DictConfig) -> None:
     log.info(f"wrote {page}" + (f"; failed: {', '.join(failed)}" if failed else ""))
     if failed:
         raise SystemExit(1)
+
+
+def _sweep(words: list[str]) -> int:
+    """The exit code of a sweep in a process of its own, which is told to stop, and waited for, when this one is."""
+    with subprocess.Popen([sys.executable, str(PROGRAM), *words]) as process:
+        try:
+            return process.wait()
+        except SystemExit:
+            process.terminate()
+            process.wait()
+            raise
+        except KeyboardInterrupt:  # which it got, too
+            process.wait()
+            raise
 
 
 INTRODUCTION = """# Results

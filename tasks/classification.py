@@ -46,9 +46,13 @@ class ClassificationTask(Task):
         dropout: on that vector.
         label_smoothing: share of a target's probability spread over all classes (Szegedy et al. 2016).
         consistency: weight of the `divergence` of two answers to a training text under different dropout; the
-            cross-entropy is then the mean of both (R-Drop: Liang et al. 2021). Doubles the time of a step.
+            cross-entropy is then the mean of both (R-Drop: Liang et al. 2021). The paper's alpha is twice this weight,
+            for it sums the cross-entropies. Doubles the time of a step.
         ngrams: options of `NgramVotes`, which are added to the logits if there are any n-grams.
         task_options: of `Task`.
+
+    Raises:
+        ValueError: `consistency` without any dropout.
     """
 
     def __init__(
@@ -75,6 +79,11 @@ class ClassificationTask(Task):
         self.votes: NgramVotes | None = None
         if baseline is None and ngrams is not None and ngrams["characters"] + ngrams["words"] > 0:
             self.votes = NgramVotes(len(classes), **ngrams)
+        if baseline is None and consistency and not _drops(self):
+            raise ValueError(
+                "task.consistency compares answers under different dropout, and there is none: set task.dropout, "
+                "task.inputs.dropout, task.inputs.token_dropout or model.encoder.dropout, or task.consistency=0"
+            )
         per_class: dict[str, Any] = {"num_classes": len(classes), "average": "none"}
         scores = MetricCollection(
             {
@@ -190,6 +199,13 @@ class ClassificationTask(Task):
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Class probabilities (B, classes)."""
         return (self.logits(batch) / self.temperature).softmax(dim=-1)
+
+
+def _drops(task: nn.Module) -> bool:
+    """Whether any part of a network drops something in training."""
+    names = ("p", "dropout", "token_dropout")  # p: of torch.nn.Dropout
+    values = [getattr(module, name, 0) for module in task.modules() for name in names]
+    return any(isinstance(value, float | int) and value > 0 for value in values)
 
 
 def divergence(logits: Tensor, other: Tensor) -> Tensor:

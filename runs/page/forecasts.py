@@ -74,9 +74,10 @@ def sections(found: TaskComparison) -> list[Section]:
 
 
 def _predictions(folders: Sequence[Path]) -> Predictions | None:
-    runs = [_read(folder) for folder in folders if (folder / "predictions.parquet").exists()]
-    if not runs:
+    known = [folder for folder in folders if (folder / "predictions.parquet").exists()]
+    if not known:
         return None
+    runs = [_read(folder, quantiles=folder == known[0]) for folder in known]
     both = pd.concat(
         [run[run.columns.intersection(["time", "target", "prediction", "seasonal_naive"])] for run in runs]
     )
@@ -88,10 +89,11 @@ def _predictions(folders: Sequence[Path]) -> Predictions | None:
     return Predictions(kept[np.isfinite(kept)], hours, runs[0], _step(folders[0]))
 
 
-def _read(folder: Path) -> pd.DataFrame:
+def _read(folder: Path, quantiles: bool) -> pd.DataFrame:
+    """The predictions of a run; their quantiles are many, and shown of one run alone."""
     file = folder / "predictions.parquet"
     wanted = ("origin", "step", "target", "prediction", "seasonal_naive")
-    names = [name for name in pq.read_schema(file).names if name in wanted or name.startswith("q0.")]
+    names = [name for name in pq.read_schema(file).names if name in wanted or (quantiles and name.startswith("q0."))]
     table = pd.read_parquet(file, columns=names)
     return table.assign(time=table["origin"] + table["step"] * _step(folder))
 

@@ -82,7 +82,7 @@ def predict(settings: dict[str, Any]) -> None:
         DataError: the input can't be used.
     """
     _check_request(settings)
-    trained = _load(settings)
+    trained = load(settings)
     for kind, names in OPTIONS.items():
         if kind != trained.kind and (given := [name for name in names if settings[name]]):
             raise ConfigError(f"{given[0]} is no option for {settings['run']}, a run of task={trained.kind}")
@@ -135,8 +135,13 @@ def _make_room(settings: dict[str, Any], kind: str) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
 
 
-def _load(settings: dict[str, Any]) -> Trained:
-    """The trained task of a run folder."""
+def load(settings: dict[str, Any]) -> Trained:
+    """The trained task of a run folder: of `settings` the options `run`, `checkpoint`, `trust`.
+
+    Raises:
+        ConfigError: it is no run folder, or its configuration is damaged.
+        CheckpointError: there are no weights that can be used.
+    """
     folder = Path(settings["run"])
     try:
         config: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))

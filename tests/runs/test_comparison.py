@@ -359,6 +359,15 @@ def test_runs_that_the_command_line_tells_apart_need_no_more_words_than_it_has(t
     assert labels_of(tmp_path, *recipes) == ["gru experiment=best", "gru experiment=plain"]
 
 
+def test_lists_in_labels_are_printed_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("data.features=[a,b]", "data.features=[/c]")
+    runs = [forecast_run(tmp_path / str(at), "gru", 0, [word], "2016-01-01", 1.0) for at, word in enumerate(words)]
+    write_comparison(tmp_path, runs)
+    printed = capsys.readouterr().out
+    assert "[a,b]" in printed
+    assert "[/c]" in printed
+
+
 def test_a_copy_of_a_run_counts_once_and_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     runs = [forecast_run(tmp_path / f"{seed}_gru", "gru", seed, [], "2016-01-01", 1.0 + seed) for seed in (0, 1)]
     runs.append(Path(shutil.copytree(runs[0], tmp_path / "copy")))

@@ -48,9 +48,9 @@ def config(finished: Finished) -> Callable[..., dict[str, Any]]:
     return change
 
 
-def described(config: dict[str, Any]) -> str:
+def described(config: dict[str, Any], note: str = "") -> str:
     stream = io.StringIO()
-    print_description(build_task(config, stand_ins(config)), config, "", Console(file=stream, width=200))
+    print_description(build_task(config, stand_ins(config)), config, note, Console(file=stream, width=200))
     return stream.getvalue()
 
 
@@ -104,6 +104,10 @@ def test_a_cell_of_ones_own_shows_its_own_docstring_and_what_it_leaves_unused(co
     assert "not on cpu: it knows RNNCell, GRUCell and LSTMCell, not Neighbour" in text
 
 
+def test_names_in_brackets_are_shown_as_they_are(config: Callable) -> None:
+    assert "[/sun] for task=cls. Of runs/[bold]." in described(config("cls", model__name="[/sun]"), "Of runs/[bold].")
+
+
 @pytest.mark.parametrize("model", ["fasttext_like", "persistence"])
 def test_models_without_recurrence_are_described_too(model: str, config: Callable) -> None:
     if model == "persistence":
@@ -153,10 +157,33 @@ def test_without_its_data_a_run_is_measured_on_random_inputs_and_that_is_said(
     assert json.loads((folder / "figures" / "memory.json").read_text(encoding="utf-8"))["lstm"]["sequences"] == 2
 
 
+@pytest.mark.parametrize("content", ["", "task: [", "[1, 2]"])
+def test_a_damaged_configuration_is_named(content: str, lab: Lab, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(content, encoding="utf-8")
+    outcome = lab.run("-cn", "describe", "run=.", folder=tmp_path)
+    assert outcome.code == 1, outcome.output
+    assert "config.yaml is damaged or not that of a run" in outcome.output
+    assert "Traceback" not in outcome.output
+
+
+@pytest.mark.slow
+def test_an_unfinished_run_without_a_report_of_its_data_is_described_and_that_is_said(
+    lab: Lab, finished: Finished, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(finished("forecast"), tmp_path / "run"))
+    (folder / "data_report.json").unlink()
+    (folder / "status.json").write_text('{"state": "running"}', encoding="utf-8")
+    outcome = lab.run("-cn", "describe", "run=run", "sequences=2", folder=tmp_path)
+    assert outcome.code == 0, outcome.output
+    assert "run has not finished: these are the weights so far" in outcome.output
+    assert "data_report.json is damaged, so that the memory is measured on random inputs" in outcome.output
+    assert "2 drawn at random" in outcome.output
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["run=nothing"], "run=nothing is no run folder (it has no config.yaml)"),
+        (["run=nothing"], "run=nothing is not a run folder: it has no config.yaml"),
         (["run=nothing", "model=lstm"], "leave out model=lstm"),
         (["sequences=0"], "sequences=0 is not allowed: it must be at least 1"),
         (["model=ridge"], "model=ridge is not for task=cls"),

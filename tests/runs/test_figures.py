@@ -78,6 +78,19 @@ def test_the_confusion_matrix_shows_the_counts_truth_by_row(tmp_path: Path) -> N
     assert not coloured[2].any()
 
 
+@pytest.mark.parametrize("small", [True, False])
+def test_the_confusion_matrix_of_very_many_classes_is_no_larger_and_has_some_of_the_names(small: bool) -> None:
+    few, many = (
+        figures.confusion_matrix(np.eye(count, dtype=int).tolist(), [f"class {at}" for at in range(count)], small)
+        for count in (40, 300)
+    )
+    assert many.get_size_inches().tolist() == few.get_size_inches().tolist()
+    axes = many.axes[0]
+    assert not axes.texts
+    assert [label.get_text() for label in axes.get_yticklabels()] == [f"class {at}" for at in range(0, 300, 8)]
+    assert axes.get_yticks().tolist() == list(range(0, 300, 8))
+
+
 def test_loss_curves_mark_the_best_epoch(tmp_path: Path) -> None:
     for monitor, mode, epoch, score in (("val/f1", "max", 2, 0.4), ("val/loss", "min", 2, 2.0)):
         figure = drawn(figures.loss_curves(HISTORY, monitor, mode), tmp_path / "loss")

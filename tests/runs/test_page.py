@@ -371,6 +371,22 @@ def test_the_error_by_lead_time_has_the_range_of_the_seeds_and_the_seasonal_naiv
     assert naive["y"] == pytest.approx(metrics[0]["seasonal_naive"]["mae_by_step"], rel=1e-4)
 
 
+def test_of_several_runs_quantiles_are_read_of_the_one_that_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = [forecast_run(tmp_path / str(seed), "gru", seed, quantiles=True) for seed in (0, 1, 2)]
+    (found,) = compare_runs(runs).tasks
+    read, original = {}, pd.read_parquet
+
+    def note(file: Path, columns: list[str]) -> pd.DataFrame:
+        read[file.parent.name] = sum(name.startswith("q0.") for name in columns)
+        return original(file, columns=columns)
+
+    monkeypatch.setattr(pd, "read_parquet", note)
+    forecasts.sections(found)
+    assert read == {"0": 5, "1": 0, "2": 0}
+
+
 def test_the_worst_windows_are_the_worst_that_share_no_target_and_have_their_past(tmp_path: Path) -> None:
     run = forecast_run(tmp_path / "a", "gru", quantiles=True)
     choice: Choice = named(forecasts.sections(found_of(run)), "Windows of")

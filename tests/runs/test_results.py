@@ -1,13 +1,22 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
-from runs.results import ARCHITECTURES
+from runs.results import ARCHITECTURES, _sweep, run
+from runs.schema import ResultsConfig
 from tests.runs.lab import ROOT, SMALL, Lab, Outcome
 
 STUDIES = yaml.safe_load((ROOT / "conf" / "results.yaml").read_text(encoding="utf-8"))["studies"]
@@ -94,6 +103,58 @@ def test_an_unknown_study_is_named(lab: Lab, tmp_path: Path) -> None:
     assert outcome.code == 1
     assert "only=['smal'] is unknown; studies are report_cls, best_cls" in outcome.output
     assert "Traceback" not in outcome.output
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_a_study_that_failed_has_no_section_for_its_table_may_be_another_recipes(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("runs.results._sweep", lambda _: code)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr("runs.results._section", lambda study, folder, page: "of whatever the folder holds")
+    page = tmp_path / "RESULTS.md"
+    page.write_text("# Results\n\n## A\n\n```\npython run.py -m model=gru\n```\n\nas it was\n", encoding="utf-8")
+    study = {"title": "A", "command": "model=gru"}
+    options = ResultsConfig(studies={"a": study}, folder=str(tmp_path / "studies"), output=str(page))
+    with nullcontext() if code == 0 else pytest.raises(SystemExit):
+        run(OmegaConf.structured(options))
+    text = page.read_text(encoding="utf-8")
+    assert "as it was" not in text
+    assert ("of whatever the folder holds" in text) == (code == 0)
+    remedy = rf"a failed.* delete {re.escape(str(tmp_path / 'studies'))}.a-\w+ or choose another folder="
+    assert bool(re.search(remedy, caplog.text)) == (code == 1)
+
+
+SWEEP = """
+import pathlib, signal, sys, time
+def stop(number, frame):
+    time.sleep(0.1)
+    pathlib.Path(sys.argv[1], "stopped").touch()
+    sys.exit(143)
+signal.signal(signal.SIGTERM, stop)
+pathlib.Path(sys.argv[1], "began").touch()
+time.sleep(20)
+"""
+
+
+def test_a_study_that_is_told_to_stop_has_its_time_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sweep.py").write_text(SWEEP, encoding="utf-8")
+    monkeypatch.setattr("runs.results.PROGRAM", tmp_path / "sweep.py")
+
+    def tell() -> None:
+        while not (tmp_path / "began").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        threading.Thread(target=tell).start()
+        with pytest.raises(SystemExit) as caught:
+            _sweep([str(tmp_path)])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert caught.value.code == 143
+    assert (tmp_path / "stopped").exists()
 
 
 @pytest.mark.parametrize("name", STUDIES)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -12,11 +13,13 @@ import pytest
 import torch
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
+from rich.console import Console
 from sklearn.metrics import f1_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from runs import schema
 from runs.build import build_datamodule, load_task, plain
+from runs.console import print_scores
 from tests.runs.lab import SECRET, SMALL, STEPS_PER_EPOCH
 
 TASKS = ("cls", "forecast")
@@ -167,3 +170,15 @@ def test_a_checkpoint_predicts_without_its_data_what_the_run_predicted(task: str
     else:
         written = table["prediction"].to_numpy().reshape(len(found), -1)
     np.testing.assert_allclose(found, written, rtol=1e-4, atol=1e-5)
+
+
+def test_names_in_brackets_are_shown_as_they_are_at_the_end_of_a_run() -> None:
+    metrics = {
+        **{"model": "[red]", "data": "[/sun]", "sample": False, "split": "test", "test": {"accuracy": 1.0}},
+        **{"per_class": [{"class": "T [degC]", "f1": 1.0, "support": 3}], "fast_dev_run": False, "backend": "cpu"},
+        **{"seconds": 1.0, "epochs": 1, "best_epoch": 1, "parameters": 5},
+    }
+    stream = io.StringIO()
+    print_scores(metrics, Path("runs") / "[bold]", Console(file=stream, width=200))
+    for name in ("[red]", "[/sun]", "T [degC]", str(Path("runs") / "[bold]")):
+        assert name in stream.getvalue()

@@ -202,6 +202,24 @@ def test_the_divergence_is_the_mean_of_both_relative_entropies() -> None:
     assert divergence(logits, logits + 3).abs() < 1e-12  # a shift of all logits changes no probability
 
 
+def test_consistency_without_any_dropout_is_refused_and_with_any_taken() -> None:
+    with pytest.raises(ValueError, match=r"task\.consistency.* set task\.dropout"):
+        build(consistency=1.0)
+    build(consistency=0.0)
+    build(consistency=1.0, dropout=0.1)
+    ngrams = {"characters": 1, "words": 0, "bits": 8, "scale": 1.0}
+    build(consistency=1.0, ngrams={**ngrams, "dropout": 0.1})
+    with pytest.raises(ValueError, match="consistency"):
+        build(consistency=1.0, ngrams={**ngrams, "dropout": 0.0})
+    facts = {"classes": CLASSES, "vocab_size": 9, "padding_index": 0, "unknown_index": 1}
+    common: Any = {"optimizer": partial(torch.optim.SGD, lr=0.1), "consistency": 1.0}
+    for embedding in ({"dropout": 0.1}, {"token_dropout": 0.1}):
+        inputs = partial(TokenEmbedding, embedding_dim=4, **embedding)
+        ClassificationTask(facts, inputs, partial(GRU, hidden_size=3), **common)
+    inputs = partial(TokenEmbedding, embedding_dim=4)
+    ClassificationTask(facts, inputs, partial(GRU, hidden_size=3, num_layers=2, dropout=0.1), **common)
+
+
 def test_consistency_compares_two_answers_under_different_dropout_in_training_alone() -> None:
     batch = {"inputs": torch.arange(2, 8).view(2, 3), "lengths": torch.tensor([3, 2]), "targets": torch.tensor([0, 3])}
     task = build(dropout=0.5, consistency=2.0, label_smoothing=0.1)
