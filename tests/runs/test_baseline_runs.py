@@ -19,7 +19,7 @@ BASELINES = {
 }
 QUICK = ("tfidf_svm", "seasonal_naive", "ridge")
 PAIRS = [
-    pytest.param(task, model, marks=[] if model in QUICK else pytest.mark.slow)
+    pytest.param(task, model, marks=[] if model in QUICK else pytest.mark.exhaustive)
     for task, models in BASELINES.items()
     for model in models
 ]

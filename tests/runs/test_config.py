@@ -152,7 +152,7 @@ def sweeps_of(experiment: str) -> list[list[str]]:
     return [[f"{each.key_or_group}={value}" for value in each.sweep_string_iterator()] for each in parsed]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "experiment", [each for each in options_of("experiment") if "ablation/" in each or "back" in each]
 )

@@ -474,8 +474,13 @@ def start(log: Path, *words: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "kill",
+    [
+        pytest.param(signal.SIGKILL, marks=pytest.mark.slow),
+        *(pytest.param(each, marks=pytest.mark.exhaustive) for each in (signal.SIGTERM, signal.SIGINT)),
+    ],
+)
 def test_killed_on_its_way_it_leaves_no_output(
     kill: signal.Signals, finished: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -497,7 +502,7 @@ def test_killed_on_its_way_it_leaves_no_output(
     assert sorted(path.name for path in place.iterdir()) == ["out.csv", "t.csv"]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.skipif(sys.platform == "win32", reason="no getrusage")
 @pytest.mark.parametrize("task", ["cls", "forecast"])
 def test_memory_does_not_grow_with_the_file(task: str, finished: Callable[[str], Path], tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def written(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, O
     return folder, write_results(lab, folder, "only=[broken,small]")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_study_that_fails_leaves_the_others_and_the_page_and_an_exit_code(written: tuple[Path, Outcome]) -> None:
     folder, outcome = written
     assert outcome.code == 1, outcome.output
@@ -50,7 +50,7 @@ def test_a_study_that_fails_leaves_the_others_and_the_page_and_an_exit_code(writ
     assert "## Own broken" not in page
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_page_holds_commands_tables_figures_and_what_the_numbers_say(written: tuple[Path, Outcome]) -> None:
     folder, _ = written
     page = (folder / "RESULTS.md").read_text(encoding="utf-8")
@@ -69,7 +69,7 @@ def test_the_page_holds_commands_tables_figures_and_what_the_numbers_say(written
     assert f"{recalls.min():.3f}, " in page
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_what_has_finished_is_not_run_again(lab: Lab, written: tuple[Path, Outcome]) -> None:
     folder, _ = written
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("metrics.json")}
@@ -80,7 +80,7 @@ def test_what_has_finished_is_not_run_again(lab: Lab, written: tuple[Path, Outco
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("metrics.json")} == before
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_study_whose_runs_are_elsewhere_keeps_its_section_while_its_command_is_the_same(
     lab: Lab, written: tuple[Path, Outcome]
 ) -> None:

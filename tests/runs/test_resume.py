@@ -146,8 +146,9 @@ def test_a_run_killed_anywhere_ends_with_the_same_weights(
     assert result_of(tmp_path / "killed") == result_of(finished(task))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("before", "after"), [(0, 2), (2, 0)])
+@pytest.mark.parametrize(
+    ("before", "after"), [pytest.param(0, 2, marks=pytest.mark.slow), pytest.param(2, 0, marks=pytest.mark.exhaustive)]
+)
 def test_the_number_of_loader_workers_may_change_between_kill_and_resume(
     before: int, after: int, lab: Lab, finished: Finished, tmp_path: Path
 ) -> None:
