@@ -30,6 +30,7 @@ from tasks.forecasting import error_scores
 log = logging.getLogger(__name__)
 
 DRAWN, PRINTED = 6, 8  # forecasts in the figure, steps on the console
+COLUMNS = 2  # of the lowest quantiles, and as many of the highest, on the console
 
 
 @dataclass(frozen=True)
@@ -225,10 +226,11 @@ def _draw(task: Any, found: Forecasts, output: Path) -> None:
 
 
 def _print_forecast(task: Any, found: Forecasts, times: np.ndarray, output: Path, seconds: float) -> None:
-    table = Table("time", task.facts["target"], *(f"{100 * level:g}%" for level in task.levels), box=None)
+    few = [*dict.fromkeys([*range(len(task.levels))[:COLUMNS], *range(len(task.levels))[-COLUMNS:]])]
+    table = Table("time", task.facts["target"], *(f"{100 * task.levels[at]:g}%" for at in few), box=None)
     horizon = len(times)
     for step in np.unique(np.linspace(0, horizon - 1, min(PRINTED, horizon)).astype(int)):
-        numbers = [found.forecast[0, step], *(found.quantiles[0, step] if task.levels else [])]
+        numbers = [found.forecast[0, step], *found.quantiles[0, step, few]] if few else [found.forecast[0, step]]
         table.add_row(moment(times[step])[:16], *(f"{value:.2f}" for value in numbers))
     shown = console()
     shown.print(f"from {moment(found.origin[0])}", highlight=False)
