@@ -177,7 +177,7 @@ def test_four_processes_that_start_together_compile_once(tmp_path):
 
 
 @compiled
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_no_byte_outside_the_tensors_is_touched(tmp_path):
     runtime = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True).stdout.strip()
     if not Path(runtime).is_absolute():

@@ -85,7 +85,7 @@ OTHERS = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", OTHERS)
 def test_reviews_are_predicted_as_votes_and_baselines_did_in_their_test(kind: str, lab: Lab, tmp_path: Path) -> None:
     words = [word for word in SMALL["cls"] if not word.startswith(("model", "data.tokenizer"))]

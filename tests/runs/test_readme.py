@@ -48,7 +48,6 @@ def commands(page: str) -> list[str]:
 
 
 RUNS = [line for line in commands("README.md") if line.startswith("python run.py")]
-LONG = (" -m ", "experiment=", "benchmark")  # in a command that trains several models, or long
 
 
 @pytest.fixture
@@ -86,13 +85,8 @@ def smaller(words: list[str]) -> list[str]:
     return [*words, *TRAINING, *(["data.stride=20"] if own and size is FORECAST else [] if own else size)]
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        pytest.param(line, marks=pytest.mark.exhaustive if any(word in line for word in LONG) else pytest.mark.slow)
-        for line in RUNS
-    ],
-)
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("command", RUNS)
 def test_every_command_of_the_page_runs(command: str, lab: Lab, desk: Path) -> None:
     words = shlex.split(command)[2:]
     if "data.time_column=time" in words:
