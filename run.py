@@ -24,16 +24,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from runs import schema
 
-PROGRAMS = {
-    "benchmark": "runs.benchmark",
-    "describe": "runs.describe",
-    "docs": "runs.docs",
-    "predict": "runs.predict",
-    "report": "runs.page",
-    "results": "runs.results",
-}
-"""What a configuration is for, by its name; others are runs."""
-
 
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")
 def job(config: DictConfig) -> float | None:
@@ -47,7 +37,8 @@ def job(config: DictConfig) -> float | None:
             raise
         sys.exit(f"error: {error}")
     with without_scipy_signal():
-        program = import_module(PROGRAMS.get(HydraConfig.get().job.config_name or "", "runs.job"))
+        _, module = schema.PROGRAMS.get(HydraConfig.get().job.config_name or "", (schema.Config, "runs.job"))
+        program = import_module(module)
     collect_garbage()
     return program.run(config)
 

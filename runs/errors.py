@@ -10,21 +10,7 @@ from dataclasses import fields
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
-from runs.schema import (
-    SCHEMAS,
-    BenchmarkConfig,
-    Config,
-    ConfigError,
-    DescribeConfig,
-    DocsConfig,
-    PredictConfig,
-    ReportConfig,
-    ResultsConfig,
-    defaults,
-)
-
-PROGRAMS = (BenchmarkConfig, DescribeConfig, DocsConfig, PredictConfig, ReportConfig, ResultsConfig)
-"""The schemas of what isn't a run, each called after its program."""
+from runs.schema import PROGRAMS, SCHEMAS, Config, ConfigError, defaults
 
 
 class CheckpointError(RuntimeError):
@@ -92,7 +78,8 @@ def _suggestion(message: str) -> str:
     if match is None:
         return ""
     wrong = match[1]
-    program = next((each for each in PROGRAMS if f"not in '{each.__name__}'" in message), Config)
+    of = {each: name for name, (each, _) in PROGRAMS.items() if f"not in '{each.__name__}'" in message}
+    program = next(iter(of), Config)
     known = [item.name for item in fields(program)]
     if issubclass(program, Config):
         known = list(dict.fromkeys([*SCHEMAS, *defaults(), *known]))
@@ -107,5 +94,5 @@ def _suggestion(message: str) -> str:
     for group in set(SCHEMAS).intersection(known):  # modle is rather model than task.mode
         closeness[group] += 0.1
     best = max(closeness, key=lambda key: (closeness[key], -len(key)))
-    chosen = "" if program is Config else f" -cn {program.__name__.removesuffix('Config').lower()}"
+    chosen = f" -cn {of[program]}" if program in of else ""
     return f"Did you mean {best}?" if closeness[best] > 0.7 else f"python run.py{chosen} --cfg job shows all keys."

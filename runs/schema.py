@@ -465,16 +465,24 @@ SCHEMAS: dict[str, list[type]] = {
 """The schemas that the files of each group of `conf/` build on."""
 
 
+PROGRAMS: dict[str, tuple[type, str]] = {
+    "benchmark": (BenchmarkConfig, "runs.benchmark"),
+    "describe": (DescribeConfig, "runs.describe"),
+    "docs": (DocsConfig, "runs.docs"),
+    "predict": (PredictConfig, "runs.predict"),
+    "report": (ReportConfig, "runs.page"),
+    "results": (ResultsConfig, "runs.results"),
+}
+"""What a configuration is for, by its name: its schema, and the module whose `run` takes it; any other is a run."""
+
+
 def register() -> None:
     """Make the schemas known to Hydra."""
     store = ConfigStore.instance()
     for schema in (Config, DescribeConfig):
         store.store(group="schema", name=schema.__name__, node=schema)
-    store.store(name="BenchmarkConfig", node=BenchmarkConfig)
-    store.store(name="ResultsConfig", node=ResultsConfig)
-    store.store(name="DocsConfig", node=DocsConfig)
-    store.store(name="ReportConfig", node=ReportConfig)
-    store.store(name="PredictConfig", node=PredictConfig)
+    for schema, _ in PROGRAMS.values():
+        store.store(name=schema.__name__, node=schema)
     for schemas in SCHEMAS.values():
         for schema in schemas:
             store.store(group="schema", name=schema.__name__, node=schema)

@@ -18,7 +18,6 @@ from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ValidationError
 
-import run
 from runs import job, schema
 from runs.build import build_datamodule, build_task, instantiate, load_task, plain
 from runs.checkpoints import AtomicCheckpointIO
@@ -324,7 +323,7 @@ PROGRAMS = {
 
 
 def test_a_misspelt_option_of_every_program_is_explained_with_its_own() -> None:
-    assert PROGRAMS.keys() == run.PROGRAMS.keys()
+    assert PROGRAMS.keys() == schema.PROGRAMS.keys()
     for program, option in PROGRAMS.items():
         for wrong, expected in {
             f"{option}s": f"Did you mean {option}?",
