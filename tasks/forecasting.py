@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -40,9 +41,8 @@ class ForecastingTask(Task):
     is then the median. Every other quantile is shifted, per step, so that its share of the validation split's truths
     lies below it (split conformal prediction: Romano et al. 2019). With `tracking`, the shifts go on learning while the
     test's windows are forecast, each from the truths that were known by then; see `track`. Further scores: `crps`, the
-    continuous ranked probability score as twice the mean pinball loss over the levels (evenly spaced, please), in the
-    target's unit; and for the widest interval between two levels, say 5% and 95%, `coverage_90` and `width_90`, also by
-    day.
+    continuous ranked probability score in the target's unit (see `quantile_crps`); and for the widest interval between
+    two levels, say 5% and 95%, `coverage_90` and `width_90`, also by day.
 
     Args:
         facts: of the data: `num_features`, `horizon`, `season_length`, `step_hours`, `target_mean`, `target_std`.
@@ -206,8 +206,7 @@ class ForecastingTask(Task):
     def _score_quantiles(self, forecasts: Tensor, targets: Tensor, days: Tensor) -> None:
         """Scores of calibrated quantiles (N, H, Q) against the truth (N, H)."""
         levels = self.levels
-        losses = pinball(forecasts, targets, levels).double()
-        self.scores["crps"] = 2 * losses.mean().item()
+        self.scores["crps"] = quantile_crps(forecasts, targets, levels).mean(dtype=torch.float64).item()
         below = (targets.unsqueeze(-1) <= forecasts).double()
         self.details["share_below_quantile"] = {
             f"{level:g}": below[..., number].mean().item() for number, level in enumerate(levels)
@@ -308,3 +307,15 @@ def pinball(quantiles: Tensor, targets: Tensor, levels: Sequence[float]) -> Tens
     missed = targets.unsqueeze(-1) - quantiles
     shares = missed.new_tensor(levels)
     return torch.maximum(shares * missed, (shares - 1) * missed)
+
+
+def quantile_crps(quantiles: Tensor, targets: Tensor, levels: Sequence[float]) -> Tensor:
+    """The continuous ranked probability score of quantiles (B, H, Q) at Q levels for truths (B, H), each (B, H).
+
+    CRPS = 2 * integral over q in (0, 1) of the pinball loss at q (Gneiting and Ranjan 2011), where each level stands
+    for all that are nearest to it. A plain mean over the levels 0.05, 0.10, ..., 0.95 leaves out the tails, whose
+    losses are small, and is 5% too high where forecasts are normal and right; this is 1.6% too high.
+    """
+    edges = [0.0, *((low + high) / 2 for low, high in pairwise(levels)), 1.0]
+    widths = targets.new_tensor([high - low for low, high in pairwise(edges)])
+    return 2 * (widths * pinball(quantiles, targets, levels)).sum(dim=-1)

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torchmetrics.regression import ContinuousRankedProbabilityScore
 
 from rnn_cells import GRU
 from tasks import ForecastingTask, Identity
-from tasks.forecasting import seasonal_naive, track
+from tasks.forecasting import quantile_crps, seasonal_naive, track
 
 FACTS = {
     "num_features": 3,
@@ -269,7 +271,8 @@ def test_scores_of_quantiles_match_their_formulas() -> None:
     assert task.scores["mae"] == pytest.approx(np.abs(answers[..., 2] - truth).mean(), rel=1e-6)
     missed = truth[..., None] - answers
     losses = np.maximum(np.array(LEVELS) * missed, (np.array(LEVELS) - 1) * missed)
-    assert task.scores["crps"] == pytest.approx(2 * np.mean(losses), rel=1e-6)
+    widths = np.array([0.075, 0.225, 0.4, 0.225, 0.075])  # of what lies nearest to 0.05, 0.1, 0.5, 0.9, 0.95
+    assert task.scores["crps"] == pytest.approx(2 * (losses * widths).sum(axis=-1).mean(), rel=1e-6)
     for share, low, high in (("90", 0, 4), ("80", 1, 3)):
         inside = (answers[..., low] <= truth) & (truth <= answers[..., high])
         assert task.scores[f"coverage_{share}"] == pytest.approx(inside.mean())
@@ -280,6 +283,29 @@ def test_scores_of_quantiles_match_their_formulas() -> None:
     assert [name for name in map(str, frame) if name.startswith("q")] == ["q0.05", "q0.1", "q0.5", "q0.9", "q0.95"]
     np.testing.assert_array_equal(frame["q0.9"], forecasts[..., 3].flatten())
     np.testing.assert_array_equal(frame["prediction"], forecasts[..., 2].flatten())
+
+
+def test_the_crps_of_evenly_spaced_quantiles_is_that_of_an_ensemble_of_them() -> None:
+    generator = torch.Generator().manual_seed(5)
+    levels = [(number + 0.5) / 15 for number in range(15)]
+    members = torch.randn(200, 15, generator=generator).sort(dim=-1).values
+    truth = torch.randn(200, generator=generator)
+    oracle = ContinuousRankedProbabilityScore()(members, truth)
+    torch.testing.assert_close(quantile_crps(members[:, None], truth[:, None], levels).mean(), oracle)
+
+
+@pytest.mark.parametrize(
+    ("levels", "closeness"),
+    [([number / 20 for number in range(1, 20)], 0.02), ([(number + 0.5) / 25 for number in range(25)], 0.005)],
+)
+def test_the_crps_of_a_normal_distributions_quantiles_is_its_closed_form(levels: list[float], closeness: float) -> None:
+    truth = torch.randn(100_000, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    normal = torch.distributions.Normal(truth.new_tensor(0.0), truth.new_tensor(1.0))
+    z = truth[:, 0]
+    density, below = normal.log_prob(z).exp(), normal.cdf(z)
+    expected = (z * (2 * below - 1) + 2 * density - 1 / math.sqrt(math.pi)).mean().item()
+    quantiles = normal.icdf(truth.new_tensor(levels)).expand(len(truth), 1, -1)
+    assert quantile_crps(quantiles, truth, levels).mean().item() == pytest.approx(expected, rel=closeness)
 
 
 def tracked_by_hand(
