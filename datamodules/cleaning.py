@@ -119,6 +119,7 @@ def clean(
     time_column: str,
     time_format: str,
     columns: Sequence[str],
+    decimal: str = ".",
     source: str = "the table",
     **rules: Any,
 ) -> CleanSeries:
@@ -129,6 +130,7 @@ def clean(
         time_column: where the timestamp is.
         time_format: how it is written (`strptime`); a zone in it (`%z`) is converted to UTC.
         columns: the numeric columns to keep.
+        decimal: what stands before a number's fraction, a point or a comma.
         source: named in errors.
         rules: of `arrange`.
 
@@ -136,7 +138,7 @@ def clean(
         DataError: an unreadable time or number (with its line), a `step` that does not fit, or forbidden duplicates.
     """
     times = parse_times(frame, time_column, time_format, source)
-    rows = Rows(times, parse_numbers(frame, columns, source), lines_of(frame))
+    rows = Rows(times, parse_numbers(frame, columns, source, decimal), lines_of(frame))
     return arrange(rows, columns=columns, source=source, **rules)
 
 

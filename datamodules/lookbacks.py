@@ -80,13 +80,17 @@ class Lookbacks:
         span = int(self.series.times[-1].astype(np.int64) - self.series.times[0].astype(np.int64))
         return (span - (self.lookback - 1) * self.series.step) // every + 1
 
+    @property
+    def wanted(self) -> np.ndarray:
+        """The times of the last lookback, datetime64[us] (L,)."""
+        return self.series.times[-1] - np.arange(self.lookback)[::-1] * np.timedelta64(self.series.step, "us")
+
     def lacking(self) -> str:
         """What the last lookback lacks; empty if it is complete."""
         last = len(self.series.times) - 1
         if len(self.origins) and self.origins[-1] == last:
             return ""
-        step = np.timedelta64(self.series.step, "us")
-        wanted = self.series.times[last] - np.arange(self.lookback)[::-1] * step
+        wanted = self.wanted
         absent = wanted[~np.isin(wanted, self.series.times)]
         parts = [f"{len(absent)} of {self.lookback} readings ({_times(absent)})"] if len(absent) else []
         rows = np.flatnonzero(np.isin(self.series.times, wanted))

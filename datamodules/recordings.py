@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -14,6 +15,8 @@ from .sources import LINE, DataError
 from .streaming import TableStream
 
 CHUNK = 20_000  # rows parsed at once
+NO_READING = ("", "nan", "na", "n/a", "#n/a", "null", "none", "-", "--")
+"""What stands in a cell without a reading, in lower case; numbers that mean it are `missing_values`."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ def read_recordings(
     time_column: str,
     time_format: str,
     columns: Sequence[str],
+    decimal: str = ".",
     span: int | None = None,
     progress: Callable[[], object] = lambda: None,
 ) -> Rows:
@@ -45,6 +49,7 @@ def read_recordings(
         time_column: where the time is.
         time_format: how it is written (`strptime`).
         columns: the numeric columns to keep.
+        decimal: what stands before a number's fraction, a point or a comma.
         span: microseconds; rows that are older than the newest by as much or more are forgotten on the way, so that
             memory stays flat.
         progress: called after every part.
@@ -63,7 +68,7 @@ def read_recordings(
         fresh = np.ones(len(times), dtype=bool) if span is None else times > newest - span
         if fresh.any():
             part = frame[fresh]
-            parts.append(Rows(times[fresh], parse_numbers(part, columns, str(table.path)), lines_of(part)))
+            parts.append(Rows(times[fresh], parse_numbers(part, columns, str(table.path), decimal), lines_of(part)))
         if span is not None:
             parts = [part.take(part.times > newest - span) for part in parts if part.times.max() > newest - span]
         progress()
@@ -119,8 +124,8 @@ def parse_times(frame: pd.DataFrame, column: str, time_format: str, source: str)
     return micro(parsed.dt.tz_localize(None).to_numpy())
 
 
-def parse_numbers(frame: pd.DataFrame, columns: Sequence[str], source: str) -> np.ndarray:
-    """float64 (rows, columns), NaN for empty cells.
+def parse_numbers(frame: pd.DataFrame, columns: Sequence[str], source: str, decimal: str = ".") -> np.ndarray:
+    """float64 (rows, columns), NaN for cells that are empty or hold one of `NO_READING`.
 
     Raises:
         DataError: a cell that is no number, with its line.
@@ -128,15 +133,20 @@ def parse_numbers(frame: pd.DataFrame, columns: Sequence[str], source: str) -> n
     values = np.empty((len(frame), len(columns)))
     for position, name in enumerate(columns):
         cells = frame[name]
+        if decimal != "." and not pd.api.types.is_numeric_dtype(cells):
+            cells = cells.astype(str).str.replace(decimal, ".")
         numbers = pd.to_numeric(cells, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
         suspects = np.flatnonzero(~np.isfinite(numbers))
         texts = cells.iloc[suspects].astype(str).str.strip()
-        empty = texts.str.lower().isin(["", "nan"]).to_numpy(dtype=bool)
+        empty = texts.str.lower().isin(NO_READING).to_numpy(dtype=bool)
         if not empty.all():
             row = suspects[~empty][0]
+            cell = frame[name].iloc[row]
+            commas = decimal == "." and re.fullmatch(r"\s*[-+]?\d+,\d+\s*", str(cell))
+            remedy = "set data.decimal=',' for such numbers" if commas else "correct it"
             raise DataError(
-                f"{source}, line {lines_of(frame)[row]}: {cells.iloc[row]!r} in column {name!r} is not a number "
-                f"({int((~empty).sum())} such cells); correct it, or leave the cell empty if the value is missing"
+                f"{source}, line {lines_of(frame)[row]}: {cell!r} in column {name!r} is not a number "
+                f"({int((~empty).sum())} such cells); {remedy}, or leave the cell empty if the value is missing"
             )
         values[:, position] = numbers
     return values

@@ -69,6 +69,7 @@ class SeriesDataModule(pl.LightningDataModule):
         on_missing: str = "sample",
         encoding: str = "utf-8",
         separator: str = ",",
+        decimal: str = ".",
         time_column: str = "Date Time",
         time_format: str = "%d.%m.%Y %H:%M:%S",
         target: str = "T (degC)",
@@ -111,6 +112,7 @@ class SeriesDataModule(pl.LightningDataModule):
         self._split, self._reach_back, self._fractions = split, reach_back, (val_fraction, test_fraction)
         self._batching: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "seed": seed}
         one_of(
+            decimal=(decimal, (".", ",")),
             missing=(missing, ("drop", "ffill")),
             duplicates=(duplicates, ("first", "last", "mean", "error")),
             resample=(resample, ("sample", "mean")),
@@ -125,6 +127,7 @@ class SeriesDataModule(pl.LightningDataModule):
             "time_column": time_column,
             "time_format": time_format,
             "columns": list(dict.fromkeys(column for column in columns if wind is None or column not in WIND)),
+            "decimal": decimal,
             "wind": dict(wind) if wind is not None else None,
             "missing_values": list(missing_values or ()),
             "step": step,
@@ -301,10 +304,28 @@ class SeriesDataModule(pl.LightningDataModule):
                 f"{found[name]['dropped_missing']} windows were dropped for missing values"
                 + (f" (of column {worst!r}, {lost.max()} are missing). " if lost.any() else ". ")
                 + "The data run from "
-                f"{series.times[0]} to {series.times[-1]}: move the split (data.val_from, data.test_from, "
+                f"{series.times[0]} to {series.times[-1]}: "
+                + self._fill(found[name])
+                + "move the split (data.val_from, data.test_from, "
                 "data.test_until; or data.split=fraction, and the fractions) or shorten data.lookback"
                 + self._remedy(series)
             )
+        for name in SPLITS:
+            lost = found[name]["dropped_missing"] + found[name]["dropped_across_gap"]
+            if lost > found[name]["windows"]:
+                logger.warning(
+                    "%s: %d of %d windows of the %s split are left out for what is missing in them; %sshorten "
+                    "data.lookback",
+                    *(self.name, lost, lost + found[name]["windows"], name, self._fill(found[name])),
+                )
+
+    def _fill(self, of_split: Mapping[str, Any]) -> str:
+        """What to do about missing values."""
+        if not of_split["dropped_missing"]:
+            return ""
+        if self._missing == "ffill":
+            return f"raise data.fill_limit={self._fill_limit}, "
+        return f"data.missing=ffill carries the last value on for up to {self._fill_limit} steps (data.fill_limit), or "
 
     def _remedy(self, series: CleanSeries) -> str:
         """What to do about gaps that taking every k-th row makes of single missing rows."""

@@ -2,11 +2,13 @@
 
 A table of predictions is what `predictions.parquet` holds. Of a classification, a row per text, with `target`,
 `prediction` and `p(class)` for every class; of a forecast, a row per window and step, with `origin` (the time of the
-window's last input), `first_target`, `step`, `target`, `prediction` and `seasonal_naive`.
+window's last input), `first_target`, `step`, `target`, `prediction`, `seasonal_naive` and, if it has quantiles, `q0.05`
+and the like.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -22,12 +24,19 @@ def scores(task: str, predictions: pd.DataFrame) -> dict[str, float]:
     if task == "forecast":
         import torch  # comparisons are imported before a configuration is found to be right, which shouldn't take long
 
-        from tasks.forecasting import error_scores
+        from tasks.forecasting import error_scores, quantile_crps
 
         truth = predictions["target"].to_numpy(np.float64)
         naive = predictions.get("seasonal_naive", pd.Series(np.nan, predictions.index))  # older runs have kept none
         errors = (predictions["prediction"].to_numpy(np.float64) - truth, np.abs(naive.to_numpy(np.float64) - truth))
-        return error_scores(*map(torch.from_numpy, errors))
+        found = error_scores(*map(torch.from_numpy, errors))
+        if names := quantiles_of(predictions):
+            quantiles = torch.from_numpy(predictions[[*names]].to_numpy(np.float64, copy=True))
+            found["crps"] = quantile_crps(quantiles, torch.tensor(truth), [*names.values()]).mean().item()
+        if {"q0.1", "q0.9"} <= set(predictions):
+            inside = (predictions["q0.1"] <= predictions["target"]) & (predictions["target"] <= predictions["q0.9"])
+            found["coverage_80"] = float(inside.mean())
+        return found
     classes = classes_of(predictions)
     truth, answer = predictions["target"].to_numpy(), predictions["prediction"].to_numpy()
     right = np.array([((truth == name) & (answer == name)).sum() for name in classes])
@@ -36,6 +45,12 @@ def scores(task: str, predictions: pd.DataFrame) -> dict[str, float]:
     each["f1"] = 2 * right / np.maximum(found + held, 1)
     macro = {f"{name}_macro": float(of_classes.mean()) for name, of_classes in each.items()}
     return {"accuracy": float((truth == answer).mean()), **macro}
+
+
+def quantiles_of(predictions: pd.DataFrame) -> dict[str, float]:
+    """The columns of a forecast's table that hold quantiles, and their levels, rising."""
+    found = {name: float(name[1:]) for name in map(str, predictions) if re.fullmatch(r"q0\.\d+", name)}
+    return dict(sorted(found.items(), key=lambda pair: pair[1]))
 
 
 def classes_of(predictions: pd.DataFrame) -> list[str]:
@@ -83,7 +98,10 @@ def average(task: str, runs: Sequence[pd.DataFrame]) -> pd.DataFrame | None:
     same = ["target", *(["row"] if task == "cls" else ["origin", "step"])]
     if any(not run[same].equals(first[same]) for run in runs[1:]):
         return None
-    names = ["prediction"] if task == "forecast" else [f"p({name})" for name in classes_of(first)]
+    if task == "cls":
+        names = [f"p({name})" for name in classes_of(first)]
+    else:  # quantiles are averaged level by level (Vincent 1912)
+        names = ["prediction", *(name for name in quantiles_of(first) if all(name in run for run in runs))]
     mean = first[[*same, *first.columns.intersection(["seasonal_naive"])]].copy()
     mean[names] = np.mean([run[names].to_numpy() for run in runs], axis=0)
     if task == "cls":

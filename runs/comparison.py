@@ -30,6 +30,8 @@ SCORES = {
     "cls": ("accuracy", "precision_macro", "recall_macro", "f1_macro"),
     "forecast": ("mae", "median_ae", "rmse", "bias", "skill"),
 }
+FURTHER = {"cls": (), "forecast": ("crps", "coverage_80")}
+"""Scores that are shown if any run has them."""
 MAIN = {"cls": "f1_macro", "forecast": "mae"}
 """The score that sums a model up."""
 TESTED = {"cls": "accuracy", "forecast": "mae"}
@@ -90,6 +92,11 @@ class TaskComparison:
     table: pd.DataFrame
     reference: str
     parts: dict[str, pd.DataFrame]
+
+    @property
+    def scores(self) -> tuple[str, ...]:
+        """The scores that are shown."""
+        return _shown_scores(self.task, self.rows)
 
     @property
     def split(self) -> str:
@@ -157,9 +164,13 @@ def compare_runs(runs: Sequence[Path]) -> Comparison:
         told = variants(of_task, statuses, configs)
         rows = _once(pd.DataFrame([_row(run, of_run, told[run]) for run, of_run in of_task.items()]), configs)
         of_task = {run: of_task[run] for run in rows["folder"]}
-        table, reference = _with_predictions(summarise(rows, SCORES[task]), rows, task)
+        table, reference = _with_predictions(summarise(rows, _shown_scores(task, rows)), rows, task)
         tasks.append(TaskComparison(task, rows, of_task, table, reference, _parts(rows, of_task)))
     return Comparison(tasks, {run: status for run, status in statuses.items() if run not in metrics})
+
+
+def _shown_scores(task: str, rows: pd.DataFrame) -> tuple[str, ...]:
+    return (*SCORES[task], *(name for name in FURTHER[task] if name in rows))
 
 
 def _read_json(file: Path, keys: Sequence[str]) -> dict[str, Any]:
@@ -214,7 +225,7 @@ def write_comparison(folder: Path, runs: Sequence[Path]) -> None:
     for found in comparison.tasks:
         suffix = "" if len(comparison.tasks) == 1 else f"_{found.task}"
         found.table.to_csv(folder / f"comparison{suffix}.csv", index=False)
-        shown = _shown(found.table, SCORES[found.task], found.reference)
+        shown = _shown(found.table, found.scores, found.reference)
         title = f"Scores of the {found.split} split, {found.task}: mean ± standard deviation over runs"
         _print_table(shown, title)
         texts += [title, shown.to_markdown(index=False, disable_numparse=True)]
@@ -270,7 +281,7 @@ def _with_predictions(table: pd.DataFrame, rows: pd.DataFrame, task: str) -> tup
         if several and (mean := average(task, of_label)) is not None:
             name = f"{line['label']}, {len(group)} seeds averaged"
             cost = {"parameters": group["parameters"].sum(), "seconds_per_epoch": group["seconds_per_epoch"].sum()}
-            spread = dict.fromkeys((f"{score}_std" for score in SCORES[task]), np.nan)
+            spread = dict.fromkeys((name for name in line if name.endswith("_std")), np.nan)
             reference = reference or of_label  # the reference's own seeds, apart
             tested = _difference(task, [mean], reference, opponent or line["label"])
             lines.append(line | {"label": name} | spread | cost | scores(task, mean) | tested)
@@ -309,11 +320,11 @@ def _difference(
 
 def _predictions(task: str, rows: pd.DataFrame) -> list[pd.DataFrame]:
     """The tables of some runs, without what no score needs: those of forecasts are long."""
-    needed = {"forecast": {"origin", "step", "target", "prediction", "seasonal_naive"}}.get(task)
+    unneeded = {"forecast": {"index", "first_target"}}.get(task, set())
     files = [folder / "predictions.parquet" for folder in rows["folder"]]
     names = [pq.read_schema(file).names for file in files]
     return [
-        pd.read_parquet(file, columns=[name for name in held if needed is None or name in needed])
+        pd.read_parquet(file, columns=[name for name in held if name not in unneeded])
         for file, held in zip(files, names, strict=True)
     ]
 
@@ -339,6 +350,9 @@ def _parts(rows: pd.DataFrame, metrics: dict[Path, dict[str, Any]]) -> dict[str,
         for kind, parts in metrics[run].get("breakdown", {}).items():
             score, title = ("accuracy", "characters") if kind == "length" else ("mae", kind)
             found += [(f"{score} by {title}", part, label, of[score], of["examples"]) for part, of in parts.items()]
+        for day, of_day in metrics[run].get("intervals", {}).get("80", {}).items():
+            part, windows = day.replace("day", "day "), metrics[run]["windows"]
+            found.append(("truths in the 80% interval by day", part, label, of_day["coverage"], windows))
     table = pd.DataFrame(found, columns=["title", "part", "label", "score", "examples"]).query("examples > 0")
     tables = {}
     for title, of_title in table.groupby("title", sort=False):
@@ -355,8 +369,11 @@ def _shown(table: pd.DataFrame, scores: tuple[str, ...], reference: str) -> pd.D
     """The table as people read it."""
     shown = table[["label", "data", "runs"]].rename(columns={"label": "model"})
     for score in scores:
-        spread = table[f"{score}_std"].map(lambda value: "" if pd.isna(value) else f" ± {value:.4f}")
-        shown[score] = table[score].map("{:.4f}".format) + spread
+        value, spread = (
+            table[name].map(lambda value, before=before: "" if pd.isna(value) else f"{before}{value:.4f}")
+            for name, before in ((score, ""), (f"{score}_std", " ± "))
+        )
+        shown[score] = value + spread
     if len(table) > 1:
         shown[f"against {reference}"] = table["difference"]
     shown["parameters"] = table["parameters"].map("{:,.0f}".format)

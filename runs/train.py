@@ -137,6 +137,15 @@ def _calibrate(task: Task, trainer: pl.Trainer, datamodule: Any, best: Path | No
         AtomicCheckpointIO().save_checkpoint(content, best)
 
 
+class Progress(RichProgressBar):
+    """Lightning's progress bar, which counts epochs from 0; this one from 1, as everything else here does."""
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        most = self.trainer.max_epochs or -1
+        shown = f"Epoch {current_epoch + 1}" + (f"/{most}" if most > 0 else "")
+        return shown.ljust(len(self.validation_description))  # an uneven length would make the bar jump
+
+
 def quieten() -> None:
     """Silence what libraries say that no user can act on."""
     # Lightning reports the absence of GPUs, TPUs and its tips at INFO; what a run is about we say ourselves.
@@ -195,7 +204,7 @@ def _build_trainer(
     if isinstance(logger, TensorBoardLogger):
         callbacks.append(board.ValidationFigure())
     if options["enable_progress_bar"]:
-        callbacks.append(RichProgressBar(leave=False))
+        callbacks.append(Progress(leave=False))
     options |= {
         "logger": logger or False,
         "callbacks": [*callbacks, recorder],

@@ -31,6 +31,8 @@ NAMES = {
     "rmse": "RMSE",
     "bias": "bias",
     "skill": "skill",
+    "crps": "CRPS",
+    "coverage_80": "80% coverage",
 }
 """Scores as people call them."""
 

@@ -12,11 +12,12 @@ import numpy as np
 import pandas as pd
 from omegaconf import OmegaConf
 
-from runs.comparison import MAIN, SCORES, TESTED, TESTS, TaskComparison
+from runs.comparison import MAIN, TESTED, TESTS, TaskComparison
 from runs.page.blocks import Cell, Table, number
 from runs.page.charts import NAMES
 
-LEAST = ("mae", "median_ae", "rmse")  # scores of which less is better; of a bias, what is nearest to 0
+LEAST = ("mae", "median_ae", "rmse", "crps")  # scores of which less is better
+NEAREST = {"bias": 0.0, "coverage_80": 0.8}  # scores that are best at a value
 LEVELS = {0.05: "*", 0.01: "**", 0.001: "***"}
 ITEMS = 8  # of a list in a data report
 NONE = "–"
@@ -25,7 +26,7 @@ TIME = re.compile(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d):00(\.0+)?$")
 
 def scores(found: TaskComparison) -> Table:
     """The rows of `comparison.csv`, the best of each score marked: among models, and among averages of several runs."""
-    names, table = SCORES[found.task], found.table
+    names, table = found.scores, found.table
     averaged = ~table["label"].isin(found.rows["label"])
     tested, several = len(table) > 1, table["data"].nunique() > 1
     best = {(name, kind): _best(name, table[averaged == kind][name]) for name in names for kind in (False, True)}
@@ -66,7 +67,7 @@ def best(found: TaskComparison) -> str:
 
 
 def _best(name: str, values: pd.Series) -> float:
-    badness = values if name in LEAST else values.abs() if name == "bias" else -values
+    badness = values if name in LEAST else (values - NEAREST[name]).abs() if name in NEAREST else -values
     return float(values.iloc[badness.argmin()]) if badness.notna().any() else np.nan
 
 

@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 SUFFIXES = (".csv", ".parquet")
 OPTIONS = {
     "cls": ("text", "text_column", "explain"),
-    "forecast": ("time_column", "time_format", "columns", "every", "max_age"),
+    "forecast": ("time_column", "time_format", "decimal", "columns", "every", "max_age"),
 }
 """Those that only one task has."""
 
@@ -187,6 +187,6 @@ def _options_of_predict() -> Iterator[None]:
     try:
         yield
     except DataError as error:
-        text = re.sub(r"\bdata\.(?=(encoding|separator|text_column|time_column|time_format)\b)", "", str(error))
+        text = re.sub(r"\bdata\.(?=(encoding|separator|decimal|text_column|time_column|time_format)\b)", "", str(error))
         text = re.sub(r"(; set data\.step to| or set data\.duplicates to).*", "", text)  # the model is as it is
         raise DataError(text.replace("data.path", "input").replace("data.step=", "the model's step of ")) from error

@@ -20,6 +20,7 @@ from tasks.attribution import attribute, explains
 
 FOR, AGAINST = (0, 114, 178), (213, 94, 0)  # Okabe and Ito 2008
 STRONGEST = 0.6  # opacity: the text stays readable on light and on dark
+LISTED = 6  # words that are named with their numbers on the console
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def explained(task: Any, encoder: TextEncoder, example: Example) -> Explained:
 
 
 def coloured(explained: Explained) -> Text:
-    """The text for a terminal: blue speaks for the class, orange against it."""
+    """The text for a terminal: blue speaks for the class, orange against it; and its strongest words with numbers."""
     shown = Text()
     for piece, value, _ in explained.pieces:
         share = abs(value) / explained.strongest
@@ -88,6 +89,8 @@ def coloured(explained: Explained) -> Text:
         f"{explained.baseline:.2f} without words to {explained.logit:.2f}",
         "dim",
     )
+    words = sorted((piece for piece in explained.pieces if piece[0].strip()), key=lambda piece: -abs(piece[1]))
+    shown.append("\nstrongest: " + ", ".join(f"{word} {value:+.2f}" for word, value, _ in words[:LISTED]), "dim")
     return shown
 
 

@@ -106,7 +106,10 @@ def clean_file(facts: Mapping[str, Any], settings: dict[str, Any], span: int | N
     ours: list[str] = cleaning["columns"]
     names = _columns(settings["columns"], ours)
     theirs = [names.get(name, name) for name in ours]
-    reading = {name: settings[name] or cleaning[name] for name in ("time_column", "time_format")}
+    reading = {
+        name: settings[name] or cleaning.get(name, default)
+        for name, default in (("time_column", None), ("time_format", None), ("decimal", "."))
+    }
     format = {name: settings[name] or facts["reading"][name] for name in ("encoding", "separator")}
     needed = {**dict.fromkeys(theirs, "columns={ours: theirs}"), reading["time_column"]: "time_column"}
     with TableStream(settings["input"], needed, **format) as table, bar(bytes=True) as progress:
@@ -127,6 +130,11 @@ def latest(lookbacks: Lookbacks, age: int, settings: dict[str, Any]) -> np.ndarr
     times = lookbacks.series.times
     if not (lacking := lookbacks.lacking()):
         return lookbacks.origins[-1:]
+    if early := int((lookbacks.wanted < times[0]).sum()):
+        raise DataError(
+            f"{settings['input']} begins at {moment(times[0])}, too late for a forecast: the model reads "
+            f"{lookbacks.lookback} steps of {spell(lookbacks.series.step)}, and {early} of them would be older"
+        )
     late = (times[-1] - times[lookbacks.origins]).astype(np.int64)
     young = lookbacks.origins[late <= age]
     ago = spell(int(late[-1])) if len(late) else ""

@@ -365,6 +365,43 @@ def test_missing_values_are_never_trained_on_nor_scored_and_are_counted(tmp_path
     assert [data.report["splits"][s]["cells_filled"] for s in ("train", "val", "test")] == [4, 2, 1]
 
 
+def test_usual_words_for_no_reading_are_missing_values(tmp_path: Path) -> None:
+    words = ["NA", "n/a", "#N/A", "NaN", "null", "None", "-", "--", " "]
+    frame = hourly(range(96)).astype(str)
+    frame.loc[range(9), "p"] = words
+    blank = frame.assign(p=frame["p"].where(~frame["p"].isin(words), ""))
+    found, expected = (ready(tmp_path, table, missing="ffill") for table in (frame, blank))
+    assert found.report["empty_cells"] == {"p": 9}
+    for name, values in whole(expected, "train").items():
+        torch.testing.assert_close(whole(found, "train")[name], values)
+
+
+def test_decimal_commas_are_read_where_they_are_said_to_be(tmp_path: Path) -> None:
+    frame = hourly(range(96))
+    expected = ready(tmp_path, frame)
+    commas = frame.assign(**{"T (degC)": frame["T (degC)"].map(lambda value: str(value).replace(".", ","))})
+    text = commas.to_csv(index=False, sep=";")
+    found = ready(tmp_path, text, separator=";", decimal=",")
+    for name, values in whole(expected, "test").items():
+        torch.testing.assert_close(whole(found, "test")[name], values)
+    with pytest.raises(DataError, match=r"line 2: '0,0' in column 'T .degC.' .*set data\.decimal=','"):
+        ready(tmp_path, text, separator=";")
+
+
+def test_a_split_that_loses_most_of_its_windows_to_missing_values_says_so_and_what_helps(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pressure = np.where(np.arange(96) % 7 == 3, -9999, 990.0)
+    with pytest.raises(DataError, match=r"holds no window.* data\.missing=ffill carries the last value on"):
+        ready(tmp_path, hourly(range(96), pressure=np.where(np.arange(96) % 4 == 3, -9999, 990.0)))
+    ready(tmp_path, hourly(range(96), pressure=pressure))
+    assert "windows of the train split are left out" in caplog.text
+    assert "data.missing=ffill" in caplog.text
+    caplog.clear()
+    ready(tmp_path, hourly(range(96), pressure=pressure), missing="ffill")
+    assert "left out" not in caplog.text
+
+
 @pytest.mark.parametrize(
     ("line", "text", "message"),
     [

@@ -69,7 +69,7 @@ def forecast_run(
     noise = generator.normal(size=len(at)) * (0.5 + 0.1 * step) + 9 * np.sin(at / 200) ** 16
     table = table.assign(step=step, target=series[at], prediction=series[at] + noise, seasonal_naive=series[at - 24])
     if quantiles:
-        for level, shift in ((0.05, -3.0), (0.25, -1.0), (0.5, 0.0), (0.75, 1.0), (0.95, 3.0)):
+        for level, shift in ((0.1, -3.0), (0.25, -1.0), (0.5, 0.0), (0.75, 1.0), (0.9, 3.0)):
             table[f"q{level}"] = table["prediction"] + shift
     errors = {name: (table[name] - table["target"]).abs() for name in ("prediction", "seasonal_naive")}
     by_step = {name: error.groupby(table["step"]).mean().tolist() for name, error in errors.items()}
@@ -84,6 +84,7 @@ def forecast_run(
         details["share_below_quantile"] = {
             level: float((table["target"] <= table[f"q{level}"]).mean()) for level in levels
         }
+        details["intervals"] = {"80": {"day1": {"coverage": scores("forecast", table)["coverage_80"], "width": 6.0}}}
     return _write(folder, "forecast", model, seed, overrides, table, details, "val/mae")
 
 

@@ -8,10 +8,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from omegaconf import OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 
 from runs.comparison import SCORES, CompareSweep, compare_runs, summarise, write_comparison
+from tasks.forecasting import quantile_crps
+from tests.runs import made
 from tests.runs.lab import SMALL, Lab, Outcome
 
 
@@ -241,6 +244,35 @@ def test_the_years_of_a_backtest_share_a_row_and_are_told_apart_below_it(tmp_pat
         ["2015", "1.0000", "1.0000"],
         ["2016", "2.0000", "2.0000"],
     ]
+
+
+def test_forecasts_with_quantiles_have_their_scores_and_so_have_their_averages(tmp_path: Path) -> None:
+    runs = [made.forecast_run(tmp_path / f"gru{seed}", "gru", seed, quantiles=True) for seed in (0, 1)]
+    runs.append(made.forecast_run(tmp_path / "ridge", "ridge"))
+    write_comparison(tmp_path, runs)
+    table = pd.read_csv(tmp_path / "comparison.csv").set_index("label")
+    of_runs = [json.loads((run / "metrics.json").read_text(encoding="utf-8"))["test"] for run in runs[:2]]
+    for name in ("crps", "coverage_80"):
+        assert table[name]["gru"] == pytest.approx(np.mean([each[name] for each in of_runs]))
+        assert np.isnan(table[name]["ridge"])
+    first, second = (pd.read_parquet(run / "predictions.parquet") for run in runs[:2])
+    levels = [0.1, 0.25, 0.5, 0.75, 0.9]
+    names = [f"q{level}" for level in levels]
+    mean = torch.tensor((first[names] + second[names]).to_numpy() / 2)
+    crps = quantile_crps(mean[:, None], torch.tensor(first["target"].to_numpy())[:, None], levels).mean().item()
+    assert table["crps"]["gru, 2 seeds averaged"] == pytest.approx(crps, rel=1e-5)
+    text = (tmp_path / "comparison.md").read_text(encoding="utf-8")
+    assert " nan " not in text
+
+
+def test_the_share_of_truths_in_the_interval_is_told_by_day(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        run = made.forecast_run(tmp_path / str(seed), "gru", seed, quantiles=True)
+        days = {f"day{day}": {"coverage": 0.7 + day / 10 - seed / 100, "width": 6.0} for day in (1, 2)}
+        made.rewrite(run / "metrics.json", intervals={"80": days, "50": days})
+    (found,) = compare_runs(sorted(tmp_path.iterdir())).tasks
+    table = found.parts["truths in the 80% interval by day"]
+    assert table["gru"].to_dict() == pytest.approx({"day 1": 0.795, "day 2": 0.895})
 
 
 def test_without_a_baseline_rows_are_tested_against_the_first_one(tmp_path: Path) -> None:

@@ -411,7 +411,7 @@ def test_the_worst_windows_are_the_worst_that_share_no_target_and_have_their_pas
     for trace, origin in zip(lines["gru"], origins, strict=True):
         rows = table[table["origin"] == origin]
         assert trace["y"] == pytest.approx(rows["prediction"].tolist(), rel=1e-4)
-    fans = [trace for trace in chart.figure["data"] if trace["name"] == "90% interval"]
+    fans = [trace for trace in chart.figure["data"] if trace["name"] == "80% interval"]
     assert len(fans) == 6
     assert np.array(fans[0]["y"][:24]) - np.array(fans[0]["y"][:23:-1]) == pytest.approx(np.full(24, 6.0), abs=0.01)
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -253,6 +254,7 @@ def test_a_text_is_predicted_and_explained_on_the_console(lab: Lab, finished: Ca
     assert all(each["class"] in outcome.output for each in classes)
     assert text in outcome.output
     assert "all together" in outcome.output
+    assert re.search(r"strongest: \S+ [-+]\d+\.\d\d, ", outcome.output)
     shown = [float(word) for word in outcome.output.split() if word.startswith("0.") and len(word) == 6]
     assert sum(shown) == pytest.approx(1, abs=1e-3)
     assert shown == sorted(shown, reverse=True)
@@ -373,8 +375,10 @@ def test_the_last_forecast_is_that_of_the_last_row_in_whatever_form_the_file_is(
     names = {"T (degC)": "温度", "max. wv (m/s)": "gust", "p (mbar)": "压力", "wd (deg)": "from: deg"}
     changed = readings.rename(columns={**names, "Date Time": "时间"}).iloc[:, ::-1]
     changed["时间"] = pd.to_datetime(changed["时间"], format=FORMAT).dt.strftime("%Y/%m/%d %H:%M")
+    changed["温度"] = changed["温度"].map(lambda value: f"{value:.6f}".replace(".", ","))
     write(changed, tmp_path / "o.csv", sep="\t", encoding="gb18030")
     form = {"encoding": "gb18030", "separator": "tab", "time_column": "时间", "time_format": "%Y/%m/%d %H:%M"}
+    form["decimal"] = ","
     columns = "{T (degC): 温度, p (mbar): 压力, wd (deg): 'from: deg'}"
     made(run=folder, input=tmp_path / "o.csv", output=other, columns=columns, **form)
     pd.testing.assert_frame_equal(pd.read_csv(other, encoding="utf-8-sig", parse_dates=["origin", "time"]), first)
@@ -384,6 +388,7 @@ def test_the_last_forecast_is_that_of_the_last_row_in_whatever_form_the_file_is(
         "separator": "Try separator=tab",
         "time_column": "or name others with time_column",
         "time_format": "set time_format",
+        "decimal": "set decimal=','",
     }.items():
         with pytest.raises(DataError, match=message):
             made(run=folder, columns=columns, **options, **{**form, name: None})
@@ -435,7 +440,7 @@ def test_an_incomplete_lookback_is_used_only_when_asked_and_an_older_one_said(
     with pytest.raises(DataError, match=r"the model's step of 1h is not a multiple of the step of 3h .*t\.csv$"):
         made(**{**options, "output": tmp_path / "no.csv"})
     write(readings.iloc[-100:], tmp_path / "t.csv")
-    with pytest.raises(DataError, match="20 of 120 readings"):
+    with pytest.raises(DataError, match=r"begins at .* the model reads 120 steps of 1h, and 20 of them would be older"):
         made(**{**options, "output": tmp_path / "no.csv"})
     with pytest.raises(DataError, match="no complete lookback"):
         made(**{**options, "output": tmp_path / "no.csv"}, every="1d")
