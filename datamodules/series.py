@@ -127,7 +127,7 @@ class SeriesDataModule(pl.LightningDataModule):
             "time_column": time_column,
             "time_format": time_format,
             "columns": list(dict.fromkeys(column for column in columns if wind is None or column not in WIND)),
-            **({} if decimal == "." else {"decimal": decimal}),  # not in the facts of runs from before there was a choice
+            **({} if decimal == "." else {"decimal": decimal}),  # runs from before there was a choice stay the same
             "wind": dict(wind) if wind is not None else None,
             "missing_values": list(missing_values or ()),
             "step": step,
