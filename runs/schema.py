@@ -81,6 +81,7 @@ class ModelConfig:
     name: str = MISSING
     encoder: Any = MISSING
     source_epochs: int = option(20, "epochs this architecture was trained in the source report", least=1)
+    recipe_size: int = option(128, "features per direction in the recipe for reviews", least=1)
 
 
 @dataclass
