@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -41,8 +40,8 @@ def read_recordings(
     decimal: str = ".",
     span: int | None = None,
     progress: Callable[[], object] = lambda: None,
-) -> Rows:
-    """The recordings of a file, in its order; of these, if a `span` is given, the last in time.
+) -> tuple[Rows, bool]:
+    """The recordings of a file, in its order, or with a `span` the last in time; and whether these are all of them.
 
     Args:
         table: the open file.
@@ -61,10 +60,12 @@ def read_recordings(
     """
     parts: list[Rows] = []
     latest = np.empty(0, dtype=np.int64)  # the two newest times
+    count = 0
     for frame in _frames(table, [time_column, *columns]):
         times = parse_times(frame, time_column, time_format, str(table.path))
         latest = np.unique(np.concatenate([latest, times]))[-2:]
         newest = int(latest[-1])
+        count += len(times)
         fresh = np.ones(len(times), dtype=bool) if span is None else times > newest - span
         if fresh.any():
             part = frame[fresh]
@@ -81,7 +82,7 @@ def read_recordings(
             f"{table.path}, line {found.lines[0]}: {time} is {time - before} ahead of every other row, too far to "
             "forecast from: correct the row's time or remove it"
         )
-    return found
+    return found, len(found.times) == count
 
 
 def _frames(table: TableStream, names: Sequence[str]) -> Iterator[pd.DataFrame]:
@@ -127,14 +128,17 @@ def parse_times(frame: pd.DataFrame, column: str, time_format: str, source: str)
 def parse_numbers(frame: pd.DataFrame, columns: Sequence[str], source: str, decimal: str = ".") -> np.ndarray:
     """float64 (rows, columns), NaN for cells that are empty or hold one of `NO_READING`.
 
+    Thousands are not to be set apart: with a decimal comma, a point is a mistake, and the other way round.
+
     Raises:
         DataError: a cell that is no number, with its line.
     """
     values = np.empty((len(frame), len(columns)))
     for position, name in enumerate(columns):
         cells = frame[name]
-        if decimal != "." and not pd.api.types.is_numeric_dtype(cells):
-            cells = cells.astype(str).str.replace(decimal, ".")
+        if decimal != ".":
+            words = cells.astype(str)
+            cells = words.str.replace(decimal, ".").mask(words.str.contains(".", regex=False), "a point: thousands?")
         numbers = pd.to_numeric(cells, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
         suspects = np.flatnonzero(~np.isfinite(numbers))
         texts = cells.iloc[suspects].astype(str).str.strip()
@@ -142,11 +146,21 @@ def parse_numbers(frame: pd.DataFrame, columns: Sequence[str], source: str, deci
         if not empty.all():
             row = suspects[~empty][0]
             cell = frame[name].iloc[row]
-            commas = decimal == "." and re.fullmatch(r"\s*[-+]?\d+,\d+\s*", str(cell))
-            remedy = "set data.decimal=',' for such numbers" if commas else "correct it"
+            remedy = (
+                "set data.decimal=',' for such numbers"
+                if decimal == "." and _with_commas(frame[name])
+                else "correct it"
+            )
             raise DataError(
                 f"{source}, line {lines_of(frame)[row]}: {cell!r} in column {name!r} is not a number "
                 f"({int((~empty).sum())} such cells); {remedy}, or leave the cell empty if the value is missing"
             )
         values[:, position] = numbers
     return values
+
+
+def _with_commas(cells: pd.Series) -> bool:
+    """Whether a column's numbers have decimal commas: commas that don't set thousands apart, and no points."""
+    words = cells.astype(str)
+    comma = words.str.fullmatch(r"\s*[-+]?\d+,(\d{1,2}|\d{4,})\s*")
+    return bool(comma.any()) and not words.str.contains(".", regex=False).any()

@@ -320,12 +320,18 @@ class SeriesDataModule(pl.LightningDataModule):
                 )
 
     def _fill(self, of_split: Mapping[str, Any]) -> str:
-        """What to do about missing values."""
-        if not of_split["dropped_missing"]:
-            return ""
-        if self._missing == "ffill":
-            return f"raise data.fill_limit={self._fill_limit}, "
-        return f"data.missing=ffill carries the last value on for up to {self._fill_limit} steps (data.fill_limit), or "
+        """What to do about missing values, of which those of the target are never made up."""
+        ways = []
+        if of_split["dropped_missing"] > of_split["dropped_target"]:
+            limit = f"up to {self._fill_limit} steps (data.fill_limit)"
+            ways.append(
+                f"data.missing=ffill carries the last value on for {limit}"
+                if self._missing == "drop"
+                else f"raise the number of steps that are filled, data.fill_limit={self._fill_limit}"
+            )
+        if of_split["dropped_target"]:
+            ways.append("shorten data.horizon, for a target is never filled in")
+        return "".join(f"{way}, or " for way in ways)
 
     def _remedy(self, series: CleanSeries) -> str:
         """What to do about gaps that taking every k-th row makes of single missing rows."""

@@ -91,11 +91,12 @@ def window_starts(
     """First rows of the windows of `lookback + horizon` rows that stay in one segment and have nothing missing.
 
     `inputs_missing` forbids a row as input, `target_missing` as target, each bool (rows,). With a `stride`, every
-    stride-th window of a segment is a candidate. Returns the starts and the candidates lost, by cause.
+    stride-th window of a segment is a candidate. Returns the starts and the candidates lost, by cause; those that a
+    missing target alone would have cost are counted as `dropped_target`, too.
     """
     positions = len(segments) - lookback - horizon + 1
     if positions <= 0:
-        return np.empty(0, np.int64), {"dropped_across_gap": 0, "dropped_missing": 0}
+        return np.empty(0, np.int64), {"dropped_across_gap": 0, "dropped_missing": 0, "dropped_target": 0}
     starts = np.arange(positions)
     whole = segments[:positions] == segments[lookback + horizon - 1 :]
     phase = starts - np.searchsorted(segments, segments[:positions])
@@ -103,8 +104,10 @@ def window_starts(
     starts = starts[whole & candidate]
     bad_inputs, bad_targets = (np.concatenate([[0], np.cumsum(bad)]) for bad in (inputs_missing, target_missing))
     middle = starts + lookback
-    good = (bad_inputs[middle] == bad_inputs[starts]) & (bad_targets[middle + horizon] == bad_targets[middle])
-    return starts[good], {"dropped_across_gap": int((~whole & candidate).sum()), "dropped_missing": int((~good).sum())}
+    known = bad_targets[middle + horizon] == bad_targets[middle]
+    good = (bad_inputs[middle] == bad_inputs[starts]) & known
+    lost = {"dropped_across_gap": ~whole & candidate, "dropped_missing": ~good, "dropped_target": ~known}
+    return starts[good], {cause: int(windows.sum()) for cause, windows in lost.items()}
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ and the like.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -30,7 +30,7 @@ def scores(task: str, predictions: pd.DataFrame) -> dict[str, float]:
         naive = predictions.get("seasonal_naive", pd.Series(np.nan, predictions.index))  # older runs have kept none
         errors = (predictions["prediction"].to_numpy(np.float64) - truth, np.abs(naive.to_numpy(np.float64) - truth))
         found = error_scores(*map(torch.from_numpy, errors))
-        if names := quantiles_of(predictions):
+        if names := quantiles_of(predictions.columns):
             quantiles = torch.from_numpy(predictions[[*names]].to_numpy(np.float64, copy=True))
             found["crps"] = quantile_crps(quantiles, torch.tensor(truth), [*names.values()]).mean().item()
         if {"q0.1", "q0.9"} <= set(predictions):
@@ -47,9 +47,9 @@ def scores(task: str, predictions: pd.DataFrame) -> dict[str, float]:
     return {"accuracy": float((truth == answer).mean()), **macro}
 
 
-def quantiles_of(predictions: pd.DataFrame) -> dict[str, float]:
+def quantiles_of(columns: Iterable[str]) -> dict[str, float]:
     """The columns of a forecast's table that hold quantiles, and their levels, rising."""
-    found = {name: float(name[1:]) for name in map(str, predictions) if re.fullmatch(r"q0\.\d+", name)}
+    found = {name: float(name[1:]) for name in columns if re.fullmatch(r"q0\.\d+", name)}
     return dict(sorted(found.items(), key=lambda pair: pair[1]))
 
 
@@ -70,6 +70,7 @@ def breakdown(task: str, predictions: pd.DataFrame) -> dict[str, dict[str, dict[
         parts = right.agg(["mean", "size"]).itertuples()
         return {"length": {name: {"accuracy": float(mean), "examples": int(size)} for name, mean, size in parts}}
     begin = predictions["first_target"].dt
+    predictions = predictions.drop(columns=[*quantiles_of(predictions.columns)])
     found: dict[str, dict[str, dict[str, float]]] = {}
     for kind, part in {"season": begin.month % 12 // 3, "year": begin.year}.items():
         found[kind] = {}
@@ -101,7 +102,7 @@ def average(task: str, runs: Sequence[pd.DataFrame]) -> pd.DataFrame | None:
     if task == "cls":
         names = [f"p({name})" for name in classes_of(first)]
     else:  # quantiles are averaged level by level (Vincent 1912)
-        names = ["prediction", *(name for name in quantiles_of(first) if all(name in run for run in runs))]
+        names = ["prediction", *(name for name in quantiles_of(first.columns) if all(name in run for run in runs))]
     mean = first[[*same, *first.columns.intersection(["seasonal_naive"])]].copy()
     mean[names] = np.mean([run[names].to_numpy() for run in runs], axis=0)
     if task == "cls":

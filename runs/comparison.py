@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from runs.analysis import average, scores
+from runs.analysis import average, quantiles_of, scores
 from runs.labels import variants
 from runs.statistics import Difference, compare
 
@@ -170,7 +170,10 @@ def compare_runs(runs: Sequence[Path]) -> Comparison:
 
 
 def _shown_scores(task: str, rows: pd.DataFrame) -> tuple[str, ...]:
-    return (*SCORES[task], *(name for name in FURTHER[task] if name in rows))
+    further = [name for name in FURTHER[task] if name in rows]
+    if rows["levels"].nunique() > 1:  # the fewer levels, the lower the error that they are blind to
+        further.remove("crps")
+    return (*SCORES[task], *further)
 
 
 def _read_json(file: Path, keys: Sequence[str]) -> dict[str, Any]:
@@ -275,7 +278,7 @@ def _with_predictions(table: pd.DataFrame, rows: pd.DataFrame, task: str) -> tup
     for line in ({str(name): value for name, value in line.items()} for line in table.to_dict("records")):
         group, opponent = groups[line["label"]], opponents[line["label"]]
         several = len(group) > 1 and group["seed"].is_unique and group["backend"].notna().all()
-        of_label = _predictions(task, group) if several or opponent else []
+        of_label = _predictions(task, group, with_quantiles=several) if several or opponent else []
         reference = _predictions(task, groups[opponent]) if opponent else []
         lines.append(line | _difference(task, of_label, reference, opponent))
         if several and (mean := average(task, of_label)) is not None:
@@ -284,7 +287,8 @@ def _with_predictions(table: pd.DataFrame, rows: pd.DataFrame, task: str) -> tup
             spread = dict.fromkeys((name for name in line if name.endswith("_std")), np.nan)
             reference = reference or of_label  # the reference's own seeds, apart
             tested = _difference(task, [mean], reference, opponent or line["label"])
-            lines.append(line | {"label": name} | spread | cost | scores(task, mean) | tested)
+            found = {score: value for score, value in scores(task, mean).items() if score in line}
+            lines.append(line | {"label": name} | spread | cost | found | tested)
     against = {opponent for opponent in opponents.values() if opponent}
     words = against.pop() if len(against) == 1 else f"{_first(rows)['model']} with the same settings"
     return pd.DataFrame(lines), words
@@ -318,14 +322,15 @@ def _difference(
     return {"reference": opponent, "difference": found.text, "p": found.p}
 
 
-def _predictions(task: str, rows: pd.DataFrame) -> list[pd.DataFrame]:
+def _predictions(task: str, rows: pd.DataFrame, with_quantiles: bool = False) -> list[pd.DataFrame]:
     """The tables of some runs, without what no score needs: those of forecasts are long."""
-    unneeded = {"forecast": {"index", "first_target"}}.get(task, set())
+    needed = {"forecast": {"origin", "step", "target", "prediction", "seasonal_naive"}}.get(task)
     files = [folder / "predictions.parquet" for folder in rows["folder"]]
     names = [pq.read_schema(file).names for file in files]
+    quantiles = [quantiles_of(held) if with_quantiles and task == "forecast" else {} for held in names]
     return [
-        pd.read_parquet(file, columns=[name for name in held if name not in unneeded])
-        for file, held in zip(files, names, strict=True)
+        pd.read_parquet(file, columns=[name for name in held if needed is None or name in needed or name in levels])
+        for file, held, levels in zip(files, names, quantiles, strict=True)
     ]
 
 
@@ -335,6 +340,7 @@ def _row(run: Path, metrics: dict[str, Any], variant: str) -> dict[str, Any]:
         "variant": variant,
         "folder": run,
         **{name: metrics[name] for name in KEPT},
+        "levels": " ".join(metrics.get("share_below_quantile", {})) or None,
         "seconds": metrics["seconds"],
         "seconds_per_epoch": metrics["seconds"] / max(1, metrics["epochs"]),
         **{name: np.nan if value is None else value for name, value in metrics["test"].items()},

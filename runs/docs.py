@@ -44,11 +44,11 @@ def run(config: DictConfig) -> None:
 def page() -> str:
     """All options and choices, in Markdown."""
     programs = sorted(path.stem for path in CONF.glob("*.yaml") if path.stem != "config")
-    links = [f"[{group}](#{group})" for group in (*SCHEMAS, "logger", "experiment")]
+    links = [f"[{group}](#{group})" for group in (*SCHEMAS, "logger", "experiment", "experiment_model")]
     links += [f"[{name}](#python-runpy--cn-{name})" for name in programs]
     parts = [INTRODUCTION, " · ".join(["[run](#run)", *links]), "## run", "What belongs to no group."]
     parts.append(_options(schema.Config, "", nested=False))
-    for group in (*SCHEMAS, "logger", "experiment"):
+    for group in (*SCHEMAS, "logger", "experiment", "experiment_model"):
         parts += _group(group)
     for name in programs:
         parts += _program(name)

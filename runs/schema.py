@@ -81,7 +81,6 @@ class ModelConfig:
     name: str = MISSING
     encoder: Any = MISSING
     source_epochs: int = option(20, "epochs this architecture was trained in the source report", least=1)
-    recipe_size: int = option(128, "features per direction in the recipe for reviews", least=1)
 
 
 @dataclass
@@ -138,6 +137,7 @@ class IdentityConfig:
     _partial_: bool = True
 
 
+BEST = {"val/loss": "min", "val/mae": "min", "val/f1": "max", "val/accuracy": "max"}
 MONITOR = "the validation score that picks the best epoch and stops early"
 POOLINGS = ("last", "mean", "max", "max_mean", "attention")
 
@@ -561,7 +561,9 @@ def validate(config: DictConfig, prefix: str = "") -> None:
 
 
 def _check_pairing(config: DictConfig) -> None:
-    """A task wants data of its own kind."""
+    """A task wants data of its own kind, and the best of a score is the most or the least, whichever it is."""
+    if (best := BEST.get(monitor := config.task.monitor)) and config.task.mode != best:
+        raise ConfigError(f"task.monitor={monitor} is best at its {best}: add task.mode={best}")
     wanted = {ClassificationConfig: TextConfig, ForecastingConfig: SeriesConfig}.get(OmegaConf.get_type(config.task))  # type: ignore[arg-type]
     if wanted is not None and OmegaConf.get_type(config.data) in {TextConfig, SeriesConfig} - {wanted}:
         other = "forecast" if wanted is TextConfig else "cls"

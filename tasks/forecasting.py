@@ -314,7 +314,8 @@ def quantile_crps(quantiles: Tensor, targets: Tensor, levels: Sequence[float]) -
 
     CRPS = 2 * integral over q in (0, 1) of the pinball loss at q (Gneiting and Ranjan 2011), where each level stands
     for all that are nearest to it. A plain mean over the levels 0.05, 0.10, ..., 0.95 leaves out the tails, whose
-    losses are small, and is 5% too high where forecasts are normal and right; this is 1.6% too high.
+    losses are small, and is 5% too high where forecasts are normal and right; this is 1.6% too high. Few levels are
+    blind to errors between them: 0.05, 0.5 and 0.95 find 16% too little. Compare what has the same levels.
     """
     edges = [0.0, *((low + high) / 2 for low, high in pairwise(levels)), 1.0]
     widths = targets.new_tensor([high - low for low, high in pairwise(edges)])

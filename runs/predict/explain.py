@@ -90,7 +90,8 @@ def coloured(explained: Explained) -> Text:
         "dim",
     )
     words = sorted((piece for piece in explained.pieces if piece[0].strip()), key=lambda piece: -abs(piece[1]))
-    shown.append("\nstrongest: " + ", ".join(f"{word} {value:+.2f}" for word, value, _ in words[:LISTED]), "dim")
+    if words:
+        shown.append("\nstrongest: " + ", ".join(f"{word} {value:+.2f}" for word, value, _ in words[:LISTED]), "dim")
     return shown
 
 

@@ -18,7 +18,7 @@ from rich.table import Table
 from datamodules import DataError
 from datamodules.cleaning import CleanSeries, arrange, duration, spell
 from datamodules.lookbacks import Lookbacks, moment
-from datamodules.recordings import Rows, read_recordings
+from datamodules.recordings import read_recordings
 from datamodules.streaming import TableStream
 from runs import figures
 from runs.predict.output import bar, console, table_writer
@@ -73,7 +73,7 @@ def forecast_file(task: Any, settings: dict[str, Any]) -> None:
         raise ConfigError(f"every={settings['every']} must be a multiple of the model's step, {facts['step']}")
     span = None if every is not None else facts["lookback"] * step + (age or 0) + (facts["fill_limit"] + 2) * step
     started = time.perf_counter()
-    series = clean_file(facts, settings, span)
+    series, whole = clean_file(facts, settings, span)
     log.info(f"{settings['input']}: {series.summary()}" + (" (in the rows that are used)" if every is None else ""))
     lookbacks = Lookbacks(series, facts)
     if every is not None:
@@ -81,6 +81,8 @@ def forecast_file(task: Any, settings: dict[str, Any]) -> None:
         if not len(origins):
             raise DataError(f"{settings['input']} has no complete lookback to forecast from: {lookbacks.lacking()}")
     else:
+        if whole:
+            _check_length(lookbacks, settings)
         origins = latest(lookbacks, age or 0, settings)
     output = Path(settings["output"])
     found = write_forecasts(task, lookbacks, origins, settings, with_truth=every is not None)
@@ -100,8 +102,8 @@ def forecast_file(task: Any, settings: dict[str, Any]) -> None:
     _print_scores(report, output, seconds)
 
 
-def clean_file(facts: Mapping[str, Any], settings: dict[str, Any], span: int | None) -> CleanSeries:
-    """The file as a series of the columns that the model was trained on, or the end of it; see `read_recordings`."""
+def clean_file(facts: Mapping[str, Any], settings: dict[str, Any], span: int | None) -> tuple[CleanSeries, bool]:
+    """The file as a series of the columns that the model was trained on, or the end of it, and whether that is all."""
     cleaning = facts["cleaning"]
     ours: list[str] = cleaning["columns"]
     names = _columns(settings["columns"], ours)
@@ -114,7 +116,7 @@ def clean_file(facts: Mapping[str, Any], settings: dict[str, Any], span: int | N
     needed = {**dict.fromkeys(theirs, "columns={ours: theirs}"), reading["time_column"]: "time_column"}
     with TableStream(settings["input"], needed, **format) as table, bar(bytes=True) as progress:
         shown = progress.add_task("reading", total=table.size)
-        rows: Rows = read_recordings(
+        rows, whole = read_recordings(
             table,
             columns=theirs,
             span=span,
@@ -122,7 +124,17 @@ def clean_file(facts: Mapping[str, Any], settings: dict[str, Any], span: int | N
             **reading,
         )
     rules = {name: value for name, value in cleaning.items() if name not in reading}
-    return arrange(rows, **rules, source=settings["input"], from_last=True)
+    return arrange(rows, **rules, source=settings["input"], from_last=True), whole
+
+
+def _check_length(lookbacks: Lookbacks, settings: dict[str, Any]) -> None:
+    """Raise a DataError if the file begins later than the model's lookback."""
+    begin = lookbacks.series.times[0]
+    if early := int((lookbacks.wanted < begin).sum()):
+        raise DataError(
+            f"{settings['input']} begins at {moment(begin)}, too late for a forecast: the model reads "
+            f"{lookbacks.lookback} steps of {spell(lookbacks.series.step)}, and {early} of them would be older"
+        )
 
 
 def latest(lookbacks: Lookbacks, age: int, settings: dict[str, Any]) -> np.ndarray:
@@ -130,11 +142,6 @@ def latest(lookbacks: Lookbacks, age: int, settings: dict[str, Any]) -> np.ndarr
     times = lookbacks.series.times
     if not (lacking := lookbacks.lacking()):
         return lookbacks.origins[-1:]
-    if early := int((lookbacks.wanted < times[0]).sum()):
-        raise DataError(
-            f"{settings['input']} begins at {moment(times[0])}, too late for a forecast: the model reads "
-            f"{lookbacks.lookback} steps of {spell(lookbacks.series.step)}, and {early} of them would be older"
-        )
     late = (times[-1] - times[lookbacks.origins]).astype(np.int64)
     young = lookbacks.origins[late <= age]
     ago = spell(int(late[-1])) if len(late) else ""

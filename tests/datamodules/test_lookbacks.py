@@ -41,7 +41,9 @@ def module(request: pytest.FixtureRequest, climate: Path) -> SeriesDataModule:
 def read(path: Path, span: int | None = None) -> Rows:
     needed = dict.fromkeys(["Date Time", *COLUMNS], "columns")
     with TableStream(path, needed) as table:
-        return read_recordings(table, time_column="Date Time", time_format=FORMAT, columns=COLUMNS, span=span)
+        rows, whole = read_recordings(table, time_column="Date Time", time_format=FORMAT, columns=COLUMNS, span=span)
+    assert whole == (len(rows.times) == len(path.read_text(encoding="utf-8").splitlines()) - 1)
+    return rows
 
 
 def test_batches_are_those_of_the_data_module_at_the_same_origins(climate: Path, module: SeriesDataModule) -> None:

@@ -379,13 +379,23 @@ def test_usual_words_for_no_reading_are_missing_values(tmp_path: Path) -> None:
 def test_decimal_commas_are_read_where_they_are_said_to_be(tmp_path: Path) -> None:
     frame = hourly(range(96))
     expected = ready(tmp_path, frame)
-    commas = frame.assign(**{"T (degC)": frame["T (degC)"].map(lambda value: str(value).replace(".", ","))})
+    commas = frame.astype(str).replace(r"\.", ",", regex=True)
     text = commas.to_csv(index=False, sep=";")
     found = ready(tmp_path, text, separator=";", decimal=",")
     for name, values in whole(expected, "test").items():
         torch.testing.assert_close(whole(found, "test")[name], values)
     with pytest.raises(DataError, match=r"line 2: '0,0' in column 'T .degC.' .*set data\.decimal=','"):
         ready(tmp_path, text, separator=";")
+    with pytest.raises(DataError, match=r"line 2: '990\.0' in column 'p' is not a number"):
+        ready(tmp_path, frame.to_csv(index=False, sep=";"), separator=";", decimal=",", features=["p"], target="p")
+
+
+@pytest.mark.parametrize("cells", [["1,234", "2,345"], ["1,5", "987.5"]])
+def test_commas_that_may_set_thousands_apart_are_not_taken_for_decimal_ones(tmp_path: Path, cells: list[str]) -> None:
+    frame = hourly(range(96)).astype(str)
+    frame.loc[[0, 1], "p"] = cells
+    with pytest.raises(DataError, match=r"in column 'p' is not a number .*; correct it, or leave"):
+        ready(tmp_path, frame)
 
 
 def test_a_split_that_loses_most_of_its_windows_to_missing_values_says_so_and_what_helps(
@@ -400,6 +410,10 @@ def test_a_split_that_loses_most_of_its_windows_to_missing_values_says_so_and_wh
     caplog.clear()
     ready(tmp_path, hourly(range(96), pressure=pressure), missing="ffill")
     assert "left out" not in caplog.text
+    warm = np.where(np.arange(96) % 7 == 3, -9999, 9.0)
+    ready(tmp_path, hourly(range(96), temperature=warm), missing="ffill", horizon="4h", season="4h")
+    assert "shorten data.horizon, for a target is never filled in" in caplog.text
+    assert "fill_limit" not in caplog.text
 
 
 @pytest.mark.parametrize(

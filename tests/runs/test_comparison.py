@@ -265,6 +265,15 @@ def test_forecasts_with_quantiles_have_their_scores_and_so_have_their_averages(t
     assert " nan " not in text
 
 
+def test_the_crps_of_other_levels_is_not_put_beside_it(tmp_path: Path) -> None:
+    for seed, levels in enumerate(({"0.1": 0.1, "0.5": 0.5, "0.9": 0.9}, {"0.5": 0.5})):
+        run = made.forecast_run(tmp_path / str(seed), "gru", seed, quantiles=True)
+        made.rewrite(run / "metrics.json", share_below_quantile=levels)
+    (found,) = compare_runs(sorted(tmp_path.iterdir())).tasks
+    assert "crps" not in found.table
+    assert "coverage_80" in found.table
+
+
 def test_the_share_of_truths_in_the_interval_is_told_by_day(tmp_path: Path) -> None:
     for seed in (0, 1):
         run = made.forecast_run(tmp_path / str(seed), "gru", seed, quantiles=True)

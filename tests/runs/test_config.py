@@ -121,7 +121,7 @@ def check(config: DictConfig, tmp_path: Path) -> None:
 
 def test_the_groups_are_those_of_the_folder() -> None:
     groups = {path.name for path in CONF.iterdir() if path.is_dir() and not path.name.startswith("__")}
-    assert groups == {*SCHEMAS, "experiment", "hydra", "logger"}
+    assert groups == {*SCHEMAS, "experiment", "experiment_model", "hydra", "logger"}
 
 
 @pytest.mark.parametrize("option", options_of(*SCHEMAS, "logger"))
@@ -162,6 +162,16 @@ def test_every_value_that_an_experiment_sweeps_through_builds(experiment: str, t
     for values in choices:
         for value in values:
             check(composed(experiment, value, "model=gru"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("model", "size"), [("bilstm", 64), ("gru", 128), ("fasttext_like", None), ("tfidf_svm", None)]
+)
+def test_the_recipe_for_reviews_has_128_features_in_all(model: str, size: int | None, tmp_path: Path) -> None:
+    config = composed("experiment=best_cls", f"model={model}")
+    assert OmegaConf.select(config, "model.encoder.hidden_size") == size
+    check(config, tmp_path)
+    assert composed("experiment=best_cls", "model.encoder.hidden_size=7").model.encoder.hidden_size == 7
 
 
 @pytest.mark.parametrize("name", ["report_cls", "report_forecast"])

@@ -442,6 +442,10 @@ def test_an_incomplete_lookback_is_used_only_when_asked_and_an_older_one_said(
     write(readings.iloc[-100:], tmp_path / "t.csv")
     with pytest.raises(DataError, match=r"begins at .* the model reads 120 steps of 1h, and 20 of them would be older"):
         made(**{**options, "output": tmp_path / "no.csv"})
+    gap = readings.drop(index=readings.index[-160:-100])
+    write(gap, tmp_path / "t.csv")
+    with pytest.raises(DataError, match=r"missing are 20 of 120 readings .* let it end earlier with max_age"):
+        made(**{**options, "output": tmp_path / "no.csv"})
     with pytest.raises(DataError, match="no complete lookback"):
         made(**{**options, "output": tmp_path / "no.csv"}, every="1d")
     for wrong, message in {"soon": "every='soon' is not a duration", "90min": "multiple of the model's step"}.items():
