@@ -126,7 +126,8 @@ def print_description(task: Task, config: dict[str, Any], note: str, console: Co
         console.print(_layer_table(task, batch, data["batch_size"]))
         reasons = encoder.why_not(seen[0].transpose(0, 1)) if hasattr(encoder, "why_not") else None
     hook.remove()
-    console.print(f"{task.num_parameters:,} parameters")
+    several = f", of {len(task.members)} networks whose answers are averaged; below, the first" if task.others else ""
+    console.print(f"{task.num_parameters:,} parameters{several}")
     if reasons is None:
         console.print("\n" + escape(_docstring(encoder)), soft_wrap=True, highlight=False)
         return

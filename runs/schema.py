@@ -151,6 +151,7 @@ class TaskConfig:
     inputs: Any = MISSING
     pooling: str = option("last", "how a sequence's steps become one vector", choices=POOLINGS)
     dropout: float = option(0.0, "on the pooled vector", least=0, most=1)
+    members: int = option(1, "networks that learn side by side, whose answers are averaged", least=1, most=100)
     monitor: str = option("val/loss", MONITOR)
     mode: str = option("min", "whether less or more of it is better", choices=("min", "max"))
 

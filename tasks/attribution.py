@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,17 +52,21 @@ def attribute(task: ClassificationTask, batch: Batch, target: int) -> Attributio
 
     words, lengths = batch["inputs"], batch["lengths"]
 
-    def logit(inputs: Tensor, lengths: Tensor) -> Tensor:
-        return task.model(inputs, lengths)[:, target]
+    def gradients(member: Any, steps: int) -> Tensor:
+        def logit(inputs: Tensor, lengths: Tensor) -> Tensor:
+            return member(inputs, lengths)[:, target]
+
+        method: Any = LayerIntegratedGradients(logit, member.inputs)
+        found = method.attribute(words, nothing, additional_forward_args=(lengths,), n_steps=steps)
+        return found.detach().sum(dim=-1)[0].double()
 
     nothing = torch.zeros_like(words)  # padding, whose vector is zero
     with torch.no_grad():
-        reached, baseline = (logit(inputs, lengths).item() for inputs in (words, nothing))
+        ends = (task.of_members(inputs, lengths).mean(dim=0) for inputs in (words, nothing))
+        reached, baseline = (logits[0, target].item() for logits in ends)
     steps = STEPS
     while True:
-        method = LayerIntegratedGradients(logit, task.model.inputs)  # pyright: ignore[reportArgumentType]
-        found = method.attribute(words, nothing, additional_forward_args=(lengths,), n_steps=steps)
-        tokens = found.detach().sum(dim=-1)[0].double()  # pyright: ignore[reportAttributeAccessIssue]
+        tokens = torch.stack([gradients(member, steps) for member in task.members]).mean(dim=0)
         missed = abs(tokens.sum().item() - (reached - baseline))
         if missed <= TOLERANCE * max(1.0, abs(reached - baseline)) or steps >= MOST_STEPS:
             break

@@ -49,6 +49,7 @@ class ClassificationTask(Task):
             cross-entropy is then the mean of both (R-Drop: Liang et al. 2021). The paper's alpha is twice this weight,
             for it sums the cross-entropies. Doubles the time of a step.
         ngrams: options of `NgramVotes`, which are added to the logits if there are any n-grams.
+        members: M, networks whose logits are averaged; the votes are the same for all of them.
         task_options: of `Task`.
 
     Raises:
@@ -66,15 +67,16 @@ class ClassificationTask(Task):
         label_smoothing: float = 0.0,
         consistency: float = 0.0,
         ngrams: Mapping[str, Any] | None = None,
+        members: int = 1,
         **task_options: Any,
     ) -> None:
         classes = [str(name) for name in facts["classes"]]
         if baseline is not None:
-            model: nn.Module = baseline(facts=facts)
+            models: list[nn.Module] = [baseline(facts=facts)]
         else:
             tokens = {name: facts[name] for name in ("vocab_size", "padding_index", "unknown_index")}
-            model = build_model(inputs, encoder, len(classes), pooling, dropout, **tokens)
-        super().__init__(model, **task_options)
+            models = [build_model(inputs, encoder, len(classes), pooling, dropout, **tokens) for _ in range(members)]
+        super().__init__(models[0], others=models[1:], **task_options)
         self.classes, self.label_smoothing, self.consistency = classes, label_smoothing, consistency
         self.votes: NgramVotes | None = None
         if baseline is None and ngrams is not None and ngrams["characters"] + ngrams["words"] > 0:
@@ -104,22 +106,32 @@ class ClassificationTask(Task):
 
     def logits(self, batch: Batch) -> Tensor:
         """Class logits (B, classes)."""
+        return self.logits_of_members(batch).mean(dim=0)
+
+    def logits_of_members(self, batch: Batch) -> Tensor:
+        """Class logits of each network, or of the one baseline (M, B, classes)."""
         if isinstance(self.model, Baseline):
-            return self.model(batch)
-        logits = self.model(batch["inputs"], batch["lengths"])
+            return self.model(batch)[None]
+        logits = self.of_members(batch["inputs"], batch["lengths"])
         return logits if self.votes is None else logits + self.votes(batch["characters"], batch["inputs"])
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Mean cross-entropy, in training with what `consistency` adds, and the class logits (B, classes)."""
+        """Mean cross-entropy, in training of each member and with `consistency`, and the logits (B, classes)."""
 
         def entropy(logits: Tensor) -> Tensor:
-            return cross_entropy(logits, batch["targets"], label_smoothing=self.label_smoothing)
+            targets = batch["targets"].repeat(len(logits))
+            return cross_entropy(logits.flatten(0, 1), targets, label_smoothing=self.label_smoothing)
 
-        logits = self.logits(batch)
-        if not (self.training and self.consistency):
-            return entropy(logits), logits
-        again = self.logits(batch)
-        return (entropy(logits) + entropy(again)) / 2 + self.consistency * divergence(logits, again), logits
+        if not self.training:
+            logits = self.logits(batch)
+            return entropy(logits[None]), logits
+        each = self.logits_of_members(batch)
+        loss = entropy(each)
+        if self.consistency:
+            again = self.logits_of_members(batch)
+            apart = divergence(each.flatten(0, 1), again.flatten(0, 1))
+            loss = (loss + entropy(again)) / 2 + self.consistency * apart
+        return loss, each.mean(dim=0)
 
     def update_validation(self, outputs: Tensor, batch: Batch) -> None:
         self.val_scores.update(outputs, batch["targets"])

@@ -55,6 +55,7 @@ class ForecastingTask(Task):
         quantiles: levels in (0, 1), rising, 0.5 among them; `criterion` is then not used. Empty: one forecast, as a
             baseline always gives.
         tracking: how far a truth moves the shifts in the test, in standard deviations of the target; 0 for not at all.
+        members: M, networks whose forecasts, or quantiles level by level, are averaged.
         base: what the answer is added to: the training `mean`, the `last` value, or the `climatology` of each hour.
         task_options: of `Task`.
 
@@ -77,6 +78,7 @@ class ForecastingTask(Task):
         base: str = "last",
         quantiles: Sequence[float] = (),
         tracking: float = 0.0,
+        members: int = 1,
         **task_options: Any,
     ) -> None:
         if criterion not in LOSSES or base not in self.BASES:
@@ -92,11 +94,13 @@ class ForecastingTask(Task):
             raise ValueError(f"the lookback of {facts['lookback']} steps is shorter than a season")
         levels = [] if baseline is not None else [*quantiles]
         if baseline is not None:
-            model: nn.Module = baseline(facts=facts)
+            models: list[nn.Module] = [baseline(facts=facts)]
         else:
-            outputs = facts["horizon"] * max(1, len(levels))
-            model = build_model(inputs, encoder, outputs, pooling, dropout, num_features=facts["num_features"])
-        super().__init__(model, **task_options)
+            outputs, features = facts["horizon"] * max(1, len(levels)), facts["num_features"]
+            models = [
+                build_model(inputs, encoder, outputs, pooling, dropout, num_features=features) for _ in range(members)
+            ]
+        super().__init__(models[0], others=models[1:], **task_options)
         self.facts, self.criterion, self.base, self.tracking = facts, criterion, base, tracking
         self.val_mae = MeanAbsoluteError()
         self.kept: Any = nn.ModuleDict(
@@ -108,9 +112,13 @@ class ForecastingTask(Task):
 
     def forward(self, batch: Batch) -> Tensor:
         """Forecasts in the target's unit: (B, H), or with Q quantiles (B, H, Q) as the network has them."""
+        return self.forecasts_of_members(batch).mean(dim=0)
+
+    def forecasts_of_members(self, batch: Batch) -> Tensor:
+        """What `forward` returns the mean of: (M, B, H) or (M, B, H, Q)."""
         if isinstance(self.model, Baseline):
-            return self.model(batch)
-        answer = self.model(batch["inputs"])
+            return self.model(batch)[None]
+        answer = self.of_members(batch["inputs"])
         if self.base == "last":
             base = batch["history"][:, -1:]
         elif self.base == "climatology":
@@ -118,7 +126,7 @@ class ForecastingTask(Task):
         else:
             base = torch.full_like(batch["history"][:, -1:], self.facts["target_mean"])
         if self.levels:
-            base, answer = base.unsqueeze(-1), answer.unflatten(1, (self.facts["horizon"], len(self.levels)))
+            base, answer = base.unsqueeze(-1), answer.unflatten(2, (self.facts["horizon"], len(self.levels)))
         return base + self.facts["target_std"] * answer
 
     def median(self, forecasts: Tensor) -> Tensor:
@@ -130,12 +138,13 @@ class ForecastingTask(Task):
         return (forecasts + self.shifts).sort(dim=-1).values if self.levels else forecasts
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Mean loss in standard deviations of the target, and what `forward` returns."""
-        forecasts = self(batch)
+        """Mean loss in standard deviations of the target, in training of each member, and what `forward` returns."""
+        each = self.forecasts_of_members(batch) if self.training else self(batch)[None]
+        forecasts, targets = each.flatten(0, 1), batch["targets"].repeat(len(each), 1)
         scale = self.facts["target_std"]
         if self.levels:
-            return 2 * pinball(forecasts, batch["targets"], self.levels).mean() / scale, forecasts
-        return LOSSES[self.criterion](forecasts / scale, batch["targets"] / scale), forecasts
+            return 2 * pinball(forecasts, targets, self.levels).mean() / scale, each.mean(dim=0)
+        return LOSSES[self.criterion](forecasts / scale, targets / scale), each.mean(dim=0)
 
     def update_validation(self, outputs: Tensor, batch: Batch) -> None:
         self.val_mae.update(self.median(outputs).contiguous(), batch["targets"])

@@ -36,7 +36,9 @@ class Task(pl.LightningModule):
     are no scores.
 
     Args:
-        model: the network.
+        model: the network, or the first of several whose answers are averaged.
+        others: further ones of its kind, which learn side by side with it, each from its own errors (an ensemble:
+            Hansen and Salamon 1990).
         optimizer: builds the optimizer from the parameters.
         scheduler: builds a per-step learning rate schedule from `(optimizer, total_steps)`.
         seed: of everything random in a training step.
@@ -48,9 +50,10 @@ class Task(pl.LightningModule):
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
         scheduler: Callable[[Optimizer, int], LRScheduler] | None = None,
         seed: int = 0,
+        others: Iterable[nn.Module] = (),
     ) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.others = model, nn.ModuleList(others)
         self.make_optimizer, self.make_scheduler, self.seed = optimizer, scheduler, seed
         self.train_loss, self.val_loss = MeanMetric(), MeanMetric()
         self.train_loss.persistent(True)  # in checkpoints: an epoch resumed in its middle reports its whole mean
@@ -85,6 +88,15 @@ class Task(pl.LightningModule):
     @abstractmethod
     def predictions(self) -> pd.DataFrame:
         """The test's predictions beside the truth; the column `index` is the position in the test split."""
+
+    @property
+    def members(self) -> list[nn.Module]:
+        """The network, or all of them."""
+        return [self.model, *self.others]
+
+    def of_members(self, *inputs: Tensor) -> Tensor:
+        """What each of the M members answers, (M, B, O)."""
+        return torch.stack([member(*inputs) for member in self.members])
 
     @property
     def calibrates(self) -> bool:

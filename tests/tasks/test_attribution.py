@@ -16,7 +16,7 @@ pytest.importorskip("captum")
 FACTS = {"classes": ["a", "b", "c"], "vocab_size": 50, "padding_index": 0, "unknown_index": 1}
 
 
-def build(encoder: Any, pooling: str, ngrams: dict[str, Any] | None = None) -> ClassificationTask:
+def build(encoder: Any, pooling: str, ngrams: dict[str, Any] | None = None, members: int = 1) -> ClassificationTask:
     torch.manual_seed(0)
     task = ClassificationTask(
         FACTS,
@@ -24,6 +24,7 @@ def build(encoder: Any, pooling: str, ngrams: dict[str, Any] | None = None) -> C
         encoder=encoder,
         pooling=pooling,
         ngrams=ngrams,
+        members=members,
         optimizer=torch.optim.SGD,  # pyright: ignore[reportArgumentType]
     )
     if task.votes is not None:
@@ -49,6 +50,7 @@ NETWORKS = {
     "bilstm": (partial(BiLSTM, hidden_size=6), "max_mean", None),
     "votes": (partial(GRU, hidden_size=6), "max", NGRAMS),
     "mean": (Mean, "mean", None),
+    "three networks": (partial(GRU, hidden_size=6), "max", NGRAMS, 3),
 }
 
 
@@ -57,7 +59,8 @@ def test_attributions_add_up_to_the_difference_of_the_logits(network: str) -> No
     task, batch = build(*NETWORKS[network]), text()
     with torch.no_grad():
         logits = task.logits(batch)[0]
-        without = task.model(torch.zeros_like(batch["inputs"]), batch["lengths"])[0]
+        nothing = torch.zeros_like(batch["inputs"])
+        without = task.of_members(nothing, batch["lengths"]).mean(dim=0)[0]
     for target in range(3):
         found = attribute(task, batch, target)
         assert found.logit == pytest.approx(logits[target].item(), abs=1e-4)

@@ -234,3 +234,47 @@ def test_consistency_compares_two_answers_under_different_dropout_in_training_al
     task.eval()
     loss, logits = task.loss(batch)
     torch.testing.assert_close(loss, cross_entropy(logits, batch["targets"], label_smoothing=0.1))
+
+
+def test_members_answer_the_mean_of_their_logits_and_learn_each_from_its_own_error() -> None:
+    ngrams: dict[str, Any] = {"characters": 1, "words": 1, "bits": 8, "dropout": 0.0}
+    several = build(members=3, ngrams=ngrams)
+    torch.nn.init.normal_(several.votes.votes.weight)  # pyright: ignore[reportOptionalMemberAccess]
+    batch = {
+        "inputs": torch.tensor([[2, 3, 4], [5, 6, 0]]),
+        "characters": torch.tensor([[70, 71], [72, 0]]),
+        "lengths": torch.tensor([3, 2]),
+        "targets": torch.tensor([1, 0]),
+    }
+    several.loss(batch)[0].backward()
+    logits, votes = [], []
+    for member in several.members:
+        alone = build(ngrams=ngrams)
+        alone.model.load_state_dict(member.state_dict())
+        alone.votes.load_state_dict(several.votes.state_dict())  # pyright: ignore[reportOptionalMemberAccess]
+        alone.loss(batch)[0].backward()
+        logits.append(alone.logits(batch).detach())
+        votes.append(alone.votes.votes.weight.grad)  # pyright: ignore[reportOptionalMemberAccess]
+        for parameter, expected in zip(member.parameters(), alone.model.parameters(), strict=True):
+            torch.testing.assert_close(3 * parameter.grad, expected.grad)  # pyright: ignore[reportOperatorIssue]
+    torch.testing.assert_close(several.logits(batch).detach(), torch.stack(logits).mean(dim=0))
+    gradient = several.votes.votes.weight.grad  # pyright: ignore[reportOptionalMemberAccess]
+    torch.testing.assert_close(gradient, torch.stack(votes).mean(dim=0))  # which all members share
+    several.eval()
+    loss, answer = several.loss(batch)
+    torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(answer, batch["targets"]))
+
+
+def test_members_are_consistent_each_with_itself() -> None:
+    torch.manual_seed(0)
+    several = build(members=2, dropout=0.5, consistency=3.0)
+    batch = {"inputs": torch.tensor([[2, 3, 4]]), "lengths": torch.tensor([3]), "targets": torch.tensor([1])}
+    torch.manual_seed(7)
+    loss = several.loss(batch)[0]
+    torch.manual_seed(7)
+    passes = [several.logits_of_members(batch) for _ in range(2)]
+    entropies = [
+        torch.nn.functional.cross_entropy(each[member], batch["targets"]) for each in passes for member in (0, 1)
+    ]
+    apart = [divergence(passes[0][member], passes[1][member]) for member in (0, 1)]
+    torch.testing.assert_close(loss, sum(entropies) / 4 + 3.0 * sum(apart) / 2)

@@ -220,6 +220,30 @@ def test_the_loss_of_quantiles_is_twice_the_mean_pinball_loss_in_standard_deviat
     assert loss.item() == pytest.approx(2 * total / (5 * 6 * 5) / 2.5, rel=1e-5)
 
 
+@pytest.mark.parametrize("quantiles", [[], LEVELS])
+def test_members_forecast_their_mean_and_learn_each_from_its_own_error(quantiles: list[float]) -> None:
+    options: Any = {"quantiles": quantiles, "base": "climatology"}
+    several, batch = build(members=3, **options), make_batch()
+    several.loss(batch)[0].backward()
+    alone, gradients = [], []
+    for member in several.members:
+        task = build(**options)
+        task.model.load_state_dict(member.state_dict())
+        task.loss(batch)[0].backward()
+        alone.append(task(batch).detach())
+        gradients.append([parameter.grad for parameter in task.parameters()])
+    assert not torch.equal(alone[0], alone[1])
+    torch.testing.assert_close(several(batch).detach(), torch.stack(alone).mean(dim=0))
+    for member, expected in zip(several.members, gradients, strict=True):
+        for parameter, gradient in zip(member.parameters(), expected, strict=True):
+            torch.testing.assert_close(3 * parameter.grad, gradient)  # pyright: ignore[reportOperatorIssue]
+    several.eval()
+    mean = torch.stack(alone).mean(dim=0)
+    expected_loss = build(**options).eval()
+    expected_loss.forward = lambda batch: mean  # type: ignore[method-assign]
+    torch.testing.assert_close(several.loss(batch)[0], expected_loss.loss(batch)[0])
+
+
 def test_a_single_median_has_the_loss_and_scores_of_the_absolute_error() -> None:
     only, plain, batch = build(quantiles=[0.5]), build(), make_batch()
     only.model.load_state_dict(plain.model.state_dict())
