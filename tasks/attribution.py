@@ -74,8 +74,11 @@ def attribute(task: ClassificationTask, batch: Batch, target: int) -> Attributio
     characters = torch.zeros(batch["characters"].shape[1], dtype=torch.float64)
     if task.votes is not None:
         with torch.no_grad():
-            of_characters, of_words = task.votes.shares(batch["characters"], words)
-        characters = of_characters[0, :, target].double()
-        tokens = tokens + of_words[0, :, target].double()
-        reached += (characters.sum() + of_words[0, :, target].double().sum()).item()
+            each = [votes.shares(batch["characters"], words) for votes in (task.votes, *task.other_votes)]  # pyright: ignore
+        characters, of_words = (
+            torch.stack([share[0, :, target] for share in of_kind]).mean(dim=0).double()
+            for of_kind in zip(*each, strict=True)
+        )
+        tokens = tokens + of_words
+        reached += (characters.sum() + of_words.sum()).item()
     return Attribution(tokens.numpy(), characters.numpy(), reached, baseline)

@@ -49,7 +49,7 @@ class ClassificationTask(Task):
             cross-entropy is then the mean of both (R-Drop: Liang et al. 2021). The paper's alpha is twice this weight,
             for it sums the cross-entropies. Doubles the time of a step.
         ngrams: options of `NgramVotes`, which are added to the logits if there are any n-grams.
-        members: M, networks whose logits are averaged; the votes are the same for all of them.
+        members: M, networks whose logits are averaged, each with votes of its own.
         task_options: of `Task`.
 
     Raises:
@@ -78,9 +78,10 @@ class ClassificationTask(Task):
             models = [build_model(inputs, encoder, len(classes), pooling, dropout, **tokens) for _ in range(members)]
         super().__init__(models[0], others=models[1:], **task_options)
         self.classes, self.label_smoothing, self.consistency = classes, label_smoothing, consistency
-        self.votes: NgramVotes | None = None
+        votes: list[NgramVotes] = []
         if baseline is None and ngrams is not None and ngrams["characters"] + ngrams["words"] > 0:
-            self.votes = NgramVotes(len(classes), **ngrams)
+            votes = [NgramVotes(len(classes), **ngrams) for _ in models]
+        self.votes, self.other_votes = votes[0] if votes else None, nn.ModuleList(votes[1:])
         if baseline is None and consistency and not _drops(self):
             raise ValueError(
                 "task.consistency compares answers under different dropout, and there is none: set task.dropout, "
@@ -113,7 +114,10 @@ class ClassificationTask(Task):
         if isinstance(self.model, Baseline):
             return self.model(batch)[None]
         logits = self.of_members(batch["inputs"], batch["lengths"])
-        return logits if self.votes is None else logits + self.votes(batch["characters"], batch["inputs"])
+        if self.votes is None:
+            return logits
+        votes = [each(batch["characters"], batch["inputs"]) for each in (self.votes, *self.other_votes)]
+        return logits + torch.stack(votes)
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Mean cross-entropy, in training of each member and with `consistency`, and the logits (B, classes)."""

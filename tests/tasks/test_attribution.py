@@ -27,8 +27,9 @@ def build(encoder: Any, pooling: str, ngrams: dict[str, Any] | None = None, memb
         members=members,
         optimizer=torch.optim.SGD,  # pyright: ignore[reportArgumentType]
     )
-    if task.votes is not None:
-        torch.nn.init.normal_(task.votes.votes.weight)
+    votes: Any = [task.votes, *task.other_votes] if task.votes is not None else []
+    for each in votes:
+        torch.nn.init.normal_(each.votes.weight)
     return task.eval()
 
 

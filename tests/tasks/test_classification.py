@@ -239,7 +239,9 @@ def test_consistency_compares_two_answers_under_different_dropout_in_training_al
 def test_members_answer_the_mean_of_their_logits_and_learn_each_from_its_own_error() -> None:
     ngrams: dict[str, Any] = {"characters": 1, "words": 1, "bits": 8, "dropout": 0.0}
     several = build(members=3, ngrams=ngrams)
-    torch.nn.init.normal_(several.votes.votes.weight)  # pyright: ignore[reportOptionalMemberAccess]
+    all_votes: list[Any] = [several.votes, *several.other_votes]
+    for votes in all_votes:
+        torch.nn.init.normal_(votes.votes.weight)
     batch = {
         "inputs": torch.tensor([[2, 3, 4], [5, 6, 0]]),
         "characters": torch.tensor([[70, 71], [72, 0]]),
@@ -247,19 +249,17 @@ def test_members_answer_the_mean_of_their_logits_and_learn_each_from_its_own_err
         "targets": torch.tensor([1, 0]),
     }
     several.loss(batch)[0].backward()
-    logits, votes = [], []
-    for member in several.members:
+    logits = []
+    for member, votes in zip(several.members, all_votes, strict=True):
         alone = build(ngrams=ngrams)
         alone.model.load_state_dict(member.state_dict())
-        alone.votes.load_state_dict(several.votes.state_dict())  # pyright: ignore[reportOptionalMemberAccess]
+        alone.votes.load_state_dict(votes.state_dict())  # pyright: ignore[reportOptionalMemberAccess]
         alone.loss(batch)[0].backward()
         logits.append(alone.logits(batch).detach())
-        votes.append(alone.votes.votes.weight.grad)  # pyright: ignore[reportOptionalMemberAccess]
+        torch.testing.assert_close(3 * votes.votes.weight.grad, alone.votes.votes.weight.grad)  # pyright: ignore
         for parameter, expected in zip(member.parameters(), alone.model.parameters(), strict=True):
             torch.testing.assert_close(3 * parameter.grad, expected.grad)  # pyright: ignore[reportOperatorIssue]
     torch.testing.assert_close(several.logits(batch).detach(), torch.stack(logits).mean(dim=0))
-    gradient = several.votes.votes.weight.grad  # pyright: ignore[reportOptionalMemberAccess]
-    torch.testing.assert_close(gradient, torch.stack(votes).mean(dim=0))  # which all members share
     several.eval()
     loss, answer = several.loss(batch)
     torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(answer, batch["targets"]))
