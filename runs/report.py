@@ -16,6 +16,7 @@ from runs import board, figures
 from runs.analysis import breakdown, likely_label_errors
 from runs.checkpoints import write_atomically
 from runs.memory import memory_of_run
+from runs.schema import best_is
 from tasks import Task
 
 
@@ -47,7 +48,7 @@ def write_results(
         metrics["memory"] = memory
         drawn["memory"] = figures.memory({metrics["model"]: memory})
     if "train/loss" in history:
-        drawn["loss"] = figures.loss_curves(history, config["task"]["monitor"], config["task"]["mode"])
+        drawn["loss"] = figures.loss_curves(history, config["task"]["monitor"], best_is(config["task"]))
     if metrics["task"] == "cls":
         suspects = likely_label_errors(predictions)
         suspects.to_csv(folder / "likely_label_errors.csv", index=False, encoding="utf-8-sig")  # the mark is for Excel

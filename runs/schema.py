@@ -138,6 +138,8 @@ class IdentityConfig:
 
 
 BEST = {"val/loss": "min", "val/mae": "min", "val/f1": "max", "val/accuracy": "max"}
+"""Whether less or more of a score is better."""
+MODE = "whether less or more of it is better, if it is no score of this project"
 MONITOR = "the validation score that picks the best epoch and stops early"
 POOLINGS = ("last", "mean", "max", "max_mean", "attention")
 
@@ -153,7 +155,9 @@ class TaskConfig:
     dropout: float = option(0.0, "on the pooled vector", least=0, most=1)
     members: int = option(1, "networks that learn side by side, whose answers are averaged", least=1, most=100)
     monitor: str = option("val/loss", MONITOR)
-    mode: str = option("min", "whether less or more of it is better", choices=("min", "max"))
+    mode: str = option(
+        "min", "whether less or more of it is better, if it is no score of this project", choices=("min", "max")
+    )
 
 
 @dataclass
@@ -173,7 +177,9 @@ class ClassificationConfig(TaskConfig):
 
     inputs: EmbeddingConfig = field(default_factory=EmbeddingConfig)
     monitor: str = option("val/f1", MONITOR, choices=("val/f1", "val/accuracy", "val/loss"))
-    mode: str = option("max", "whether less or more of it is better", choices=("min", "max"))
+    mode: str = option(
+        "max", "whether less or more of it is better, if it is no score of this project", choices=("min", "max")
+    )
     label_smoothing: float = option(0.0, "share of a target spread over all classes", least=0, most=1)
     consistency: float = option(0.0, "weight of how differently a text is answered under two dropouts", least=0)
     ngrams: NgramsConfig = field(default_factory=NgramsConfig)
@@ -562,9 +568,7 @@ def validate(config: DictConfig, prefix: str = "") -> None:
 
 
 def _check_pairing(config: DictConfig) -> None:
-    """A task wants data of its own kind, and the best of a score is the most or the least, whichever it is."""
-    if (best := BEST.get(monitor := config.task.monitor)) and config.task.mode != best:
-        raise ConfigError(f"task.monitor={monitor} is best at its {best}: add task.mode={best}")
+    """A task wants data of its own kind."""
     wanted = {ClassificationConfig: TextConfig, ForecastingConfig: SeriesConfig}.get(OmegaConf.get_type(config.task))  # type: ignore[arg-type]
     if wanted is not None and OmegaConf.get_type(config.data) in {TextConfig, SeriesConfig} - {wanted}:
         other = "forecast" if wanted is TextConfig else "cls"
@@ -592,3 +596,8 @@ def _problem(value: Any, metadata: Any) -> str | None:
     limits = [f"at least {least}" if least is not None else "", f"above {above}" if above is not None else ""]
     limits.append(f"at most {most}" if most is not None else "")
     return None if fits else " and ".join(limit for limit in limits if limit) or "a finite number"
+
+
+def best_is(task: Mapping[str, Any]) -> str:
+    """Whether the best of what a task monitors is its `min` or its `max`."""
+    return BEST.get(task["monitor"]) or str(task["mode"])

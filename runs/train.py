@@ -30,7 +30,7 @@ from runs.build import build_datamodule, build_task, instantiate
 from runs.checkpoints import BEST, LAST, AtomicCheckpointIO, Recorder, read_checkpoint
 from runs.errors import CheckpointError
 from runs.report import write_json, write_results
-from runs.schema import ConfigError
+from runs.schema import ConfigError, best_is
 from tasks import Baseline, Task
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ def train(
         torch.set_num_threads(threads)
     checkpoint = _resume_point(config, folder) if resume else None
     trial = bool(config["trainer"]["fast_dev_run"])
-    monitor, mode = config["task"]["monitor"], config["task"]["mode"]
+    monitor, mode = config["task"]["monitor"], best_is(config["task"])
     recorder = Recorder(folder, monitor, mode, config["callbacks"]["resume_every_n_steps"], trial)
     logger = _build_logger(config, folder, checkpoint)
     trainer = _build_trainer(config, recorder, logger, began)  # before any data is read: a device may be missing
@@ -197,7 +197,7 @@ def _build_trainer(
     callbacks.append(LambdaCallback(on_train_start=lambda *_: began()))
     if stopping := config["callbacks"]["early_stopping"]:
         # Behind the validation, not at the epoch's end: the resume point is written between the two.
-        watch = {"monitor": config["task"]["monitor"], "mode": config["task"]["mode"], "check_finite": False}
+        watch = {"monitor": config["task"]["monitor"], "mode": best_is(config["task"]), "check_finite": False}
         callbacks.append(EarlyStopping(**watch, **stopping, check_on_train_epoch_end=False))
     if decay := config["callbacks"]["averaging"]:
         callbacks.append(EMAWeightAveraging(decay=decay))

@@ -127,7 +127,6 @@ MISTAKES = [
     (["data.path=a=b.csv"], "data.path=a=b.csv"),
     (["seed=99999999999999999999"], "seed=99999999999999999999 is not allowed"),
     (["data.split_seed=4294967296"], "data.split_seed"),
-    (["task.monitor=val/loss"], "task.monitor=val/loss is best at its min: add task.mode=min"),
     (["trainer.max_steps=0"], "trainer.max_steps=0 is not allowed: it must be at least 1, or -1"),
     (["trainer.devices=banana", "data.path=never_read.csv"], "devices"),
     (["logger._target_=pytorch_lightning.loggers.CSVLogger"], "'default_hp_metric'; ~GROUP.OPTION"),

@@ -174,6 +174,12 @@ def test_the_recipe_for_reviews_has_128_features_in_all(model: str, size: int | 
     assert composed("experiment=best_cls", "model.encoder.hidden_size=7").model.encoder.hidden_size == 7
 
 
+def test_what_is_best_of_a_known_score_is_known_whatever_the_mode_says() -> None:
+    for monitor, best in {"val/loss": "min", "val/mae": "min", "val/f1": "max", "val/accuracy": "max"}.items():
+        assert {schema.best_is({"monitor": monitor, "mode": mode}) for mode in ("min", "max")} == {best}
+    assert schema.best_is({"monitor": "val/own", "mode": "max"}) == "max"
+
+
 @pytest.mark.parametrize("name", ["report_cls", "report_forecast"])
 @pytest.mark.parametrize(("model", "epochs"), [("rnn", 20), ("gru", 20), ("lstm", 10), ("bilstm", 10)])
 def test_the_reports_settings_train_each_model_as_long_as_the_report(name: str, model: str, epochs: int) -> None:

@@ -375,7 +375,8 @@ def test_the_last_forecast_is_that_of_the_last_row_in_whatever_form_the_file_is(
     names = {"T (degC)": "温度", "max. wv (m/s)": "gust", "p (mbar)": "压力", "wd (deg)": "from: deg"}
     changed = readings.rename(columns={**names, "Date Time": "时间"}).iloc[:, ::-1]
     changed["时间"] = pd.to_datetime(changed["时间"], format=FORMAT).dt.strftime("%Y/%m/%d %H:%M")
-    changed["温度"] = changed["温度"].map(lambda value: f"{value:.6f}".replace(".", ","))
+    commas = changed.drop(columns="时间").astype(str).replace(r"\.", ",", regex=True)
+    changed = changed.assign(**{str(name): commas[name] for name in commas})
     write(changed, tmp_path / "o.csv", sep="\t", encoding="gb18030")
     form = {"encoding": "gb18030", "separator": "tab", "time_column": "时间", "time_format": "%Y/%m/%d %H:%M"}
     form["decimal"] = ","
@@ -442,12 +443,12 @@ def test_an_incomplete_lookback_is_used_only_when_asked_and_an_older_one_said(
     write(readings.iloc[-100:], tmp_path / "t.csv")
     with pytest.raises(DataError, match=r"begins at .* the model reads 120 steps of 1h, and 20 of them would be older"):
         made(**{**options, "output": tmp_path / "no.csv"})
+    with pytest.raises(DataError, match="no complete lookback"):
+        made(**{**options, "output": tmp_path / "no.csv"}, every="1d")
     gap = readings.drop(index=readings.index[-160:-100])
     write(gap, tmp_path / "t.csv")
     with pytest.raises(DataError, match=r"missing are 20 of 120 readings .* let it end earlier with max_age"):
         made(**{**options, "output": tmp_path / "no.csv"})
-    with pytest.raises(DataError, match="no complete lookback"):
-        made(**{**options, "output": tmp_path / "no.csv"}, every="1d")
     for wrong, message in {"soon": "every='soon' is not a duration", "90min": "multiple of the model's step"}.items():
         with pytest.raises(ConfigError, match=message):
             made(**{**options, "output": tmp_path / "no.csv"}, every=wrong)
