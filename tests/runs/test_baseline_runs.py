@@ -149,18 +149,18 @@ def test_scores_can_be_the_validations(lab: Lab, tmp_path: Path) -> None:
     assert metrics["test"]["accuracy"] == pytest.approx(history["val/accuracy"].iloc[-1])
 
 
-@pytest.mark.parametrize("averaging", [pytest.param(None, marks=pytest.mark.slow), 0.9])
+@pytest.mark.parametrize(("averaging", "lr"), [pytest.param(None, 2, marks=pytest.mark.slow), (0.9, 0.3)])
 def test_a_run_with_quantiles_keeps_its_calibration_in_its_checkpoint(
-    averaging: float | None, lab: Lab, tmp_path: Path
+    averaging: float | None, lr: float, lab: Lab, tmp_path: Path
 ) -> None:
     from omegaconf import OmegaConf
 
     folder = tmp_path / "run"
     words = [
         "task.quantiles=[0.1,0.5,0.9]",
-        "optimizer.lr=0.1",
-        "task.mode=max",
-    ]  # the worst epoch, which isn't the last
+        f"optimizer.lr={lr}",
+        "trainer.max_epochs=6",
+    ]  # so fast that the best epoch need not be the last
     words += [] if averaging is None else [f"callbacks.averaging={averaging}"]
     outcome = lab.run(*SMALL["forecast"], *words, f"hydra.run.dir={folder}")
     assert outcome.code == 0, outcome.output
@@ -178,6 +178,5 @@ def test_a_run_with_quantiles_keeps_its_calibration_in_its_checkpoint(
     assert metrics["best_score"] == pytest.approx(median.abs().mean().item(), rel=1e-5)
     expected = [np.quantile(low, 0.1, axis=0), np.zeros(48), np.quantile(high, 0.9, axis=0)]
     np.testing.assert_allclose(task.shifts.numpy(), np.stack(expected, axis=1), atol=1e-4)  # type: ignore[operator]
-    assert metrics["best_epoch"] < metrics["epochs"]
     last = read_checkpoint(folder / "checkpoints" / "last.ckpt")
     assert ("averaging_state" in last) == (averaging is not None)
