@@ -116,8 +116,8 @@ class ClassificationTask(Task):
         logits = self.of_members(batch["inputs"], batch["lengths"])
         if self.votes is None:
             return logits
-        votes = [each(batch["characters"], batch["inputs"]) for each in (self.votes, *self.other_votes)]
-        return logits + torch.stack(votes)
+        found = self.votes.find(batch["characters"], batch["inputs"])
+        return logits + torch.stack([votes(found) for votes in (self.votes, *self.other_votes)])
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Mean cross-entropy, in training of each member and with `consistency`, and the logits (B, classes)."""
@@ -129,13 +129,14 @@ class ClassificationTask(Task):
         if not self.training:
             logits = self.logits(batch)
             return entropy(logits[None]), logits
-        each = self.logits_of_members(batch)
-        loss = entropy(each)
-        if self.consistency:
-            again = self.logits_of_members(batch)
-            apart = divergence(each.flatten(0, 1), again.flatten(0, 1))
-            loss = (loss + entropy(again)) / 2 + self.consistency * apart
-        return loss, each.mean(dim=0)
+        if not self.consistency:
+            each = self.logits_of_members(batch)
+            return entropy(each), each.mean(dim=0)
+        # Both answers in one pass: every row has a dropout of its own.
+        twice = {name: torch.cat([value, value]) for name, value in batch.items()}
+        each, again = self.logits_of_members(twice).chunk(2, dim=1)
+        apart = divergence(each.flatten(0, 1), again.flatten(0, 1))
+        return (entropy(each) + entropy(again)) / 2 + self.consistency * apart, each.mean(dim=0)
 
     def update_validation(self, outputs: Tensor, batch: Batch) -> None:
         self.val_scores.update(outputs, batch["targets"])

@@ -5,6 +5,7 @@ Legend: B batch, T time, E features per step, F features of the encoder's output
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -31,7 +32,7 @@ class SequenceModel(nn.Module):
         self.inputs = inputs
         self.encoder = encoder
         self.pooling = Pooling(pooling, encoder.output_size)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.head = nn.Linear(self.pooling.output_size, outputs)
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -84,7 +85,7 @@ class TokenEmbedding(nn.Embedding):
         super().__init__(vocab_size, embedding_dim, padding_idx=padding_index)
         self.output_size = embedding_dim
         self.unknown_index, self.token_dropout = unknown_index, token_dropout
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, T) to (B, T, E)."""
@@ -92,6 +93,22 @@ class TokenEmbedding(nn.Embedding):
             hidden = torch.rand(tokens.shape, device=tokens.device) < self.token_dropout
             tokens = tokens.masked_fill(hidden & (tokens != self.padding_idx), self.unknown_index)
         return self.dropout(super().forward(tokens))
+
+
+class Dropout(nn.Dropout):
+    """`nn.Dropout`, four times as fast on a CPU: there four features share one 64-bit random number.
+
+    Each is zeroed if its 16 bits, as a number, are less than 2^16 p, with p rounded to a multiple of 2^-16.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape."""
+        zeroed = round(2**16 * self.p)
+        if not self.training or x.device.type != "cpu" or zeroed in (0, 2**16):
+            return super().forward(x)
+        bits = torch.empty(math.ceil(x.numel() / 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+        kept = bits[: x.numel()].view(x.shape) >= zeroed - 2**15  # an int16 begins at -2^15
+        return x * kept.to(x.dtype).mul_(2**16 / (2**16 - zeroed))
 
 
 class Identity(nn.Identity):

@@ -43,9 +43,12 @@ class NgramVotes(nn.Module):
         self.votes = nn.EmbeddingBag((1 << bits) + 1, outputs, mode="sum", padding_idx=0)
         nn.init.zeros_(self.votes.weight)
 
-    def forward(self, characters: Tensor, words: Tensor) -> Tensor:
-        """Characters (B, C) and words (B, T), numbers with 0 for padding, to logits (B, O)."""
-        found = torch.cat([rows for _, _, rows in self._rows(characters, words)], dim=1)
+    def find(self, characters: Tensor, words: Tensor) -> Tensor:
+        """The rows of W for characters (B, C) and words (B, T), numbers with 0 for padding: (B, N), 0 for none."""
+        return torch.cat([rows for _, _, rows in self._rows(characters, words)], dim=1)
+
+    def forward(self, found: Tensor) -> Tensor:
+        """The rows of W that were found (B, N) to logits (B, O)."""
         if self.training and self.dropout:
             found = found * (torch.rand(found.shape, device=found.device) >= self.dropout)
         count = (found > 0).sum(dim=1, keepdim=True).clamp(min=1)

@@ -96,7 +96,7 @@ def test_shares_of_votes_are_those_of_each_n_gram_by_itself() -> None:
             expected[kind][at : at + len(ngram)] += vote / len(ngram) / count**0.5
     with torch.no_grad():
         of_characters, of_words = votes.shares(characters, words)
-        whole = votes(characters, words)
+        whole = votes(votes.find(characters, words))
     torch.testing.assert_close(of_characters[0], expected["characters"])
     torch.testing.assert_close(of_words[0], expected["words"])
     torch.testing.assert_close(of_characters.sum(dim=1) + of_words.sum(dim=1), whole)
@@ -112,7 +112,8 @@ def _vote(votes: NgramVotes, kind: str, ngram: list[int]) -> Tensor:
     own = NgramVotes(2, **{**NGRAMS, "characters": 0, "words": 0, kind: len(ngram)}).eval()
     own.votes = votes.votes
     empty, given = torch.zeros(1, 1, dtype=torch.long), torch.tensor([ngram])
-    whole = own(*((given, empty) if kind == "characters" else (empty, given)))[0] * len(_all(ngram)) ** 0.5
+    found = own.find(*((given, empty) if kind == "characters" else (empty, given)))
+    whole = own(found)[0] * len(_all(ngram)) ** 0.5
     return whole - sum((_vote(votes, kind, part) for part in _all(ngram) if part != ngram), torch.zeros(2))
 
 

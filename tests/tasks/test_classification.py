@@ -148,7 +148,8 @@ def test_votes_of_ngrams_are_added_to_the_networks_logits() -> None:
         "characters": torch.tensor([[97, 98, 0], [99, 0, 0]]),
         "targets": torch.tensor([0, 1]),
     }
-    expected = task.model(batch["inputs"], batch["lengths"]) + task.votes(batch["characters"], batch["inputs"])
+    votes = task.votes(task.votes.find(batch["characters"], batch["inputs"]))
+    expected = task.model(batch["inputs"], batch["lengths"]) + votes
     torch.testing.assert_close(task.logits(batch), expected)
     assert build(ngrams={**options, "characters": 0, "words": 0}).votes is None
 
@@ -224,7 +225,7 @@ def test_consistency_compares_two_answers_under_different_dropout_in_training_al
     batch = {"inputs": torch.arange(2, 8).view(2, 3), "lengths": torch.tensor([3, 2]), "targets": torch.tensor([0, 3])}
     task = build(dropout=0.5, consistency=2.0, label_smoothing=0.1)
     torch.manual_seed(5)
-    answers = [task.logits(batch) for _ in range(2)]
+    answers = task.logits({name: torch.cat([value, value]) for name, value in batch.items()}).chunk(2)
     entropies = [cross_entropy(answer, batch["targets"], label_smoothing=0.1) for answer in answers]
     torch.manual_seed(5)
     loss, logits = task.loss(batch)
@@ -272,7 +273,8 @@ def test_members_are_consistent_each_with_itself() -> None:
     torch.manual_seed(7)
     loss = several.loss(batch)[0]
     torch.manual_seed(7)
-    passes = [several.logits_of_members(batch) for _ in range(2)]
+    twice = {name: torch.cat([value, value]) for name, value in batch.items()}
+    passes = several.logits_of_members(twice).chunk(2, dim=1)
     entropies = [
         torch.nn.functional.cross_entropy(each[member], batch["targets"]) for each in passes for member in (0, 1)
     ]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rnn_cells import GRU, LSTM, BiLSTM
 from tasks import Identity, Pooling, SequenceModel, TokenEmbedding
+from tasks.models import Dropout
 
 KINDS = Pooling.KINDS
 LENGTHS = torch.tensor([5, 0, 1, 3])  # of at most 5 steps, one sequence without any
@@ -145,3 +146,29 @@ def test_token_dropout_makes_tokens_unknown_in_training_and_never_touches_paddin
 def test_an_unknown_pooling_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match="last, mean, max, max_mean, attention; got 'median'"):
         Pooling("median", 4)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.3, 0.9])
+def test_dropout_zeroes_each_feature_alone_with_its_probability_and_keeps_the_mean(p: float) -> None:
+    x = torch.ones(1001, 999, requires_grad=True)  # no multiple of the four that share a random number
+    dropped = Dropout(p)(x)
+    dropped.sum().backward()
+    assert x.grad is not None
+    assert torch.equal(x.grad, dropped)  # as x is 1
+    zero = dropped == 0
+    torch.testing.assert_close(dropped[~zero], torch.full_like(dropped[~zero], 1 / (1 - p)), rtol=1e-4, atol=0)
+    spread = 5 * (p * (1 - p) / x.numel()) ** 0.5
+    assert abs(zero.float().mean() - p) < spread
+    for place in range(4):  # of the four
+        assert abs(zero.flatten()[place::4].float().mean() - p) < 2 * spread
+    for apart in (1, 2, 3, 4, 999):
+        both = zero.flatten()[:-apart] & zero.flatten()[apart:]
+        assert abs(both.float().mean() - p * p) < 2 * spread
+
+
+@pytest.mark.parametrize("p", [0.0, 1e-9, 1 - 1e-9, 1.0])
+def test_dropout_of_nothing_or_everything_is_torchs(p: float) -> None:
+    x = torch.randn(5, 7, 3)
+    assert torch.equal(Dropout(p)(x), torch.nn.functional.dropout(x, round(p)))
+    assert torch.equal(Dropout(0.5).eval()(x), x)
+    assert Dropout(0.5)(torch.ones(0, 3)).shape == (0, 3)
