@@ -65,7 +65,7 @@ def _print_layers(rows: list[dict[str, Any]], ratios: dict[str, list[float]], la
     for row in rows:
         if row["mode"] == "train" and row["ours_peak_mb"] and row["torch_peak_mb"]:
             memory.setdefault(f"{row['cell']}, memory", []).append(row["ours_peak_mb"] / row["torch_peak_mb"])
-    table = Table(title="Ours / torch.nn, time and peak memory of a training step (below 1: ours is better)")
+    table = Table(title="Ours / torch.nn: time, and peak memory in training (below 1: ours is better)")
     table.title_justify = "left"
     table.add_column("layer, mode", no_wrap=True)
     for label in [*labels, "mean"]:
