@@ -24,7 +24,7 @@ from runs.build import check_targets, plain
 from runs.checkpoints import LAST, progress, read_checkpoint, write_atomically
 from runs.errors import CheckpointError, explain
 from runs.report import write_json
-from runs.schema import ConfigError, differing, validate
+from runs.schema import INCONSEQUENTIAL, ConfigError, differing, validate
 from runs.train import train
 
 log = logging.getLogger(__name__)
@@ -77,10 +77,11 @@ def _run(config: DictConfig, folder: Path, overrides: list[str], sweeping: bool)
     check_targets(settings, config.trust)
     if _MAIN and (folder / "checkpoints").exists():
         saved: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-        if not sweeping or differing([saved, settings]):
-            raise ConfigError(
-                f"{folder} holds a run already: continue it with resume={folder}, or choose another hydra.run.dir"
-            )
+        others = [key for key in differing([saved, settings]) if key not in INCONSEQUENTIAL]
+        if not sweeping or others:
+            what = f"a run with another {', '.join(others)}" if sweeping else "a run already"
+            place = "hydra.sweep.dir" if sweeping else "hydra.run.dir"
+            raise ConfigError(f"{folder} holds {what}: continue it with resume={folder}, or choose another {place}")
         return _resume(config, folder, [])  # a sweep started again: what is finished is kept, the rest continues
     return _start(settings, folder, overrides)
 

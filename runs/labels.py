@@ -9,9 +9,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from runs.schema import differing
+from runs.schema import INCONSEQUENTIAL, differing
 
-UNTOLD = ("seed", "logger", "trust", "resume", "debug", "data.cache_dir", "trainer.enable_progress_bar")
+UNTOLD = ("seed", "logger", "trust", "resume", *INCONSEQUENTIAL)
 """Of a configuration: what makes no other model."""
 _ABSENT = object()
 

@@ -522,6 +522,10 @@ def defaults() -> dict[str, list[Any]]:
     return found
 
 
+INCONSEQUENTIAL = ("debug", "data.cache_dir", "trainer.enable_progress_bar")
+"""Options in which two runs may differ that are to come out the same."""
+
+
 def differing(configs: Sequence[Mapping[str, Any]], prefix: str = "") -> list[str]:
     """The full names of what some saved configurations don't share.
 

@@ -350,20 +350,30 @@ def test_a_misspelt_option_of_every_program_is_explained_with_its_own() -> None:
             assert expected in str(explain(caught.value, []))
 
 
-@pytest.mark.parametrize(("words", "goes_on"), [([], True), (["task.ngrams.words=2"], False), (["seed=1"], False)])
-def test_a_sweep_goes_on_though_the_schema_has_new_options(
-    words: list[str], goes_on: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("words", "differ"),
+    [
+        ([], ""),
+        (["debug=true", "trainer.enable_progress_bar=false"], ""),
+        (["task.ngrams.words=2"], "task.ngrams.words"),
+        (["seed=1", "debug=true"], "data.seed, seed"),
+    ],
+)
+def test_a_sweep_goes_on_though_the_schema_has_new_options_or_the_progress_is_shown(
+    words: list[str], differ: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved = plain(composed("task=cls"))
     del saved["task"]["ngrams"], saved["optimizer"]["fused"], saved["score_on"]  # as if older code had saved it
     OmegaConf.save(saved, tmp_path / "config.yaml")
     (tmp_path / "checkpoints").mkdir()
     monkeypatch.setattr(job, "_resume", lambda *_: {"went": "on"})
-    if goes_on:
+    if not differ:
         assert job._run(composed("task=cls", *words), tmp_path, words, sweeping=True) == {"went": "on"}
     else:
-        with pytest.raises(ConfigError, match="holds a run already"):
+        with pytest.raises(ConfigError, match=rf"holds a run with another {differ}: .*hydra\.sweep\.dir"):
             job._run(composed("task=cls", *words), tmp_path, words, sweeping=True)
+    with pytest.raises(ConfigError, match=r"holds a run already: .*hydra\.run\.dir"):
+        job._run(composed("task=cls", *words), tmp_path, words, sweeping=False)
 
 
 def test_a_bug_is_not_explained_away() -> None:
