@@ -158,7 +158,7 @@ def _analysis(rows: pd.DataFrame, metrics: list[dict[str, Any]], task: str) -> s
     """Convergence, cost, the gain of gates and of a second direction, and where each architecture fails."""
     score = MAIN[task]
     names = {"parameters": "parameters", "best_epoch": "epochs to best", "seconds_per_epoch": "seconds per epoch"}
-    cost = rows.reindex(ARCHITECTURES)[list(names)].rename(columns=names)
+    cost = rows.reindex(ARCHITECTURES)[list(names)].rename(columns=names).rename_axis("model")
     cost["seconds to best"] = cost["epochs to best"] * cost["seconds per epoch"]
     fastest, soonest = cost["seconds to best"].idxmin(), cost["epochs to best"].idxmin()
     gru, lstm, bilstm = (
