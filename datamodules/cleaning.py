@@ -163,7 +163,7 @@ def arrange(
         missing_values: numbers that mean "missing".
         step: of the result; a multiple of the recording's own (the median) step.
         resample: `sample` takes every k-th row as recorded, `mean` averages bins of `step` from the first timestamp;
-            each bin is stamped with the time of its first recording.
+            each bin is stamped with its beginning.
         duplicates: `first`, `last`, `mean` or `error` for rows of the same timestamp.
         source: named in errors.
         from_last: go back in time from the last row instead: `sample` takes it and those that lie whole steps before

@@ -295,9 +295,9 @@ def _with_predictions(table: pd.DataFrame, rows: pd.DataFrame, task: str) -> tup
 
 
 def _first(rows: pd.DataFrame) -> pd.Series:
-    """The first run of a baseline, or else the first run."""
-    fitted = rows[rows["backend"].isna()]
-    return (fitted if len(fitted) else rows).iloc[0]
+    """The first run of a model without recurrence, a baseline, or else the first run."""
+    baselines = rows[rows["backend"].isna() | (rows["backend"] == "none")]
+    return (baselines if len(baselines) else rows).iloc[0]
 
 
 def _opponents(rows: pd.DataFrame) -> dict[str, str | None]:

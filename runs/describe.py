@@ -9,6 +9,7 @@ import inspect
 import json
 import logging
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ log = logging.getLogger(__name__)
 
 CLASSES, VOCABULARY = 10, 30_000
 """Where no data says otherwise."""
+FURTHER = {"others": "model", "other_votes": "votes"}
+"""Attributes of a task that hold its other members, and what the first is called."""
 OWN_OPTIONS = ("run", "sequences", "output", "trust", "debug")
 
 
@@ -193,10 +196,17 @@ def _layer_table(task: Task, batch: dict[str, Tensor], batch_size: int) -> Table
             shapes[module] = f"{', '.join(module.state_names)}: {batch_size} × {module.hidden_size} a step"  # pyright: ignore
         if module in shapes:
             kind = f"{type(module).__name__}({module.extra_repr()})" if module.extra_repr() else type(module).__name__
-            own = name.rpartition(".")[2]
-            own = "  " * name.count(".") + (f"cell {own}" if own.isdecimal() else own)
-            table.add_row(own, escape(kind), shapes[module], f"{parameters:,}")
+            table.add_row(_in_its_place(name), escape(kind), shapes[module], f"{parameters:,}")
     return table
+
+
+def _in_its_place(name: str) -> str:
+    """The last part of a module's full name, indented below the parts that have rows of their own."""
+    *above, own = re.sub(r"\.(\d+)", r" \1", name).split(".")
+    group, _, number = own.partition(" ")
+    if group in FURTHER:  # the first one stands by itself
+        own = f"{FURTHER[group]} {int(number) + 2}"
+    return "  " * len(above) + own.replace("cells ", "cell ")
 
 
 def _print_cost(task: Task, steps: int, console: Console) -> None:
@@ -218,7 +228,11 @@ def _print_cost(task: Task, steps: int, console: Console) -> None:
         table.add_row(f"cell {number}", f"{ahead:,}", f"{after:,}", f"{steps * (ahead + after):,}", f"{state:,}")
     head = model.head.weight.numel()
     table.add_row("head", "", "", f"{head:,}", "")
-    table.add_row("in all", "", "", f"{total + head:,}", f"{held:,}", style="bold")
+    if (count := len(task.members)) == 1:
+        table.add_row("in all", "", "", f"{total + head:,}", f"{held:,}", style="bold")
+    else:
+        of_all = (f"{count * (total + head):,}", f"{count * held:,}")
+        table.add_row(f"in all, of {count} networks", "", "", *of_all, style="bold")
     console.print("\n", table, sep="")
     console.print(
         "A step multiplies by each matrix of the cell once, rows × columns: G·H·I for x W, which is one product for "

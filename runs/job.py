@@ -21,7 +21,7 @@ from rich.console import Console
 
 from runs import console
 from runs.build import check_targets, plain
-from runs.checkpoints import LAST, progress, read_checkpoint, write_atomically
+from runs.checkpoints import BEST, LAST, progress, read_checkpoint, write_atomically
 from runs.errors import CheckpointError, explain
 from runs.report import write_json
 from runs.schema import INCONSEQUENTIAL, ConfigError, differing, validate
@@ -46,16 +46,18 @@ def run(config: DictConfig) -> float | None:
     folder = Path(settings.runtime.output_dir)
     sweeping = settings.mode == RunMode.MULTIRUN
     overrides = list(settings.overrides.task)
+    before = _read_status(folder)
     try:
         metrics = _run(config, folder, overrides, sweeping)
     except (Exception, SystemExit, KeyboardInterrupt) as error:
         if (code := _interruption(error)) is not None:  # ends a sweep, too
             advice = _how_to_continue(folder, sweeping)
-            _write_status(folder, "interrupted", overrides, advice)
+            if _is_ours(folder, before):
+                _write_status(folder, "interrupted", overrides, advice)
             log.warning(f"interrupted; {advice}")
             raise SystemExit(code) from error
         message = explain(error, overrides)
-        if _read_status(folder).get("state") != "finished":  # a refusal to touch a finished run leaves it as it is
+        if _is_ours(folder, before):
             with contextlib.suppress(OSError):  # a full disk takes no status either
                 _write_status(folder, "failed", overrides, message or repr(error))
         failures.append(folder.name)
@@ -75,14 +77,15 @@ def _run(config: DictConfig, folder: Path, overrides: list[str], sweeping: bool)
         return _resume(config, folder, overrides)
     settings = plain(config)
     check_targets(settings, config.trust)
-    if _MAIN and (folder / "checkpoints").exists():
+    if _MAIN and any((folder / "checkpoints" / name).exists() for name in (BEST, LAST)):
         saved: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
         others = [key for key in differing([saved, settings]) if key not in INCONSEQUENTIAL]
         if not sweeping or others:
             what = f"a run with another {', '.join(others)}" if sweeping else "a run already"
             place = "hydra.sweep.dir" if sweeping else "hydra.run.dir"
             raise ConfigError(f"{folder} holds {what}: continue it with resume={folder}, or choose another {place}")
-        return _resume(config, folder, [])  # a sweep started again: what is finished is kept, the rest continues
+        # A sweep started again: what is finished is kept, the rest continues.
+        return _resume(config, folder, [word for word in overrides if _key(word) in INCONSEQUENTIAL])
     return _start(settings, folder, overrides)
 
 
@@ -101,7 +104,7 @@ def _resume(config: DictConfig, folder: Path, overrides: list[str]) -> dict[str,
     settings = plain(merged)
     settings["trust"] = list(config.trust)  # said on the command line, never by a folder that may be anybody's
     check_targets(settings, settings["trust"])
-    if merged == saved and _finished(folder):
+    if _finished(folder) and not set(differing([plain(saved), settings])) - {*INCONSEQUENTIAL, "trust"}:
         log.info(f"{folder} is finished already; here are its scores")
         return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     if "baseline" in settings["model"]:  # fitted in one go: there is no half of it to continue
@@ -139,7 +142,7 @@ def merge_overrides(saved: DictConfig, asked: DictConfig, overrides: Sequence[st
     """
     merged = saved.copy()
     for override in overrides:
-        named = override.partition("=")[0].lstrip("+~")
+        named = _key(override)
         if named in ("resume", "debug", "trust"):
             continue
         for key in [f"trainer.{name}" for name in _PLACE] if named == "trainer" else [named]:
@@ -151,7 +154,7 @@ def merge_overrides(saved: DictConfig, asked: DictConfig, overrides: Sequence[st
             if key in ("model", "task"):
                 if wanted.name != held.name:
                     raise CheckpointError(f"this is a {held.name} run; it can't continue as {key}={wanted.name}")
-            elif key.partition(".")[0] != "trainer":
+            elif key.partition(".")[0] != "trainer" and key not in INCONSEQUENTIAL:
                 raise ConfigError(f"{override}: a resumed run keeps its configuration; only trainer.… may change")
             elif key == "trainer.fast_dev_run" and wanted:
                 raise ConfigError(f"{override}: a trial keeps no resume points; start it without resume=")
@@ -198,6 +201,15 @@ def _write_config(folder: Path, settings: dict[str, Any]) -> None:
 def _finished(folder: Path) -> bool:
     """Whether the scores there are those of the whole training: one that was prolonged has its old ones for a while."""
     return (folder / "metrics.json").exists() and _read_status(folder).get("state") == "finished"
+
+
+def _key(override: str) -> str:
+    return override.partition("=")[0].lstrip("+~")
+
+
+def _is_ours(folder: Path, before: dict[str, Any]) -> bool:
+    """Whether this process has begun the run of the folder: one that it refused to touch keeps the status it had."""
+    return not before or _read_status(folder) != before
 
 
 def _read_status(folder: Path) -> dict[str, Any]:

@@ -34,8 +34,8 @@ ARCHITECTURES = ("rnn", "gru", "lstm", "bilstm")
 def run(config: DictConfig) -> None:
     """Run the studies that aren't finished, one after the other, and write the page.
 
-    A study without runs in `folder` keeps the section that the page has of it, if that is of the same command. One that
-    failed has none.
+    A study without runs in `folder` keeps the section that the page has of it, if that is of the same command, and so
+    does one that isn't known here. One that failed has none.
 
     Raises:
         ConfigError: an option is out of range, or `only` names an unknown study.
@@ -75,11 +75,13 @@ def run(config: DictConfig) -> None:
             continue
         try:
             found = _section(study, _folder(folder, name, study["command"]), page)
-        except Exception:  # the other studies are worth their page all the same
-            log.exception(f"error: {name} can't be summarised")
+        except Exception as error:  # the other studies are worth their page all the same
+            log.error(f"error: {name} can't be summarised: {error}", exc_info=not isinstance(error, ConfigError))
             failed.append(name)
             found = ""
         sections.append(found or before.get(_head(study), ""))
+    known = ("# ", *(f"## {study['title']}\n" for study in studies.values()))
+    sections += [section for section in before.values() if not section.startswith(known)]
     text = "\n\n".join(filter(None, sections))
     write_atomically(page, (text + "\n").encode())
     log.info(f"wrote {page}" + (f"; failed: {', '.join(failed)}" if failed else ""))
@@ -129,6 +131,8 @@ def _section(study: dict[str, Any], folder: Path, page: Path) -> str:
     """A study's title, command, tables, figure and what follows from them; empty if nothing has finished yet."""
     table = folder / "comparison.csv"
     if not table.exists():
+        if any(folder.glob("comparison_*.csv")):
+            raise ConfigError(f"a study is of one task: make two of {study['command']!r}")
         return ""
     rows = pd.read_csv(table).set_index("label")
     metrics = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*/metrics.json"))]

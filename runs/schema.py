@@ -195,7 +195,10 @@ class ForecastingConfig(TaskConfig):
     base: str = option("last", "what the network's answer is added to", choices=("mean", "last", "climatology"))
     quantiles: list[float] = option([], "levels to forecast, 0.5 among them; none: one value", above=0, most=0.999)
     tracking: float = option(
-        0.0, "how far a truth moves quantiles while the test is forecast, in standard deviations", least=0, most=1
+        0.0,
+        "how far a truth moves quantiles while the test is forecast, in standard deviations; other forecasts keep them",
+        least=0,
+        most=1,
     )
 
 
@@ -577,6 +580,12 @@ def _check_pairing(config: DictConfig) -> None:
     if wanted is not None and OmegaConf.get_type(config.data) in {TextConfig, SeriesConfig} - {wanted}:
         other = "forecast" if wanted is TextConfig else "cls"
         raise ConfigError(f"data={config.data.name} is not for task={config.task.name}: add task={other}")
+    precision = OmegaConf.select(config, "trainer.precision")
+    if wanted is SeriesConfig and precision in ("16-true", "bf16-true"):
+        raise ConfigError(
+            f"trainer.precision={precision} is not for task={config.task.name}: it would round the readings that "
+            f"forecasts are scored by; take {precision.replace('true', 'mixed')}"
+        )
     if OmegaConf.get_type(config.model) is BaselineModelConfig and config.model.for_task != config.task.name:
         wanted = config.model.for_task
         raise ConfigError(f"model={config.model.name} is not for task={config.task.name}: add task={wanted}")

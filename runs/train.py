@@ -25,6 +25,7 @@ from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException  # pyright: ignore
 
+from datamodules import DataError
 from runs import board
 from runs.build import build_datamodule, build_task, instantiate
 from runs.checkpoints import BEST, LAST, AtomicCheckpointIO, Recorder, read_checkpoint
@@ -120,7 +121,13 @@ def _fit_baseline(task: Any, trainer: pl.Trainer, datamodule: Any, recorder: Rec
     """Fit a baseline to the training split, and score it on the validation split."""
     started = time.perf_counter()
     batches = datamodule.train_dataloader()
-    task.model.fit([next(iter(batches))] if recorder.trial else list(batches))
+    fitted = [next(iter(batches))] if recorder.trial else list(batches)
+    try:
+        task.model.fit(fitted)
+    except ValueError as error:  # scikit-learn's, about examples that are too few or too much alike
+        count = sum(len(batch["targets"]) for batch in fitted)
+        name = task.blueprint["config"]["model"]["name"]
+        raise DataError(f"model={name} can't be fitted to {count:,} training examples: {error}") from error
     seconds = time.perf_counter() - started
     trainer.validate(task, datamodule=datamodule, verbose=False)
     recorder.record_baseline(trainer, seconds)

@@ -133,9 +133,21 @@ class ForecastingTask(Task):
         """Of what `forward` returns, the forecast of each step (B, H)."""
         return forecasts[..., self.levels.index(0.5)] if self.levels else forecasts
 
-    def calibrated(self, forecasts: Tensor) -> Tensor:
-        """What `forward` returns with its quantiles (B, H, Q) shifted, and in order."""
-        return (forecasts + self.shifts).sort(dim=-1).values if self.levels else forecasts
+    def calibrated(self, forecasts: Tensor, shifts: Tensor | None = None) -> Tensor:
+        """What `forward` returns with its quantiles (B, H, Q) shifted, and in order; the median stays as it is.
+
+        Args:
+            forecasts: what `forward` returns.
+            shifts: of all quantiles (H, Q), or of each forecast's (B, H, Q); by default those of the calibration.
+        """
+        if not self.levels:
+            return forecasts
+        middle = self.levels.index(0.5)
+        median = forecasts[..., middle : middle + 1]
+        shifted = forecasts + (self.shifts if shifts is None else shifts)
+        below = shifted[..., :middle].minimum(median).sort(dim=-1).values
+        above = shifted[..., middle + 1 :].maximum(median).sort(dim=-1).values
+        return torch.cat([below, median, above], dim=-1)
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Mean loss in standard deviations of the target, in training of each member, and what `forward` returns."""
@@ -209,8 +221,7 @@ class ForecastingTask(Task):
         known = track(forecasts, targets, origins, self.shifts.cpu().numpy(), self.levels, rate)
         shifts = torch.empty_like(kept["forecasts"])
         shifts[order] = torch.from_numpy(known)
-        shifts[..., self.levels.index(0.5)] = 0  # the median is the forecast
-        return (kept["forecasts"] + shifts).sort(dim=-1).values
+        return self.calibrated(kept["forecasts"], shifts)
 
     def _score_quantiles(self, forecasts: Tensor, targets: Tensor, days: Tensor) -> None:
         """Scores of calibrated quantiles (N, H, Q) against the truth (N, H)."""
@@ -323,7 +334,7 @@ def quantile_crps(quantiles: Tensor, targets: Tensor, levels: Sequence[float]) -
 
     CRPS = 2 * integral over q in (0, 1) of the pinball loss at q (Gneiting and Ranjan 2011), where each level stands
     for all that are nearest to it. A plain mean over the levels 0.05, 0.10, ..., 0.95 leaves out the tails, whose
-    losses are small, and is 5% too high where forecasts are normal and right; this is 1.6% too high. Few levels are
+    losses are small, and is 5% too high where forecasts are normal and right; this is 1.4% too high. Few levels are
     blind to errors between them: 0.05, 0.5 and 0.95 find 16% too little. Compare what has the same levels.
     """
     edges = [0.0, *((low + high) / 2 for low, high in pairwise(levels)), 1.0]

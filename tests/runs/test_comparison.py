@@ -298,6 +298,13 @@ def test_without_a_baseline_rows_are_tested_against_the_first_one(tmp_path: Path
     assert "against gru task.base=mean" in (tmp_path / "comparison.md").read_text(encoding="utf-8")
 
 
+def test_a_network_without_recurrence_is_a_baseline_too(tmp_path: Path) -> None:
+    runs = [made.cls_run(tmp_path / model, model) for model in ("gru", "fasttext_like")]
+    made.rewrite(runs[1] / "metrics.json", backend="none")
+    (found,) = compare_runs(runs).tasks
+    assert found.reference == "fasttext_like"
+
+
 def test_seeds_of_other_examples_are_neither_averaged_nor_tested_but_compared(tmp_path: Path) -> None:
     for model in ("ridge", "gru"):
         for seed, start in enumerate(("2014-01-01", "2015-01-01")):

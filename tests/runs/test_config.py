@@ -366,9 +366,10 @@ def test_a_sweep_goes_on_though_the_schema_has_new_options_or_the_progress_is_sh
     del saved["task"]["ngrams"], saved["optimizer"]["fused"], saved["score_on"]  # as if older code had saved it
     OmegaConf.save(saved, tmp_path / "config.yaml")
     (tmp_path / "checkpoints").mkdir()
-    monkeypatch.setattr(job, "_resume", lambda *_: {"went": "on"})
+    (tmp_path / "checkpoints" / "last.ckpt").touch()
+    monkeypatch.setattr(job, "_resume", lambda config, folder, overrides: {"resumed with": overrides})
     if not differ:
-        assert job._run(composed("task=cls", *words), tmp_path, words, sweeping=True) == {"went": "on"}
+        assert job._run(composed("task=cls", *words), tmp_path, words, sweeping=True) == {"resumed with": words}
     else:
         with pytest.raises(ConfigError, match=rf"holds a run with another {differ}: .*hydra\.sweep\.dir"):
             job._run(composed("task=cls", *words), tmp_path, words, sweeping=True)

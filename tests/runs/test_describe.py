@@ -86,6 +86,17 @@ def test_layers_have_the_shapes_and_parameters_of_the_network(config: Callable) 
     assert table["in all"][2:] == [f"{120 * 2 * (first + second + 512) + 48 * 16:,}", "256"]
 
 
+def test_each_of_several_networks_has_rows_and_all_are_counted(config: Callable) -> None:
+    ngrams = {"task__ngrams__characters": 1, "task__ngrams__words": 1}
+    one, two = (rows(described(config("cls", **ngrams, task__members=members))) for members in (1, 2))
+    assert two["model 2"] == two["model"] == one["model"]
+    assert two["votes 2"][0] == "NgramVotes"
+    assert {"model 2", "votes 2"}.isdisjoint(one)
+    assert two["head"] == one["head"]
+    doubled = [f"{2 * int(number.replace(',', '')):,}" for number in one["in all"][2:]]
+    assert two["in all, of 2 networks"] == ["", "", *doubled]
+
+
 def test_the_equations_are_those_of_the_cells_docstring(config: Callable) -> None:
     text = described(config("cls"))
     assert "n = tanh(x W_n + (r * h) U_n + b_n)          candidate" in text

@@ -15,8 +15,8 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from runs.results import ARCHITECTURES, _sweep, run
-from runs.schema import ResultsConfig
+from runs.results import ARCHITECTURES, _section, _sweep, run
+from runs.schema import ConfigError, ResultsConfig
 from tests.runs.lab import ROOT, SMALL, Lab, Outcome
 
 STUDIES = yaml.safe_load((ROOT / "conf" / "results.yaml").read_text(encoding="utf-8"))["studies"]
@@ -95,7 +95,17 @@ def test_a_study_whose_runs_are_elsewhere_keeps_its_section_while_its_command_is
     page.write_text(before.replace("seed=0,1 ", "seed=0,1,2 "), encoding="utf-8")
     write_results(lab, folder, "train=false", elsewhere)
     assert section[:12] not in page.read_text(encoding="utf-8")
+    elsewhere_too = before.rstrip() + "\n\n## Of another configuration\n\n```\npython run.py -m a\n```\n\nkept\n"
+    page.write_text(elsewhere_too, encoding="utf-8")
+    write_results(lab, folder, "train=false", elsewhere)
+    assert page.read_text(encoding="utf-8") == elsewhere_too
     page.write_text(before, encoding="utf-8")
+
+
+def test_a_study_of_two_tasks_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "comparison_cls.csv").touch()
+    with pytest.raises(ConfigError, match=r"a study is of one task: make two of 'task=cls,forecast'"):
+        _section({"title": "Both", "command": "task=cls,forecast"}, tmp_path, tmp_path / "RESULTS.md")
 
 
 def test_an_unknown_study_is_named(lab: Lab, tmp_path: Path) -> None:

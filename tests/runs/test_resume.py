@@ -201,7 +201,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_resuming_a_finished_run_says_so_and_changes_nothing(lab: Lab, finished: Finished, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(finished("cls"), tmp_path / "copy"))
     before = contents(folder)
-    outcome = lab.run(f"resume={folder}")
+    outcome = lab.run(f"resume={folder}", f"data.cache_dir={tmp_path}")
     assert outcome.code == 0
     assert "finished already" in outcome.output
     assert "f1_macro" in outcome.output
@@ -241,6 +241,17 @@ def test_resuming_from_nothing_is_an_error_and_never_a_fresh_start(
     assert not (stopped / "checkpoints").exists()
 
 
+def test_a_run_that_has_not_written_a_checkpoint_is_started_again_by_its_command(
+    lab: Lab, finished: Finished, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    (folder / "checkpoints").mkdir(parents=True)  # as where the disk was full
+    shutil.copy(finished("cls") / "config.yaml", folder)
+    outcome = lab.run(*SMALL["cls"], f"hydra.run.dir={folder}")
+    assert outcome.code == 0, outcome.output
+    assert result_of(folder) == result_of(finished("cls"))
+
+
 @pytest.fixture
 def half_done(finished: Finished, tmp_path: Path) -> Path:
     """A run folder as if the run had been killed before its end."""
@@ -250,7 +261,10 @@ def half_done(finished: Finished, tmp_path: Path) -> Path:
 
 
 def test_a_resumed_run_keeps_its_model_and_its_options(lab: Lab, half_done: Path) -> None:
+    status = (half_done / "status.json").read_bytes().replace(b"finished", b"interrupted")
+    (half_done / "status.json").write_bytes(status)
     message = refused(lab, f"resume={half_done}", "model=gru")
+    assert (half_done / "status.json").read_bytes() == status
     assert "lstm" in message
     assert "gru" in message
     assert "optimizer.lr=0.1" in refused(lab, f"resume={half_done}", "optimizer.lr=0.1")
@@ -326,6 +340,8 @@ def test_of_a_trainer_group_a_resumed_run_takes_only_where_to_train() -> None:
     added = merge_overrides(as_config(), as_config(extra={"profiler": "simple"}), ["+trainer.extra.profiler=simple"])
     assert added == as_config(extra={"profiler": "simple"})
     assert merge_overrides(added, as_config(), ["~trainer.extra.profiler"]).trainer.extra.profiler is None
+    moved: Any = OmegaConf.merge(as_config(), {"data": {"cache_dir": "new"}})
+    assert merge_overrides(as_config(), moved, ["data.cache_dir=new"]) == moved
 
 
 def test_an_override_that_would_be_ignored_or_change_the_run_is_refused() -> None:

@@ -280,10 +280,17 @@ def test_calibration_puts_each_levels_share_of_the_validation_below_it_and_leave
     shares = (truth.unsqueeze(-1) <= shifted).float().mean(dim=0)
     for number in (0, 1, 3, 4):
         torch.testing.assert_close(shares[:, number], torch.full((6,), LEVELS[number]), atol=0.01, rtol=0)
-    assert torch.equal(task.shifts[:, 2], torch.zeros(6))
     after = task.predict_step(batches[0], 0)
     assert not torch.equal(after, before)
     assert (after.diff(dim=-1) >= 0).all()
+    assert torch.equal(after[..., 2], task(batches[0])[..., 2])
+
+
+def test_quantiles_that_cross_the_median_become_it_and_the_others_of_a_side_are_sorted() -> None:
+    task = quantile_task()
+    task.shifts[:] = torch.tensor([0.0, 0.0, 9.0, 0.0, -3.0])
+    found = task.calibrated(torch.tensor([3.0, 2.0, 5.0, 4.0, 9.0]).expand(1, 6, 5))
+    assert torch.equal(found, torch.tensor([2.0, 3.0, 5.0, 5.0, 6.0]).expand(1, 6, 5))
 
 
 def test_scores_of_quantiles_match_their_formulas() -> None:
@@ -383,11 +390,15 @@ def test_a_test_that_tracks_shifts_its_windows_in_their_time_order_and_leaves_th
     shuffled = torch.randperm(40, generator=torch.Generator().manual_seed(4))
     after_test(task, (forecasts[shuffled], {name: values[shuffled] for name, values in batch.items()}))
     shifts = track(forecasts.numpy(), batch["targets"].numpy(), np.arange(40), np.zeros((6, 5)), LEVELS, 0.25)
-    shifts[..., 2] = 0
-    expected = np.sort(forecasts.numpy() + shifts, axis=-1)[shuffled.numpy()]
+    shifted = (forecasts.numpy() + shifts)[shuffled.numpy()]
+    median = forecasts[shuffled][..., 2].numpy()
+    assert (shifted[..., 3] < median).any()
     frame = task.predictions()
-    np.testing.assert_allclose(frame["q0.9"], expected[..., 3].flatten(), rtol=1e-6)
+    expected = np.maximum(np.minimum(shifted[..., 3], shifted[..., 4]), median)
+    np.testing.assert_allclose(frame["q0.9"], expected.flatten(), rtol=1e-6)
     assert not np.allclose(frame["q0.9"], forecasts[shuffled][..., 3].flatten())
+    assert np.array_equal(frame["prediction"], median.flatten())
+    assert np.array_equal(frame["q0.5"], median.flatten())
 
 
 @pytest.mark.parametrize("levels", [(0.1, 0.9), (0.5, 0.1), (0.0, 0.5), (0.5, 1.0), (0.5, 0.5)])
