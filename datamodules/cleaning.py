@@ -162,13 +162,13 @@ def arrange(
         wind: columns of wind `speed` and `direction` (degrees): adds the components `wind_x`, `wind_y`.
         missing_values: numbers that mean "missing".
         step: of the result; a multiple of the recording's own (the median) step.
-        resample: `sample` takes every k-th row as recorded, `mean` averages bins of `step` from the first timestamp;
-            each bin is stamped with its beginning.
+        resample: `sample` takes the rows that lie whole steps behind the first one, or nearest to that; `mean` averages
+            bins of `step` from the first timestamp, each stamped with its beginning; `rows` takes every k-th row as
+            recorded, whatever its time, as published scripts do.
         duplicates: `first`, `last`, `mean` or `error` for rows of the same timestamp.
         source: named in errors.
-        from_last: go back in time from the last row instead: `sample` takes it and those that lie whole steps before
-            it, whatever is missing between, and the last bin of `mean` ends with it, so that a forecast starts from
-            the latest reading.
+        from_last: go back in time from the last row instead: `sample` and `rows` take it and those that lie whole steps
+            before it, and the last bin of `mean` ends with it, so that a forecast starts from the latest reading.
 
     Raises:
         DataError: a `step` that does not fit, or forbidden duplicates.
@@ -188,16 +188,19 @@ def arrange(
     disordered = backward > _DISORDER * len(times)
     every = _every(np.sort(times) if disordered else times, step_us, source)
     report["native_step"] = spell(step_us // every)
-    if every > 1 and (resample == "mean" or disordered or from_last):
+    if every > 1 and (resample != "rows" or disordered or from_last):
         rows = _one_per_time(_in_order(rows, report), duplicates, source, report)
     if every > 1:
         before = len(rows.times)
+        native = step_us // every
         if resample == "mean":
-            rows = _bin_means(rows, step_us, step_us // every if from_last else None)
+            rows = _bin_means(rows, step_us, native if from_last else None)
+        elif from_last:
+            rows = rows.take(_back_from_last(rows.times, step_us, native))
+        elif resample == "sample":
+            rows = rows.take((rows.times - rows.times[0] + native // 2) % step_us < native)
         else:
-            rows = rows.take(
-                _back_from_last(rows.times, step_us, step_us // every) if from_last else slice(0, None, every)
-            )
+            rows = rows.take(slice(0, None, every))
         report["resampled_away"] = before - len(rows.times)
     rows = _one_per_time(_in_order(rows, report), duplicates, source, report)
     kept = _on_grid(-rows.times[::-1], step_us)[::-1] if from_last else _on_grid(rows.times, step_us)

@@ -115,7 +115,7 @@ class SeriesDataModule(pl.LightningDataModule):
             decimal=(decimal, (".", ",")),
             missing=(missing, ("drop", "ffill")),
             duplicates=(duplicates, ("first", "last", "mean", "error")),
-            resample=(resample, ("sample", "mean")),
+            resample=(resample, ("sample", "mean", "rows")),
             split=(split, ("date", "fraction")),
         )
         at_least(1, stride=stride, batch_size=batch_size, fill_limit=fill_limit, sample_years=sample_years)
@@ -334,13 +334,13 @@ class SeriesDataModule(pl.LightningDataModule):
         return "".join(f"{way}, or " for way in ways)
 
     def _remedy(self, series: CleanSeries) -> str:
-        """What to do about gaps that taking every k-th row makes of single missing rows."""
-        sampled = self._cleaning["resample"] == "sample" and series.report["native_step"] != spell(self._step)
+        """What to do about gaps that taking one row of k makes of single missing rows."""
+        sampled = self._cleaning["resample"] != "mean" and series.report["native_step"] != spell(self._step)
         if not sampled or not series.report["gaps"]:
             return ""
         return (
             f"; each row missing at the recorded step of {series.report['native_step']} leaves a gap of more than "
-            f"{spell(self._step)} between every k-th row: data.resample=mean averages over it instead"
+            f"{spell(self._step)} between the rows that are taken: data.resample=mean averages over it instead"
         )
 
     def _fit_scaler(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

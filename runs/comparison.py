@@ -37,7 +37,8 @@ MAIN = {"cls": "f1_macro", "forecast": "mae"}
 TESTED = {"cls": "accuracy", "forecast": "mae"}
 """The score whose differences are tested."""
 TESTS = {
-    "cls": "examples that only this model has right : that only the reference has; p of McNemar's exact test",
+    "cls": "examples that only this model has right : that only the reference has; p of McNemar's exact test (of "
+    "several seeds: the counts of the pair of runs with the median p, and p is twice that)",
     "forecast": "difference of the mean errors with its 95% interval and p, from a bootstrap of weeks",
 }
 KEPT = ("task", "model", "data", "sample", "split", "seed", "backend", "parameters", "best_epoch")

@@ -256,7 +256,11 @@ class SeriesConfig(DataConfig):
     fill_limit: int = option(3, "steps that ffill may bridge", least=1)
     duplicates: str = option("first", "two rows of one time", choices=("first", "last", "mean", "error"))
     step: str = option("1h", f"between readings: {DURATION}")
-    resample: str = option("sample", "from a finer file: every k-th reading, or means", choices=("sample", "mean"))
+    resample: str = option(
+        "sample",
+        "from a finer file: what is a step apart, means, or every k-th row",
+        choices=("sample", "mean", "rows"),
+    )
     lookback: str = option("5d", f"what the model sees: {DURATION}")
     horizon: str = option("2d", f"what it forecasts: {DURATION}")
     stride: int = option(1, "steps from one window to the next", least=1)

@@ -239,7 +239,7 @@ def test_rows_from_test_until_on_are_not_used(tmp_path: Path) -> None:
 def test_sampling_takes_every_kth_row_as_recorded() -> None:
     minutes = np.concatenate([np.arange(3000), np.arange(2950, 4000)])  # one repeated stretch
     frame = hourly(minutes / 6)
-    series = cleaned(frame, step="1h")
+    series = cleaned(frame, step="1h", resample="rows")
     recorded = pd.to_datetime(frame["time"][::6])
     assert series.report["native_step"] == "10min"
     assert series.report["backward_jumps"] == 1
@@ -250,22 +250,46 @@ def test_sampling_takes_every_kth_row_as_recorded() -> None:
     assert list(pd.DatetimeIndex(series.times)) == expected
 
 
+@pytest.mark.parametrize("resample", ["sample", "mean"])
+def test_what_is_missing_doubled_or_late_moves_no_other_reading(resample: str) -> None:
+    whole = hourly(np.arange(0, 96, 0.25))
+    times = pd.to_datetime(whole["time"])
+    expected = pd.DatetimeIndex(cleaned(whole, step="1h", resample=resample).times)
+    assert list(expected) == list(times[::4])
+    faults = {
+        "missing": whole.drop(index=[41]),
+        "doubled": whole.loc[[*range(90), 89, *range(90, 384)]],
+        "swapped": whole.loc[[*range(50), 51, 50, *range(52, 384)]],
+    }
+    for name, frame in faults.items():
+        series = cleaned(frame.reset_index(drop=True), step="1h", resample=resample)
+        assert list(pd.DatetimeIndex(series.times)) == list(expected), name
+        assert (series.report["off_grid"], series.report["gaps"]) == (0, []), name
+        assert series.report["duplicates"] == (name == "doubled")
+        assert series.report["backward_jumps"] == (name == "swapped")
+    with pytest.raises(DataError, match="1 repeated timestamps"):
+        cleaned(faults["doubled"].reset_index(drop=True), step="1h", resample=resample, duplicates="error")
+    if resample == "sample":  # the one row that would have been taken: its hour is missing, no other
+        series = cleaned(whole.drop(index=[40]).reset_index(drop=True), step="1h")
+        assert list(pd.DatetimeIndex(series.times)) == list(expected.delete(10))
+
+
 def test_gaps_that_sampling_makes_of_single_missing_rows_come_with_the_remedy(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     frame = hourly(np.arange(576) / 6)
-    holed = frame.drop(index=range(25, 560, 30))
+    holed = frame.drop(index=range(24, 560, 30))
     with pytest.raises(DataError, match=r"holds no window.* recorded step of 10min .*data\.resample=mean"):
         ready(tmp_path, holed)
     assert "data.resample=mean" in caplog.text
     data = ready(tmp_path, holed, resample="mean")
     assert (data.report["rows"], data.report["gaps"]) == (96, [])
     caplog.clear()
-    ready(tmp_path, frame.drop(index=[99]))
+    ready(tmp_path, frame.drop(index=[96]))
     assert "data.resample" not in caplog.text
 
 
-@pytest.mark.parametrize("resample", ["sample", "mean"])
+@pytest.mark.parametrize("resample", ["sample", "mean", "rows"])
 def test_a_shuffled_file_gives_the_same_rows(resample: str) -> None:
     frame = hourly(np.arange(900) / 6)
     straight, shuffled = (
@@ -743,7 +767,7 @@ def test_every_sixth_row_of_the_ten_minute_record_is_the_hourly_record() -> None
     columns = ["T (degC)", "p (mbar)", "wd (deg)"]
     options: Any = {"time_column": "Date Time", "time_format": "%d.%m.%Y %H:%M:%S", "columns": columns}
     raw = read_table(FOLDER / TEN_MINUTES, columns=columns)
-    fine = clean(raw, **options)
+    fine = clean(raw, **options, resample="rows")
     coarse = clean(read_table(FOLDER / HOURLY, columns=columns).iloc[: len(raw.iloc[::6])], **options)
     assert fine.report["native_step"] == "10min"
     assert (fine.report["duplicates"], fine.report["backward_jumps"]) == (24, 1)
