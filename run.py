@@ -149,6 +149,8 @@ def as_typed(argument: str) -> str:
     key, equals, value = argument.partition("=")
     if not equals or key not in AS_TYPED:
         return quoted(argument)
+    if key != "text" and len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":  # as a training wants them
+        value = value[1:-1]
     value = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)  # no reference to another option
     value = re.sub(r"(\\*)'", r"\1\1\\'", value)
     return f"{key}='{value}{value[len(value.rstrip(chr(92))) :]}'"  # backslashes at the end count double

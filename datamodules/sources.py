@@ -30,6 +30,7 @@ LINE = " file line"
 CONNECT_SECONDS, PROBE_SECONDS, READ_SECONDS = 3, 5, 20
 TAB = "\t"
 SHOWN = 5  # lines named in a message about many
+UTF8_MARKS = ("锘", "ï»¿")  # what begins UTF-8 files from Windows, read as GB18030 and as Latin-1
 NAMES, NAME = 20, 40  # column names shown in a message, and characters of each
 LONGEST_FIELD = 2**31 - 1  # the reader's own limit would take a text of 131,073 characters for a broken quote
 BLOCK = 64  # rows transposed at once: few enough to be gone before the garbage collector looks at them
@@ -417,6 +418,8 @@ def _flush(block: list[list[str]], values: list[list[str]]) -> None:
 
 def check_header(path: Path, header: list[str], columns: Collection[str], separator: str) -> None:
     """Raise a DataError unless the header holds each of `columns` once; see `read_table`."""
+    if header and header[0].startswith(UTF8_MARKS):
+        raise DataError(f"{path} begins with the mark of a UTF-8 file, so that is what it is: try data.encoding=utf-8")
     options = columns if isinstance(columns, Mapping) else {}
     missing = [name for name in columns if name not in header]
     chosen = sorted({options[name] for name in missing if name in options})

@@ -137,6 +137,11 @@ class Comparison:
         """How many runs are compared."""
         return sum(len(each.rows) for each in self.tasks)
 
+    @property
+    def trials(self) -> list[str]:
+        """Names of those of single batches."""
+        return [run.name for each in self.tasks for run, of in each.metrics.items() if of.get("fast_dev_run")]
+
 
 def compare_runs(runs: Sequence[Path]) -> Comparison:
     """Read what some runs have left in their folders.
@@ -241,6 +246,8 @@ def write_comparison(folder: Path, runs: Sequence[Path]) -> None:
         _draw(folder / f"learning_curves{suffix}", found)
     if sample := [name for found in comparison.tasks for name in found.sample]:
         texts.append(f"**{', '.join(sample)}: built-in sample data, not a real data set.**")
+    if trials := comparison.trials:
+        texts.append(f"**{', '.join(trials)}: a trial of single batches (fast_dev_run); its scores mean nothing.**")
     texts += [f"- FAILED {run.name}: {status['state']}: {status['error']}" for run, status in comparison.failed.items()]
     (folder / "comparison.md").write_text("\n\n".join(texts) + "\n", encoding="utf-8")
     for run, status in comparison.failed.items():

@@ -87,9 +87,6 @@ def _render(comparison: Comparison, title: str | None) -> str:
         comparison=comparison,
         tasks=[{"task": found, "title": TITLES[found.task], "facts": _facts(found)} for found in comparison.tasks],
         groups=[(TITLES[found.task], _sections(found, len(comparison.tasks) > 1)) for found in comparison.tasks],
-        trials=[
-            folder.name for each in comparison.tasks for folder, of in each.metrics.items() if of.get("fast_dev_run")
-        ],
         colours=COLOURS[: charts.SERIES - 1],
         style=Markup(style),
         scripts=[Markup(each) for each in scripts],

@@ -321,6 +321,16 @@ def test_a_file_that_reads_as_utf_8_is_recognised(tmp_path: Path) -> None:
         read_table(path, columns=["a"], encoding="ascii")
 
 
+@pytest.mark.parametrize("encoding", ["gb18030", "gbk", "latin-1", "cp1252"])
+@pytest.mark.parametrize("first", ["", "text", "内容"])
+def test_a_utf_8_file_with_its_mark_is_recognised_where_another_encoding_reads_it_too(
+    encoding: str, first: str, tmp_path: Path
+) -> None:
+    path = write(tmp_path, f"{first},b\n1,ab\n".encode("utf-8-sig"))
+    with pytest.raises(DataError, match=r"UTF-8.* try data\.encoding=utf-8"):
+        read_table(path, columns=["b"], encoding=encoding)
+
+
 @pytest.mark.parametrize("encoding", ["utf-9", "utf\0", "utf-7", "base64", "undefined"])
 def test_an_encoding_that_cannot_serve_is_named(tmp_path: Path, encoding: str) -> None:
     lone_surrogate = b"cat,review\na,+2AA-\n"

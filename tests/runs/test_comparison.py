@@ -298,6 +298,14 @@ def test_without_a_baseline_rows_are_tested_against_the_first_one(tmp_path: Path
     assert "against gru task.base=mean" in (tmp_path / "comparison.md").read_text(encoding="utf-8")
 
 
+def test_a_trial_is_called_one(tmp_path: Path) -> None:
+    runs = [made.cls_run(tmp_path / name, name) for name in ("gru", "lstm")]
+    made.rewrite(runs[1] / "metrics.json", fast_dev_run=True)
+    write_comparison(tmp_path, runs)
+    text = (tmp_path / "comparison.md").read_text(encoding="utf-8")
+    assert "**lstm: a trial of single batches (fast_dev_run); its scores mean nothing.**" in text
+
+
 def test_a_network_without_recurrence_is_a_baseline_too(tmp_path: Path) -> None:
     runs = [made.cls_run(tmp_path / model, model) for model in ("gru", "fasttext_like")]
     made.rewrite(runs[1] / "metrics.json", backend="none")
