@@ -47,28 +47,32 @@ class Corpus:
         return Corpus(texts, labels, self.rows[positions], self.classes)
 
 
-def clean(frame: pd.DataFrame, text_column: str, target: str, where: str) -> tuple[Corpus, dict[str, Any]]:
+def clean(
+    frame: pd.DataFrame, text_column: str, target: str, where: str, unlabelled: str = "error"
+) -> tuple[Corpus, dict[str, Any]]:
     """The rows worth learning from, and how many of each trap there were.
 
     Empty texts are dropped, and so are exact duplicates (same label, same text) but for the first; a text under two
-    labels is kept.
+    labels is kept. Rows without a label are an error, or dropped.
 
     Raises:
-        DataError: for rows without a label, or if nothing is left.
+        DataError: for rows without a label where that is an error, or if nothing is left.
     """
     raw = frame[text_column].tolist()
     rows = pd.DataFrame(
         {"text": [clean_text(text) for text in raw], "label": [clean_text(label) for label in frame[target]]},
         dtype=object,
     )
-    unlabelled = frame[LINE].to_numpy()[(rows["label"] == "").to_numpy(dtype=bool)]
-    if len(unlabelled):
-        lines = ", ".join(map(str, unlabelled[:SHOWN])) + (", …" if len(unlabelled) > SHOWN else "")
+    without = (rows["label"] == "").to_numpy(dtype=bool)
+    if without.any() and unlabelled == "error":
+        found = frame[LINE].to_numpy()[without]
+        lines = ", ".join(map(str, found[:SHOWN])) + (", …" if len(found) > SHOWN else "")
         raise DataError(
-            f"{where}: column {target!r} is empty in {len(unlabelled)} row(s), line(s) {lines}: fill in the class or "
-            "remove the rows"
+            f"{where}: column {target!r} is empty in {len(found)} row(s), line(s) {lines}: fill in the class, or leave "
+            "the rows out with data.unlabelled=drop"
         )
-    filled = rows[rows["text"] != ""]
+    labelled = rows[~without]
+    filled = labelled[labelled["text"] != ""]
     kept = filled[~filled.duplicated(["label", "text"])]
     if kept.empty:
         raise DataError(f"{where}: column {text_column!r} holds no text: choose another data.text_column")
@@ -79,7 +83,8 @@ def clean(frame: pd.DataFrame, text_column: str, target: str, where: str) -> tup
         "unterminated": bool(frame.attrs.get("unterminated", False)),
         "nul_removed": int(frame.attrs.get("nul_removed", 0)) + sum(text.count("\0") for text in raw),
         "bom_removed": sum(text.count("\ufeff") for text in raw),
-        "empty_dropped": len(rows) - len(filled),
+        "unlabelled_dropped": int(without.sum()),
+        "empty_dropped": len(labelled) - len(filled),
         "duplicates_dropped": len(filled) - len(kept),
         "conflicting_rows": len(conflicting),
         "conflicting_texts": conflicting.nunique(),
@@ -109,7 +114,7 @@ def split_by_class(
         raise DataError(
             f"{where} cannot be split by class: {f'too few rows of {small}' if small else 'there is one class only'}. "
             f"There must be two classes and {len(SPLITS)} rows of each; rows per class: {counts}. Remove or merge "
-            "small classes, choose another data.target, or raise data.limit"
+            "small classes, choose another data.target, or raise data.limit if it is set"
         )
     if rule == "index%5":
         tested = corpus.rows % 5 == 0

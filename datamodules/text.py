@@ -68,6 +68,7 @@ class TextDataModule(pl.LightningDataModule):
         path, files, urls, sha256, on_missing: where the file is, see `Source`.
         encoding, separator: how the file is written.
         text_column, target: the columns of texts and of classes.
+        unlabelled: `error` or `drop` for rows without a class.
         tokenizer: `jieba` (Chinese words), `char` or `whitespace`.
         max_length: tokens kept of a text.
         min_frequency: how often a token must occur in the training texts to enter the vocabulary.
@@ -97,6 +98,7 @@ class TextDataModule(pl.LightningDataModule):
         separator: str = ",",
         text_column: str = "review",
         target: str = "cat",
+        unlabelled: str = "error",
         tokenizer: str = "jieba",
         max_length: int = 256,
         min_frequency: int = 2,
@@ -115,6 +117,7 @@ class TextDataModule(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         one_of(tokenizer=(tokenizer, TOKENIZERS), split=(split, ("stratified", "index%5")))
+        one_of(unlabelled=(unlabelled, ("error", "drop")))
         at_least(1, max_length=max_length, min_frequency=min_frequency, batch_size=batch_size)
         at_least(1, limit=1 if limit is None else limit)
         at_least(2, max_vocabulary=max_vocabulary)
@@ -132,6 +135,7 @@ class TextDataModule(pl.LightningDataModule):
         self.report: dict[str, Any] = {}
         self._format = {"encoding": encoding, "separator": separator}
         self._text_column, self._target, self._limit, self._sample_size = text_column, target, limit, sample_size
+        self._unlabelled = unlabelled
         self._tokenizer, self._max_length, self._cache_dir = tokenizer, max_length, cache_dir
         self._english = dict(english or {})
         self._vocabulary_limits = {"min_frequency": min_frequency, "max_vocabulary": max_vocabulary}
@@ -238,7 +242,7 @@ class TextDataModule(pl.LightningDataModule):
         origin = content or f"{self._sample_size} rows, seed {SAMPLE_SEED}"
         choice = None if self._limit is None else [self._limit, self._split["seed"]]
         tokenizer = [self._tokenizer, _tokenizer_version(self._tokenizer)]
-        settings = [origin, self._format, self._text_column, self._target, choice, tokenizer]
+        settings = [origin, self._format, self._text_column, self._target, self._unlabelled, choice, tokenizer]
         key = hashlib.sha256(json.dumps(settings).encode())
         for module in ("corpus", "sources", "synthetic", "text"):
             key.update(Path(__file__).with_name(f"{module}.py").read_bytes())
@@ -247,7 +251,8 @@ class TextDataModule(pl.LightningDataModule):
             if data.report["unterminated"] and file is not None:
                 warn_unterminated(file)
             return data
-        corpus, traps = clean(self._read(file), self._text_column, self._target, str(file or self.name))
+        where = str(file or self.name)
+        corpus, traps = clean(self._read(file), self._text_column, self._target, where, self._unlabelled)
         if self._limit is not None and self._limit < len(corpus):
             corpus = corpus.take(in_proportion(corpus.labels, self._limit, self._split["seed"]))
         types: dict[str, int] = {}
@@ -300,6 +305,7 @@ class TextDataModule(pl.LightningDataModule):
         traps = [
             (report["nul_removed"], "NUL characters removed"),
             (report["bom_removed"], "byte order marks removed"),
+            (report["unlabelled_dropped"], "texts without a class dropped"),
             (report["empty_dropped"], "empty texts dropped"),
             (report["duplicates_dropped"], "exact duplicates (same class, same text) dropped"),
             (report["conflicting_rows"], f"rows kept whose text stands under several {self._target}"),

@@ -228,6 +228,7 @@ class TextConfig(DataConfig):
 
     text_column: str = option("review", "column with the text")
     target: str = option("cat", "column with the label")
+    unlabelled: str = option("error", "rows without a label", choices=("error", "drop"))
     tokenizer: str = option("jieba", "how texts are cut", choices=("jieba", "char", "whitespace"))
     max_length: int = option(256, "tokens kept of a text", least=1)
     min_frequency: int = option(2, "a token must occur so often in the training split to be known", least=1)

@@ -197,6 +197,21 @@ def test_rows_without_a_label_are_listed_by_line(tmp_path: Path) -> None:
         module(write(tmp_path / "t.csv", rows))
 
 
+def test_rows_without_a_label_can_be_left_out_and_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = make_rows()
+    whole, kept = rows[:], [row for at, row in enumerate(rows) if at not in (5, 9)]
+    whole[5] = whole[9] = (" ", "text")
+    caplog.set_level("INFO")
+    found = module(write(tmp_path / "t.csv", whole), unlabelled="drop")
+    expected = module(write(tmp_path / "kept.csv", kept))
+    assert found.report["unlabelled_dropped"] == 2
+    assert "2 texts without a class dropped" in caplog.text
+    texts, of_kept = (
+        [sorted(row["text"] for row in described(data, split)) for split in loaders(data)] for data in (found, expected)
+    )
+    assert texts == of_kept
+
+
 # --- splits ---
 
 
