@@ -14,6 +14,9 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import yaml
+from hydra import compose
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -22,6 +25,7 @@ from rich.table import Table
 
 from runs.analysis import average, quantiles_of, scores
 from runs.labels import variants
+from runs.schema import ConfigError, validate
 from runs.statistics import Difference, compare
 
 log = logging.getLogger(__name__)
@@ -46,7 +50,25 @@ KEPT = ("task", "model", "data", "sample", "split", "seed", "backend", "paramete
 
 
 class CompareSweep(Callback):
-    """At the end of a sweep, compares its runs: see `write_comparison`."""
+    """Tells, as a sweep begins, which jobs will fail, and compares its runs at its end: see `write_comparison`."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Warn of jobs that ask for something impossible: the turn of some comes after hours."""
+        sweeper = config.hydra.sweeper
+        if not sweeper._target_.endswith(".BasicSweeper"):  # others choose their jobs on the way
+            return
+        words = [f"{key}={value}" for key, value in (sweeper.params or {}).items()] + [*config.hydra.overrides.task]
+        (jobs,) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(words), max_batch_size=None)
+        seen = set()
+        for number, job in enumerate(jobs):
+            kind = tuple(word for word in job if not word.startswith("seed="))
+            if kind in seen:
+                continue
+            seen.add(kind)
+            try:
+                validate(compose(kwargs["config_name"], job))
+            except ConfigError as error:
+                log.warning(f"job {number} will fail: {error}")
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Write and print the comparison."""

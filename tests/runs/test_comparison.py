@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,9 @@ def test_a_sweep_finishes_its_other_runs_when_some_fail_and_says_which(swept: tu
         assert f"FAILED {name}" in text
         assert name in outcome.output
     assert "model.encoder.cell._target_ is missing" in text
+    warned, _, rest = outcome.output.partition("Launching 6 jobs")
+    assert re.findall(r"job (\d) will fail: model\.encoder\.cell\._target_ is missing", warned) == ["4"]
+    assert "will fail" not in rest
     assert "4 of 6 runs finished" in outcome.output
 
 
