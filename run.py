@@ -135,9 +135,9 @@ def help_text() -> str:
     """The answer to `--help`. Hydra's own composes everything first, which takes seconds."""
     from runs.completion import choices
 
-    order = ("task", "model", "data", "optimizer", "scheduler", "trainer", "callbacks", "logger", "experiment")
-    groups = {group: choices(group) for group in order}
-    return HELP.format(groups="\n".join(f"  {group:<12}{', '.join(names)}" for group, names in groups.items()))
+    groups = ("task", "model", "data", "optimizer", "scheduler", "trainer", "callbacks", "logger", "experiment")
+    found = {group: choices(group) for group in (*groups, "ablation")}
+    return HELP.format(groups="\n".join(f"  {group:<12}{', '.join(names)}" for group, names in found.items()))
 
 
 AS_TYPED = {option.name for option in fields(schema.PredictConfig) if option.type in ("str", "Optional[str]", "Any")}

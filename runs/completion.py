@@ -82,7 +82,7 @@ def composed(words: Sequence[str], program: str = "config") -> dict[str, Any]:
     tree = _merged(_declared(ROOTS[program]), {key: value for key, value in root.items() if key != "hydra"})
     for group, name in chosen.items():
         options = _file(group, name.replace("${task}", chosen["task"]))
-        if group != "experiment":
+        if group not in ("experiment", "ablation"):
             tree[group] = options if group not in options else Leaf(None)  # scheduler=none sets `scheduler` itself
     return tree
 

@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 LONG = 60
 """Characters of a value beyond which the page leaves it to the file."""
 TYPES = {str: "text", int: "whole number", float: "number", bool: "true or false"}
+GROUPS = (*SCHEMAS, "logger", "experiment", "experiment_model", "ablation")
 INTRODUCTION = """# Options
 
 Written by `make docs` (`python run.py -cn docs`) from `runs/schema.py` and `conf/`: change those.
@@ -44,11 +45,11 @@ def run(config: DictConfig) -> None:
 def page() -> str:
     """All options and choices, in Markdown."""
     programs = sorted(path.stem for path in CONF.glob("*.yaml") if path.stem != "config")
-    links = [f"[{group}](#{group})" for group in (*SCHEMAS, "logger", "experiment", "experiment_model")]
+    links = [f"[{group}](#{group})" for group in GROUPS]
     links += [f"[{name}](#python-runpy--cn-{name})" for name in programs]
     parts = [INTRODUCTION, " · ".join(["[run](#run)", *links]), "## run", "What belongs to no group."]
     parts.append(_options(schema.Config, "", nested=False))
-    for group in (*SCHEMAS, "logger", "experiment", "experiment_model"):
+    for group in GROUPS:
         parts += _group(group)
     for name in programs:
         parts += _program(name)

@@ -46,7 +46,7 @@ def test_names_of_options_are_those_that_hydra_composes(line: str, hydras: BashC
         assert names(found) == names(hydras._query("config", line))
 
 
-@pytest.mark.parametrize("group", [*schema.SCHEMAS, "experiment", "logger"])
+@pytest.mark.parametrize("group", [*schema.SCHEMAS, "experiment", "ablation", "logger"])
 def test_the_choices_of_a_group_are_its_files(group: str, hydras: BashCompletion) -> None:
     found = complete(f"{group}=")
     assert found is not None

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+import yaml
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -121,7 +122,7 @@ def check(config: DictConfig, tmp_path: Path) -> None:
 
 def test_the_groups_are_those_of_the_folder() -> None:
     groups = {path.name for path in CONF.iterdir() if path.is_dir() and not path.name.startswith("__")}
-    assert groups == {*SCHEMAS, "experiment", "experiment_model", "hydra", "logger"}
+    assert groups == {*SCHEMAS, "ablation", "experiment", "experiment_model", "hydra", "logger"}
 
 
 @pytest.mark.parametrize("option", options_of(*SCHEMAS, "logger"))
@@ -138,30 +139,45 @@ def test_every_choice_of_a_group_composes_validates_and_builds(option: str, tmp_
         check(composed(*words, *own_cell), tmp_path)
 
 
-@pytest.mark.parametrize("experiment", [each for each in options_of("experiment") if "ablation/" not in each])
+@pytest.mark.parametrize("experiment", options_of("experiment"))
 @pytest.mark.parametrize("model", ["rnn", "gru", "lstm", "bilstm"])
 def test_every_experiment_builds_with_every_model(experiment: str, model: str, tmp_path: Path) -> None:
     check(composed(experiment, f"model={model}"), tmp_path)
 
 
-def sweeps_of(experiment: str) -> list[list[str]]:
-    """What an experiment's own sweep goes through, one list of values per option."""
-    params = compose("config", [experiment], return_hydra_config=True).hydra.sweeper.params
+def sweeps_of(words: list[str]) -> list[list[str]]:
+    """What an experiment's or an ablation's own sweep goes through, one list of values per option."""
+    params = compose("config", words, return_hydra_config=True).hydra.sweeper.params
     parsed = OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in (params or {}).items()])
     return [[f"{each.key_or_group}={value}" for value in each.sweep_string_iterator()] for each in parsed]
 
 
+COMMANDS = [
+    study["command"] for study in yaml.safe_load((CONF / "results.yaml").read_text("utf-8"))["studies"].values()
+]
+ABLATIONS = [words for words in map(str.split, COMMANDS) if any(word.startswith("ablation=") for word in words)]
+
+
+def test_every_ablation_is_a_study() -> None:
+    assert {word for words in ABLATIONS for word in words if word.startswith("ablation=")} == {*options_of("ablation")}
+
+
 @pytest.mark.exhaustive
-@pytest.mark.parametrize(
-    "experiment", [each for each in options_of("experiment") if "ablation/" in each or "back" in each]
-)
-def test_every_value_that_an_experiment_sweeps_through_builds(experiment: str, tmp_path: Path) -> None:
-    choices = sweeps_of(experiment)
+@pytest.mark.parametrize("words", [["experiment=backtest_forecast"], *(words[:2] for words in ABLATIONS)], ids=" ".join)
+def test_every_value_that_is_swept_through_builds(words: list[str], tmp_path: Path) -> None:
+    choices = sweeps_of(words)
     assert choices
     assert min(map(len, choices)) > 0
     for values in choices:
         for value in values:
-            check(composed(experiment, value, "model=gru"), tmp_path)
+            check(composed(*words, value, "model=gru"), tmp_path)
+
+
+@pytest.mark.parametrize("words", [words[:2] for words in ABLATIONS], ids=" ".join)
+@pytest.mark.parametrize("model", ["gru", "bilstm"])
+def test_an_ablation_is_of_the_recipe_but_for_what_it_says(words: list[str], model: str) -> None:
+    recipe, ablation = (plain(composed(*chosen, f"model={model}")) for chosen in (words[:1], words))
+    assert {*schema.differing([recipe, ablation])} <= {"score_on", "task.members", "task.quantiles"}
 
 
 @pytest.mark.parametrize(

@@ -49,5 +49,5 @@ def test_types_defaults_limits_and_what_a_choice_sets_are_those_of_the_files() -
     ]
     assert "`baseline.penalty=1000`" in shown["model=ridge"][1]
     assert "`sample_years=3`" not in shown["data=sample_climate"][1]  # the schema has it already
-    assert "`task.ngrams.words=2`" in shown["experiment=ablation/pooling"][1]  # of the recipe that it builds on
-    assert "`task.pooling=last,mean,max,attention,max_mean`" in shown["experiment=ablation/pooling"][1]
+    assert "`callbacks.averaging=0.995`" in shown["experiment=backtest_forecast"][1]  # of the recipe that it builds on
+    assert "`task.pooling=last,mean,max,attention,max_mean`" in shown["ablation=pooling"][1]
