@@ -155,9 +155,7 @@ class TaskConfig:
     dropout: float = option(0.0, "on the pooled vector", least=0, most=1)
     members: int = option(1, "networks that learn side by side, whose answers are averaged", least=1, most=100)
     monitor: str = option("val/loss", MONITOR)
-    mode: str = option(
-        "min", "whether less or more of it is better, if it is no score of this project", choices=("min", "max")
-    )
+    mode: str = option("min", MODE, choices=("min", "max"))
 
 
 @dataclass
@@ -177,9 +175,7 @@ class ClassificationConfig(TaskConfig):
 
     inputs: EmbeddingConfig = field(default_factory=EmbeddingConfig)
     monitor: str = option("val/f1", MONITOR, choices=("val/f1", "val/accuracy", "val/loss"))
-    mode: str = option(
-        "max", "whether less or more of it is better, if it is no score of this project", choices=("min", "max")
-    )
+    mode: str = option("max", MODE, choices=("min", "max"))
     label_smoothing: float = option(0.0, "share of a target spread over all classes", least=0, most=1)
     consistency: float = option(0.0, "weight of how differently a text is answered under two dropouts", least=0)
     ngrams: NgramsConfig = field(default_factory=NgramsConfig)

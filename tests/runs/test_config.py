@@ -152,10 +152,8 @@ def sweeps_of(words: list[str]) -> list[list[str]]:
     return [[f"{each.key_or_group}={value}" for value in each.sweep_string_iterator()] for each in parsed]
 
 
-COMMANDS = [
-    study["command"] for study in yaml.safe_load((CONF / "results.yaml").read_text("utf-8"))["studies"].values()
-]
-ABLATIONS = [words for words in map(str.split, COMMANDS) if any(word.startswith("ablation=") for word in words)]
+STUDIES = yaml.safe_load((CONF / "results.yaml").read_text(encoding="utf-8"))["studies"].values()
+ABLATIONS = [study["command"].split() for study in STUDIES if " ablation=" in study["command"]]
 
 
 def test_every_ablation_is_a_study() -> None:

@@ -289,8 +289,8 @@ def test_calibration_puts_each_levels_share_of_the_validation_below_it_and_leave
 def test_quantiles_that_cross_the_median_become_it_and_the_others_of_a_side_are_sorted() -> None:
     task = quantile_task()
     task.shifts[:] = torch.tensor([0.0, 0.0, 9.0, 0.0, -3.0])
-    found = task.calibrated(torch.tensor([3.0, 2.0, 5.0, 4.0, 9.0]).expand(1, 6, 5))
-    assert torch.equal(found, torch.tensor([2.0, 3.0, 5.0, 5.0, 6.0]).expand(1, 6, 5))
+    found = task.calibrated(torch.tensor([8.0, 2.0, 5.0, 4.0, 9.0]).expand(1, 6, 5))
+    assert torch.equal(found, torch.tensor([2.0, 5.0, 5.0, 5.0, 6.0]).expand(1, 6, 5))
 
 
 def test_scores_of_quantiles_match_their_formulas() -> None:
