@@ -14,8 +14,9 @@ from .sources import LINE, DataError
 from .streaming import TableStream
 
 CHUNK = 20_000  # rows parsed at once
-NO_READING = ("", "nan", "na", "n/a", "#n/a", "null", "none", "-", "--")
-"""What stands in a cell without a reading, in lower case; numbers that mean it are `missing_values`."""
+NO_READING = ("nan", "na", "n/a", "#n/a", "null", "none", "missing", "缺测", "缺失", "无")
+"""What stands in a cell without a reading, in lower case, or else signs alone; numbers that mean it are
+`missing_values`."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ def parse_times(frame: pd.DataFrame, column: str, time_format: str, source: str)
 
 
 def parse_numbers(frame: pd.DataFrame, columns: Sequence[str], source: str, decimal: str = ".") -> np.ndarray:
-    """float64 (rows, columns), NaN for cells that are empty or hold one of `NO_READING`.
+    """float64 (rows, columns), NaN for cells that hold one of `NO_READING`, or no letter and no digit (`---`, `?`).
 
     Thousands are not to be set apart: with a decimal comma, a point is a mistake, and the other way round.
 
@@ -142,7 +143,7 @@ def parse_numbers(frame: pd.DataFrame, columns: Sequence[str], source: str, deci
         numbers = pd.to_numeric(cells, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
         suspects = np.flatnonzero(~np.isfinite(numbers))
         texts = cells.iloc[suspects].astype(str).str.strip()
-        empty = texts.str.lower().isin(NO_READING).to_numpy(dtype=bool)
+        empty = (texts.str.lower().isin(NO_READING) | texts.str.fullmatch(r"\W*")).to_numpy(dtype=bool)
         if not empty.all():
             row = suspects[~empty][0]
             cell = frame[name].iloc[row]

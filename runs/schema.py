@@ -573,6 +573,9 @@ def validate(config: DictConfig, prefix: str = "") -> None:
         for item in value if OmegaConf.is_list(value) else [value]:
             if problem := _problem(item, metadata):
                 raise ConfigError(f"{key}={item} is not allowed: it must be {problem}")
+    levels = [*config.quantiles] if schema is ForecastingConfig else []
+    if levels and (levels != sorted({*levels}) or 0.5 not in levels):
+        raise ConfigError(f"{prefix}quantiles={levels} is not allowed: they must rise, and hold 0.5, the forecast")
 
 
 def _check_pairing(config: DictConfig) -> None:

@@ -61,6 +61,7 @@ def train(
     recorder = Recorder(folder, monitor, mode, config["callbacks"]["resume_every_n_steps"], trial)
     logger = _build_logger(config, folder, checkpoint)
     trainer = _build_trainer(config, recorder, logger, began)  # before any data is read: a device may be missing
+    _try_encoder(config, trainer)
     datamodule = build_datamodule(config)
     datamodule.setup()
     if checkpoint is not None:
@@ -229,6 +230,23 @@ def _build_trainer(
     except MisconfigurationException as error:  # a device that isn't there
         asked = ", ".join(f"trainer.{name}={options[name]}" for name in ("accelerator", "devices", "strategy"))
         raise ConfigError(f"{asked}: {error}; trainer=cpu runs everywhere") from error
+
+
+def _try_encoder(config: dict[str, Any], trainer: pl.Trainer) -> None:
+    """Let an encoder of this configuration take one step, where and as precisely as the training will take them.
+
+    What can't run, or wants compiling first, is known before any data is read.
+    """
+    if "baseline" in config["model"]:
+        return
+    try:
+        encoder = instantiate(config["model"]["encoder"], config["trust"])(input_size=1)
+    except ValueError as error:  # an argument that the schema couldn't judge
+        raise ConfigError(f"model.encoder: {error}") from error
+    device, precision = trainer.strategy.root_device, trainer.precision_plugin
+    x = precision.convert_input(torch.zeros(1, 1, 1, device=device))
+    with torch.no_grad(), precision.forward_context():
+        precision.convert_module(encoder.to(device))(x)
 
 
 def _build_logger(config: dict[str, Any], folder: Path, checkpoint: dict[str, Any] | None) -> Logger | None:

@@ -86,10 +86,8 @@ class ForecastingTask(Task):
                 f"criterion must be one of {', '.join(LOSSES)} and base one of {', '.join(self.BASES)}; "
                 f"got {criterion!r} and {base!r}"
             )
-        if quantiles and not (sorted({*quantiles}) == [*quantiles] and min(quantiles) > 0 and max(quantiles) < 1):
-            raise ValueError(f"task.quantiles={[*quantiles]} must rise from above 0 to below 1")
-        if quantiles and 0.5 not in quantiles:
-            raise ValueError(f"task.quantiles={[*quantiles]} must hold 0.5, the median, which is the forecast")
+        if [0, *quantiles, 1] != sorted({0, *quantiles, 1}) or (quantiles and 0.5 not in quantiles):
+            raise ValueError(f"quantiles must rise from above 0 to below 1 and hold 0.5; got {[*quantiles]}")
         if facts["lookback"] < facts["season_length"]:
             raise ValueError(f"the lookback of {facts['lookback']} steps is shorter than a season")
         levels = [] if baseline is not None else [*quantiles]

@@ -390,12 +390,12 @@ def test_missing_values_are_never_trained_on_nor_scored_and_are_counted(tmp_path
 
 
 def test_usual_words_for_no_reading_are_missing_values(tmp_path: Path) -> None:
-    words = ["NA", "n/a", "#N/A", "NaN", "null", "None", "-", "--", " "]
+    words = ["NA", "n/a", "#N/A", "NaN", "null", "None", "-", "--", " ", "---", "***", "///", "?", "缺测", "无"]
     frame = hourly(range(96)).astype(str)
-    frame.loc[range(9), "p"] = words
+    frame.loc[range(15), "p"] = words
     blank = frame.assign(p=frame["p"].where(~frame["p"].isin(words), ""))
     found, expected = (ready(tmp_path, table, missing="ffill") for table in (frame, blank))
-    assert found.report["empty_cells"] == {"p": 9}
+    assert found.report["empty_cells"] == {"p": 15}
     for name, values in whole(expected, "train").items():
         torch.testing.assert_close(whole(found, "train")[name], values)
 

@@ -121,7 +121,9 @@ MISTAKES = [
     (["model=nope"], "bilstm"),
     (["data.path=missing.csv"], "missing.csv"),
     (["resume=nothing"], "nothing to resume from"),
-    (["model.encoder.backend=magic"], "magic"),
+    (["model.encoder.backend=magic", "data.path=never_read.csv"], "model.encoder: backend must be one of auto, cpu"),
+    (["task.quantiles=[0.1,0.9]", "data.path=never_read.csv"], "task.quantiles=[0.1, 0.9] is not allowed"),
+    (["task.quantiles=[0.9,0.5]", "data.path=never_read.csv"], "must rise"),
     (["model=cell"], "model.encoder.cell._target_ is missing"),
     (["trainer.limit_train_batches=many"], "trainer.limit_train_batches"),
     (["data.path=a=b.csv"], "data.path=a=b.csv"),
@@ -130,7 +132,10 @@ MISTAKES = [
     (["trainer.max_steps=0"], "trainer.max_steps=0 is not allowed: it must be at least 1, or -1"),
     (["trainer.devices=banana", "data.path=never_read.csv"], "devices"),
     (["logger._target_=pytorch_lightning.loggers.CSVLogger"], "'default_hp_metric'; ~GROUP.OPTION"),
-    (["model.encoder.backend=cpu", "trainer.precision=bf16-mixed"], "model.encoder.backend: backend 'cpu' can't run"),
+    (
+        ["model.encoder.backend=cpu", "trainer.precision=bf16-mixed", "data.path=never_read.csv"],
+        "model.encoder.backend: backend 'cpu' can't run",
+    ),
     ([f"hydra.run.dir={ROOT / 'run.py'}"], "File exists: "),
 ]
 

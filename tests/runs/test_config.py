@@ -253,6 +253,11 @@ def inside(metadata: Any, default: Any) -> list[Any]:
     return [default, *(metadata[name] for name in ("least", "most") if name in metadata)]
 
 
+def listed(key: str, default: list[Any], value: Any) -> list[Any]:
+    """A list that is allowed if `value` is: quantiles hold the median."""
+    return [0.5, value] if key == "quantiles" else [*default[:1], value]
+
+
 def changed(owner: type, key: str, value: Any) -> tuple[DictConfig, str]:
     group, overrides = CHOICES[owner]
     config = composed(*overrides).copy()
@@ -275,7 +280,7 @@ def test_a_value_outside_its_limits_is_refused_by_name_and_one_inside_accepted(
     several = isinstance(default, list)
     for value in outside(metadata, whole=isinstance(default, int) or default is None):
         try:
-            config, full = changed(owner, key, [*default[:1], value] if several else value)
+            config, full = changed(owner, key, listed(key, default, value) if several else value)
         except ValidationError:
             continue  # no number of the option's type (nan for a whole number)
         with pytest.raises(ConfigError) as caught:
@@ -284,7 +289,7 @@ def test_a_value_outside_its_limits_is_refused_by_name_and_one_inside_accepted(
         named = tuple(f"{full}={shown} is not" for shown in (value, float(value) if type(value) is int else value))
         assert str(caught.value).startswith(named), value
     for value in inside(metadata, default):
-        config, _ = changed(owner, key, [*default[:1], value] if several and value != default else value)
+        config, _ = changed(owner, key, listed(key, default, value) if several and value != default else value)
         validate(config)
 
 
