@@ -16,6 +16,7 @@ from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+from typing import NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -33,22 +34,29 @@ def job(config: DictConfig) -> float | None:
         if HydraConfig.get().mode == RunMode.RUN:  # in a sweep, each run fails for itself
             schema.validate(config)
     except schema.ConfigError as error:
-        if OmegaConf.select(config, "debug", default=False):
-            raise
-        sys.exit(f"error: {error}")
+        leave(error, debug=bool(OmegaConf.select(config, "debug", default=False)))
     with without_scipy_signal():
         _, module = schema.PROGRAMS.get(HydraConfig.get().job.config_name or "", (schema.Config, "runs.job"))
         program = import_module(module)
     collect_garbage()
-    return program.run(config)
+    try:
+        return program.run(config)
+    except Exception as error:  # here, before Hydra says of it what nobody can act on
+        leave(error, debug=bool(OmegaConf.select(config, "debug", default=False)))
+
+
+def leave(error: Exception, debug: bool) -> NoReturn:
+    """End with one message, if the error is a mistake of the user's; a bug, or with `debug` anything, is raised."""
+    from runs.errors import explain
+
+    if debug or (message := explain(error, sys.argv[1:])) is None:
+        raise error
+    sys.exit(f"error: {message}")
 
 
 @contextmanager
 def without_scipy_signal() -> Iterator[None]:
-    """Spare the import of torchmetrics that of `scipy.signal`.
-
-    It takes most of a second, and serves only to give it back, for a package that isn't used here, a name of old.
-    """
+    """Keep torchmetrics from importing `scipy.signal`: it takes most of a second, for audio, which isn't used here."""
     if "scipy.signal" in sys.modules:
         yield
         return
@@ -89,9 +97,9 @@ def check_resume(resume: str | None) -> None:
 
 
 def collect_garbage() -> None:
-    """End the pause that the imports had, once in a process: what a sweep's first job leaves is garbage to the next."""
+    """Turn garbage collection, off during the imports, on again; what exists by then is never scanned."""
     if not gc.isenabled():
-        gc.freeze()  # what is there now stays: later collections needn't look at it
+        gc.freeze()
         gc.enable()
 
 
@@ -99,9 +107,9 @@ HELP = """RNN Lab: recurrent networks from readable cells, for text classificati
 
 Examples
   python run.py model=bilstm task=cls                         categories of Chinese reviews
-  python run.py model=lstm task=forecast optimizer.lr=3e-4    the next two days of temperature, from five
+  python run.py model=lstm task=forecast optimizer.lr=3e-4    the next two days of temperature, from the last five
   python run.py -m model=rnn,gru,lstm,bilstm seed=0,1,2       a sweep, compared at its end
-  python run.py -m task=cls model=tfidf_svm,bilstm            against what one would try first
+  python run.py -m task=cls model=tfidf_svm,bilstm            against simple baselines
   python run.py -cn predict run=FOLDER text="屏幕很清晰"       what a trained run makes of a review, or of a file:
   python run.py -cn predict run=FOLDER input=reviews.csv output=out.csv
   python run.py -cn describe model=gru                        layers, equations, cost and backend of a network
@@ -149,6 +157,7 @@ def as_typed(argument: str) -> str:
     key, equals, value = argument.partition("=")
     if not equals or key not in AS_TYPED:
         return quoted(argument)
+    value = value if key == "text" else at_home(value)
     if key != "text" and len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":  # as a training wants them
         value = value[1:-1]
     value = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)  # no reference to another option
@@ -162,6 +171,7 @@ def quoted(argument: str, sweeping: bool = False) -> str:
     Of a list or a mapping, and of the choices of a sweep, each element is quoted for itself.
     """
     key, equals, value = argument.partition("=")
+    argument = key + equals + (value := at_home(value))
     if len(value) == 1 and not value.isalnum() and value not in "'\"\\":  # data.separator=;
         return f"{key}='{value}'"
     if not equals or value.isascii() or value[0] == "(":
@@ -169,6 +179,11 @@ def quoted(argument: str, sweeping: bool = False) -> str:
     ends = ",[]{}:" if value[0] in "[{" else "," if sweeping else ""
     elements = re.compile(rf"""'[^']*'|"[^"]*"|[^\n{re.escape(ends)}]+""")
     return f"{key}={elements.sub(lambda found: _quoted(found[0]), value)}"
+
+
+def at_home(value: str) -> str:
+    """`~/my.csv` with the folder that it stands for: behind an `=`, shells leave it as it is."""
+    return os.path.expanduser(value) if re.match(r"~[/\\]", value) else value
 
 
 def _quoted(element: str) -> str:
@@ -203,13 +218,7 @@ def main() -> None:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        from runs.errors import explain
-
-        if {"debug=true", "debug=1"} & {word.lower() for word in sys.argv} or (
-            message := explain(error, sys.argv[1:])
-        ) is None:
-            raise
-        sys.exit(f"error: {message}")
+        leave(error, debug=bool({"debug=true", "debug=1"} & {word.lower() for word in sys.argv}))
     if (jobs := sys.modules.get("runs.job")) is not None and jobs.failures:
         sys.exit(1)
 

@@ -269,11 +269,10 @@ class TextDataset(Dataset[Any]):
             "index": torch.from_numpy(index),
         }
 
-    def count_only_unknown(self) -> int:
-        """How many texts have tokens but none that is in the vocabulary."""
+    def known_counts(self) -> np.ndarray:
+        """How many of each text's tokens are in the vocabulary."""
         known = np.concatenate([[0], np.cumsum(self.ids != UNKNOWN)])
-        found = known[self.starts + self.lengths] - known[self.starts]
-        return int(((found == 0) & (self.lengths > 0)).sum())
+        return known[self.starts + self.lengths] - known[self.starts]
 
 
 def code_points(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -8,9 +8,8 @@ from itertools import chain, islice
 from typing import Any
 
 import numpy as np
-import torch
 
-from .corpus import UNKNOWN, TextDataset, clean_text
+from .corpus import TextDataset, clean_text
 from .text import Vocabulary, cutter
 
 
@@ -54,19 +53,5 @@ class TextEncoder:
         lengths = np.minimum(counts, self.max_length)
         ids = self.vocabulary.encode(chain.from_iterable(row[: self.max_length] for row in rows))
         starts = np.cumsum(lengths) - lengths
-        known = np.concatenate([[0], np.cumsum(ids > UNKNOWN)])
         dataset = TextDataset(ids, starts, lengths, np.zeros(len(texts), dtype=np.int64), cleaned)
-        return EncodedTexts(dataset, counts > self.max_length, known[starts + lengths] - known[starts])
-
-
-def encode_texts(
-    texts: Sequence[str], facts: Mapping[str, Any], cache_dir: str | None = None
-) -> dict[str, torch.Tensor]:
-    """A batch of new texts, one row per text whatever it holds; see `TextEncoder`.
-
-    Returns:
-        What a batch of `TextDataModule` holds but for its `targets`: `inputs`, `characters`, `lengths`, `index`.
-    """
-    batch = TextEncoder(facts, cache_dir)(texts).dataset[range(len(texts))]
-    del batch["targets"]
-    return batch
+        return EncodedTexts(dataset, counts > self.max_length, dataset.known_counts())

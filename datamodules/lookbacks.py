@@ -94,13 +94,14 @@ class Lookbacks:
         absent = wanted[~np.isin(wanted, self.series.times)]
         parts = [f"{len(absent)} of {self.lookback} readings ({_times(absent)})"] if len(absent) else []
         rows = np.flatnonzero(np.isin(self.series.times, wanted))
-        for name, missing in zip([*self.facts["features"], self.facts["target"]], self._missing[rows].T, strict=True):
-            if missing.any() and not any(part.startswith(f"{name!r}") for part in parts):
+        columns = dict(zip([*self.facts["features"], self.facts["target"]], self._missing[rows].T, strict=True))
+        for name, missing in columns.items():
+            if missing.any():
                 times = _times(self.series.times[rows[missing]])
                 parts.append(f"{name!r} in {missing.sum()} of them ({times})")
         return (
-            f"the lookback of {self.lookback} steps of {spell(self.series.step)} up to {moment(wanted[-1])} is not "
-            f"complete: missing are {'; '.join(parts)}"
+            f"the lookback of {self.lookback} steps of {spell(self.series.step)} up to {moment(wanted[-1])} is "
+            f"incomplete: missing {'; '.join(parts)}"
         )
 
 

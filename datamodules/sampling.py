@@ -24,8 +24,8 @@ class BatchOrder(Sampler[list[int]]):
 
     Args:
         size: number of examples.
-        batch_size: examples per batch (the last batch may be smaller; in evaluation all are, where that gives every
-            process a batch).
+        batch_size: examples per batch at most; the last may be smaller, and in evaluation all are where a process
+            would otherwise have none.
         lengths: one length per example; batches then hold examples of similar length, so that padding to the
             longest of a batch wastes little.
         shuffle: a new order every epoch; otherwise examples keep their order (with `lengths`, sorted by length).
@@ -137,4 +137,5 @@ def split_loader(
             f"the {split} split has {len(dataset)} examples in batches of {order.batch_size}, fewer batches than the "
             f"{world_size} processes: lower trainer.devices{' or data.batch_size' if order.batch_size > 1 else ''}"
         )
-    return ResumableLoader(dataset, order, num_workers=num_workers, pin_memory=torch.cuda.is_available())
+    device = getattr(getattr(trainer, "strategy", None), "root_device", torch.device("cpu"))
+    return ResumableLoader(dataset, order, num_workers=num_workers, pin_memory=device.type == "cuda")

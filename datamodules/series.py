@@ -121,7 +121,7 @@ class SeriesDataModule(pl.LightningDataModule):
         at_least(1, stride=stride, batch_size=batch_size, fill_limit=fill_limit, sample_years=sample_years)
         if split == "fraction" and not (min(self._fractions) > 0 and sum(self._fractions) < 1):
             raise DataError("data.val_fraction and data.test_fraction must be above 0 and leave something to train on")
-        self._check_features(wind, resample)
+        self._check_features(wind, {"resample": resample, "duplicates": duplicates})
         columns = [target, *self._features, *(wind.values() if wind is not None else ())]
         self._cleaning = {
             "time_column": time_column,
@@ -138,6 +138,10 @@ class SeriesDataModule(pl.LightningDataModule):
         self._lookback, self._horizon, self._season = (
             self._steps(key, value) for key, value in (("lookback", lookback), ("horizon", horizon), ("season", season))
         )
+        if self._lookback < self._season:
+            raise DataError(
+                f"data.lookback={lookback} is shorter than data.season={season}: lengthen the one or shorten the other"
+            )
         dates = {"val_from": val_from, "test_from": test_from, "test_until": test_until}
         self._bounds = self._parse_dates(dates) if split == "date" else []
         self._sets: dict[str, WindowDataset] = {}
@@ -217,14 +221,16 @@ class SeriesDataModule(pl.LightningDataModule):
             raise DataError(f"data.{key}={value} is not a multiple of data.step={spell(self._step)}")
         return length // self._step
 
-    def _check_features(self, wind: Mapping[str, str] | None, resample: str) -> None:
+    def _check_features(self, wind: Mapping[str, str] | None, rules: Mapping[str, str]) -> None:
         if not self._names or len(set(self._features)) < len(self._features):
             raise DataError(f"data.features={self._features} must name at least one column, and each only once")
         if wind is not None and set(wind) != {"speed", "direction"}:
             raise DataError(f"data.wind={dict(wind)} must name two columns: {{speed: …, direction: …}}")
-        if wind is not None and resample == "mean" and wind["direction"] in self._features:
+        averaged = next((key for key, rule in rules.items() if rule == "mean"), None)
+        if wind is not None and averaged and wind["direction"] in self._features:
             raise DataError(
-                f"data.features holds {wind['direction']!r}, an angle: its mean is no direction; leave it out"
+                f"data.features holds {wind['direction']!r}, an angle, whose mean (data.{averaged}=mean) is no "
+                "direction: leave it out"
             )
 
     def _parse_dates(self, dates: Mapping[str, str | None]) -> list[np.datetime64 | None]:
@@ -293,8 +299,8 @@ class SeriesDataModule(pl.LightningDataModule):
         found: Mapping[str, Any],
     ) -> None:
         sizes = ", ".join(f"{name} {found[name]['rows']} rows, {found[name]['windows']} windows" for name in SPLITS)
-        empty = [name for name in SPLITS if not found[name]["windows"]]
-        for name in empty:
+        if empty := [name for name in SPLITS if not found[name]["windows"]]:
+            name = empty[0]
             longest = max(np.unique(segments[spans[name]], return_counts=True)[1], default=0)
             lost = missing[spans[name]].sum(axis=0)
             worst = [*self._names, self._target][int(lost.argmax())]

@@ -186,7 +186,7 @@ class Source:
             )  # fmt: skip
             return
         sample = f"; to try things out without it, run with data={self.sample}" if self.sample else ""
-        raise DataError(f"the data {self.name} is neither here nor could it be downloaded: {remedy}{sample}{tried}")
+        raise DataError(f"the data {self.name} was not found and could not be downloaded: {remedy}{sample}{tried}")
 
 
 def read_table(
@@ -259,7 +259,7 @@ def _data_folders() -> list[Path]:
         return []
     folder = Path(named).expanduser().absolute()
     if not folder.is_dir():
-        logger.warning("RNN_LAB_DATA names %s, which is no folder: correct or unset it", folder)
+        logger.warning("RNN_LAB_DATA names %s, which is not a folder: correct or unset it", folder)
     return [folder]
 
 
@@ -320,7 +320,9 @@ def table_member(path: Path, archive: zipfile.ZipFile) -> str:
     names = [i.filename for i in archive.infolist() if not i.is_dir() and _is_table(PurePosixPath(i.filename))]
     if len(names) != 1:
         contents = archive.namelist()[:10]
-        raise DataError(f"{path} must hold exactly one .csv file, but holds {contents}: unpack it, set data.path")
+        raise DataError(
+            f"{path} must hold exactly one .csv file, but holds {contents}: unpack it and give data.path the file"
+        )
     return names[0]
 
 

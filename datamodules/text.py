@@ -127,7 +127,7 @@ class TextDataModule(pl.LightningDataModule):
             raise DataError(f"data.split_seed={split_seed} must be from 0 to {SEEDS - 1}")
         if val_fraction + test_fraction >= 1:
             raise DataError(
-                f"data.val_fraction={val_fraction} and data.test_fraction={test_fraction} leave no training"
+                f"data.val_fraction={val_fraction} and data.test_fraction={test_fraction} leave nothing to train on"
             )
         self._source = Source(name, path, tuple(files), tuple(urls), dict(sha256 or {}), on_missing, SAMPLE, cache_dir)
         self.name, self.is_sample = self._source.title, False
@@ -297,7 +297,7 @@ class TextDataModule(pl.LightningDataModule):
             "classes": dict(zip(classes, support, strict=True)),
             "truncated": int((lengths > self._max_length).sum()),
             "without_tokens": int((lengths == 0).sum()),
-            "only_unknown_tokens": dataset.count_only_unknown(),
+            "only_unknown_tokens": int(((dataset.known_counts() == 0) & (dataset.lengths > 0)).sum()),
         }
 
     def _log_report(self) -> None:

@@ -60,17 +60,17 @@ class Cell(nn.Module):
 
     def recur(self, gates: Tensor, state: State) -> State:
         """The next state from the projected input (B, G*H) and the state before it."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define recur(gates, state)")
 
     def initial_state(self, batch_size: int) -> State:
         """Zeros, on the weights' device and in their dtype."""
         return tuple(self.weight_hh.new_zeros(batch_size, self.hidden_size) for _ in self.state_names)
 
     def reset_parameters(self, init: str = "torch") -> None:
-        """Draw new weights.
+        """Draw new matrices and biases; what else a cell learns stays as its constructor has made it.
 
         Args:
-            init: `torch` draws everything from U(-1/sqrt(H), 1/sqrt(H)), as `torch.nn` does. `orthogonal` makes every
+            init: `torch` draws all of them from U(-1/sqrt(H), 1/sqrt(H)), as `torch.nn` does. `orthogonal` makes every
                 gate's recurrent matrix orthogonal (it keeps the norm of what flows through time: Saxe et al. 2014),
                 the input matrices Xavier-uniform and the biases zero.
 
@@ -79,18 +79,22 @@ class Cell(nn.Module):
         """
         if init == "torch":
             bound = 1 / math.sqrt(self.hidden_size)
-            for parameter in self.parameters():
+            for parameter in self._own():
                 nn.init.uniform_(parameter, -bound, bound)
         elif init == "orthogonal":
             for block in self.weight_hh.detach().split(self.hidden_size):
                 nn.init.orthogonal_(block)
             for block in self.weight_ih.detach().split(self.hidden_size):
                 nn.init.xavier_uniform_(block)
-            for bias in (self.bias_ih, self.bias_hh):
-                if bias is not None:
-                    nn.init.zeros_(bias)
+            for bias in self._own()[2:]:
+                nn.init.zeros_(bias)
         else:
             raise ValueError(f"init must be 'torch' or 'orthogonal', got {init!r}")
+
+    def _own(self) -> list[nn.Parameter]:
+        """The matrices, and the biases if there are any; what a subclass adds, it draws itself."""
+        both = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
+        return [parameter for parameter in both if parameter is not None]
 
     def extra_repr(self) -> str:
         return f"{self.input_size}, {self.hidden_size}, bias={self.bias_ih is not None}"

@@ -5,6 +5,7 @@ Legend: B batch, T time, I input_size, H hidden_size, L num_layers, D directions
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, cast
@@ -15,6 +16,8 @@ from torch.nn.functional import dropout
 
 from rnn_cells.backends import check_name, choose, name_of, reasons
 from rnn_cells.cells import Cell, GRUCell, LSTMCell, RNNCell, State
+
+log = logging.getLogger(__name__)
 
 
 def scan(
@@ -91,6 +94,8 @@ class Recurrent(nn.Module):
         if not 0 <= dropout <= 1:
             raise ValueError(f"dropout must lie between 0 and 1, got {dropout}")
         check_name(backend)
+        if dropout > 0 and num_layers == 1:
+            log.warning("dropout=%g acts between layers, and there is only one", dropout)
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.bias, self.batch_first, self.dropout, self.bidirectional = bias, batch_first, dropout, bidirectional
         self.backend = self.chosen_backend = backend
@@ -128,7 +133,12 @@ class Recurrent(nn.Module):
 
         Raises:
             ValueError: the shape of an argument, or a length, doesn't fit.
+            TypeError: `x` is a `PackedSequence`.
         """
+        if isinstance(x, nn.utils.rnn.PackedSequence):
+            raise TypeError(
+                "give the padded batch and lengths=…, as pad_packed_sequence returns them, not a packed one"
+            )
         sequence = x.transpose(0, 1) if self.batch_first and x.ndim == 3 else x
         self._check_input(sequence)
         batch_size = sequence.shape[1]

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import inspect
+import os
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import hydra.utils
 import torch
-from omegaconf import DictConfig, OmegaConf
+import yaml
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from runs.checkpoints import read_checkpoint
 from runs.errors import CheckpointError
-from runs.schema import ConfigError
+from runs.schema import CallbacksConfig, Config, ConfigError, TrainerConfig
 from tasks import Task
 
 FUNCTIONS = ("tasks.task.cosine", "tasks.task.onecycle")
@@ -53,6 +57,8 @@ def instantiate(config: Any, trust: Sequence[str] = (), **arguments: Any) -> Any
 
 def check_targets(config: Any, trust: Sequence[str] = ()) -> None:
     """Raise a ConfigError unless everything that `config` names may be used; see `instantiate`."""
+    if trust and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # where a user keeps modules of their own
     for target in _targets(config):
         _check_target(target, trust)
 
@@ -97,6 +103,29 @@ def _within(name: str, packages: Sequence[str]) -> bool:
     return any(name == package or name.startswith(f"{package}.") for package in packages)
 
 
+def read_config(folder: Path) -> dict[str, Any]:
+    """The configuration that a run folder keeps; what it lacks, saved by code that didn't know of it, has its default.
+
+    Raises:
+        FileNotFoundError: the folder has none.
+        ConfigError: the file is damaged, or not that of a run.
+    """
+    path = folder / "config.yaml"
+    try:
+        saved: Any = OmegaConf.to_container(OmegaConf.load(path))
+        for node, values in ((Config, saved), (TrainerConfig, saved["trainer"]), (CallbacksConfig, saved["callbacks"])):
+            usual: Any = OmegaConf.to_container(OmegaConf.structured(node))
+            values |= {name: value for name, value in usual.items() if name not in values and value != MISSING}
+        if isinstance(saved["task"]["name"], str) and isinstance(saved["data"], dict) and "name" in saved["model"]:
+            return saved
+        cause = None
+    except FileNotFoundError:
+        raise
+    except (KeyError, TypeError, ValueError, OmegaConfBaseException, yaml.YAMLError) as error:
+        cause = error
+    raise ConfigError(f"{path} is damaged or not that of a run") from cause
+
+
 def build_datamodule(config: dict[str, Any]) -> Any:
     """The data module of a run's configuration: a `LightningDataModule` with `name`, `facts`, `report`, `describe`."""
     return instantiate(config["data"], config["trust"])
@@ -111,7 +140,7 @@ def build_task(config: dict[str, Any], facts: dict[str, Any]) -> Task:
     kept = {name: config[name] for name in ("task", "model", "optimizer", "scheduler", "seed", "trust")}
     task_config = {key: value for key, value in config["task"].items() if key not in ("name", "monitor", "mode")}
     optimizer = dict(config["optimizer"])
-    if optimizer["fused"] is None:  # Lightning can't clip gradients of a fused optimizer in mixed precision
+    if optimizer.get("fused") is None:  # Lightning can't clip gradients of a fused optimizer in mixed precision
         optimizer["fused"] = str(config.get("trainer", {}).get("precision", "32-true")) in UNMIXED
     build = {"optimizer": _optimizer(optimizer, config["trust"])}
     if config["scheduler"]:
@@ -137,6 +166,8 @@ def build_task(config: dict[str, Any], facts: dict[str, Any]) -> Task:
 def _optimizer(config: dict[str, Any], trust: Sequence[str]) -> Any:
     """The optimizer's factory, tried once: torch itself knows best which values go together."""
     factory = instantiate(config, trust)
+    if "fused" not in inspect.signature(factory.func).parameters:  # not every optimizer of torch has such a form
+        factory.keywords.pop("fused", None)
     try:
         factory([torch.nn.Parameter(torch.zeros(1))])
     except (ValueError, TypeError, IndexError, RuntimeError) as error:

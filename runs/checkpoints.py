@@ -119,8 +119,8 @@ def _alternative(damaged: Path) -> str:
 
 def progress(checkpoint: dict[str, Any]) -> dict[str, int]:
     """How many epochs and steps had been trained when a run's checkpoint was written, by the trainer's limits."""
-    epochs = len(checkpoint["callbacks"][Recorder.__qualname__]["history"])
-    return {"max_epochs": epochs, "max_steps": checkpoint["global_step"]}
+    history = checkpoint["callbacks"][Recorder.__qualname__]["history"]
+    return {"max_epochs": max((row["epoch"] for row in history), default=0), "max_steps": checkpoint["global_step"]}
 
 
 class AtomicCheckpointIO(CheckpointIO):

@@ -69,6 +69,8 @@ class CompareSweep(Callback):
                 validate(compose(kwargs["config_name"], job))
             except ConfigError as error:
                 log.warning(f"job {number} will fail: {error}")
+            except Exception:  # what can't be composed, the sweeper itself refuses before its first job
+                return
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Write and print the comparison."""
@@ -80,7 +82,8 @@ class CompareSweep(Callback):
             return
         folder = Path(config.hydra.sweep.dir)
         try:
-            write_comparison(folder, find_runs(folder))
+            comparison = write_comparison(folder, find_runs(folder))
+            failures.extend(run.name for run in comparison.failed if run.name not in failures)
         except Exception:  # Hydra would log it and exit with 0
             log.exception("error: the comparison failed; the runs themselves are in %s", folder)
             failures.append("comparison")
@@ -245,7 +248,7 @@ def _reading(file: Path) -> Iterator[None]:
         raise DamagedRun(file.name) from error
 
 
-def write_comparison(folder: Path, runs: Sequence[Path]) -> None:
+def write_comparison(folder: Path, runs: Sequence[Path]) -> Comparison:
     """Compare runs: `comparison.csv`, `comparison.md`, `learning_curves.png/.svg`, `report.html`, and a printed table.
 
     Below the table of `comparison.md` are scores by class and length of text, or by season and year, and the runs that
@@ -282,6 +285,7 @@ def write_comparison(folder: Path, runs: Sequence[Path]) -> None:
         f"{comparison.finished} of {len(runs)} runs finished; comparison: {folder / 'comparison.md'}, and to look at: "
         f"{folder / 'report.html'}"
     )
+    return comparison
 
 
 def summarise(rows: pd.DataFrame, scores: tuple[str, ...]) -> pd.DataFrame:
@@ -414,7 +418,7 @@ def _shown(table: pd.DataFrame, scores: tuple[str, ...], reference: str) -> pd.D
         shown[f"against {reference}"] = table["difference"]
     shown["parameters"] = table["parameters"].map("{:,.0f}".format)
     shown["s/epoch"] = table["seconds_per_epoch"].map("{:.1f}".format)
-    shown["epochs to best"] = table["best_epoch"].map("{:.1f}".format)
+    shown["epochs to best"] = table["best_epoch"].map(lambda epoch: f"{epoch:.1f}" if epoch > 0 else "")
     return shown.astype(str)
 
 

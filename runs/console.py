@@ -11,7 +11,7 @@ from rich.table import Table
 
 
 def print_scores(metrics: dict[str, Any], folder: Path, console: Console) -> None:
-    """The test scores, per class where there are classes, and where everything lies."""
+    """The scores, per class where there are classes, and the run folder."""
     data = metrics["data"]
     if metrics["sample"]:
         data += " (BUILT-IN SAMPLE DATA, not a real data set)"

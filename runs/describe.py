@@ -8,15 +8,13 @@ from __future__ import annotations
 import inspect
 import json
 import logging
-import os
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -25,7 +23,7 @@ from torch import Tensor, nn
 from datamodules import DataError
 from datamodules.cleaning import duration
 from runs import figures
-from runs.build import build_datamodule, build_task, check_targets, plain
+from runs.build import build_datamodule, build_task, check_targets, plain, read_config
 from runs.memory import NOTHING, examples, lag_below, memory_curve
 from runs.predict import load
 from runs.report import write_json
@@ -38,7 +36,7 @@ CLASSES, VOCABULARY = 10, 30_000
 """Where no data says otherwise."""
 FURTHER = {"others": "model", "other_votes": "votes"}
 """Attributes of a task that hold its other members, and what the first is called."""
-OWN_OPTIONS = ("run", "sequences", "output", "trust", "debug")
+OWN_OPTIONS = ("run", "checkpoint", "sequences", "output", "trust", "debug")
 
 
 def run(config: DictConfig) -> None:
@@ -52,22 +50,20 @@ def run(config: DictConfig) -> None:
     settings, console = plain(config), Console()
     for chatty in ("datamodules", "rnn_cells"):  # what was found in the data, the run has said; the rest is said here
         logging.getLogger(chatty).setLevel(logging.WARNING)
-    if settings["trust"]:
-        sys.path.insert(0, os.getcwd())  # where a user keeps modules of their own
     folders = [settings["run"]] if isinstance(settings["run"], str) else settings["run"] or []
     if not folders:
         check_targets(settings, settings["trust"])
         task = build_task(settings, stand_ins(settings))
         classes = f"{CLASSES} classes and " if settings["task"]["name"] == "cls" else ""
-        print_description(task, settings, f"Without data: {classes}sizes as the options have them.", console)
+        print_description(task, settings, f"Without data: {classes}sizes from the options.", console)
         return
     words = HydraConfig.get().overrides.task
     if other := [word for word in words if word.partition("=")[0].lstrip("+~") not in OWN_OPTIONS]:
         raise ConfigError(f"run=… is described as it was trained: leave out {' '.join(other)}")
     curves: dict[str, dict[str, Any]] = {}
     for folder in map(Path, folders):
-        task = load({"run": folder, "checkpoint": "best", "trust": settings["trust"]}).task
-        saved: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+        task = load({"run": folder, "checkpoint": settings["checkpoint"], "trust": settings["trust"]}).task
+        saved = read_config(folder)
         saved["trust"] = settings["trust"]  # said on the command line, never by a folder that may be anybody's
         print_description(task, saved, f"Sizes and weights of {folder}.", console)
         batch, source = _inputs_of(task, saved, folder, settings["sequences"])
@@ -260,8 +256,9 @@ def _inputs_of(task: Task, saved: dict[str, Any], folder: Path, count: int) -> t
     except (OSError, ValueError, LookupError, TypeError):
         log.warning(f"{folder}: data_report.json is damaged, so that the memory is measured on random inputs")
         return random_batch(task, count), "drawn at random"
+    there = "error" if known else "sample"  # without a file, it was the sample
     try:
-        datamodule = build_datamodule({**saved, "data": {**saved["data"], "on_missing": "error"}})
+        datamodule = build_datamodule({**saved, "data": {**saved["data"], "on_missing": there}})
         datamodule.setup()
     except DataError as error:
         log.warning(f"{folder}: its data can't be read, so that the memory is measured on random inputs: {error}")

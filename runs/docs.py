@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import Field, dataclass, fields, is_dataclass
 from pathlib import Path
@@ -29,7 +29,8 @@ INTRODUCTION = """# Options
 Written by `make docs` (`python run.py -cn docs`) from `runs/schema.py` and `conf/`: change those.
 
 A run is composed of groups: `group=name` chooses, `name=value` changes, on the command line or in a file of your own
-under the folder that `--config-dir` names. `python run.py … --cfg job` shows what comes of it.
+under the folder that `--config-dir` names. `python run.py … --cfg job` shows what comes of it. A default holds unless
+the choice sets another value.
 """
 
 
@@ -78,7 +79,9 @@ def _group(group: str) -> Iterator[str]:
     yield _table("choice", "what it is", "sets", rows=rows)
     for owner in SCHEMAS.get(group, []):
         names = [name for name, choice in found.items() if choice.schema == owner.__name__]
-        table = _options(owner, f"{group}.")
+        first, *others = [found[name].values for name in names] or [{}]
+        agreed = {key: value for key, value in first.items() if all(other.get(key, ...) == value for other in others)}
+        table = _options(owner, f"{group}.", agreed)
         if names and table:
             yield f"### Options of {group}={', '.join(names)}"
             yield str(owner.__doc__)
@@ -131,13 +134,19 @@ def _set(choice: Choice) -> Iterator[tuple[str, str]]:
 # ---- schemas ---------------------------------------------------------------------------------------------------------
 
 
-def _options(owner: type, prefix: str, nested: bool = True, without: tuple[str, ...] = ()) -> str:
-    """A table of a schema's options; empty if it has none."""
-    rows = [
-        (f"`{key}`", kind, "" if default is schema.MISSING else f"`{_shown(default)}`", _allowed(item), item["help"])
-        for key, kind, default, item in _declared(owner, prefix, nested)
-        if key not in without
-    ]
+def _options(
+    owner: type,
+    prefix: str,
+    agreed: Mapping[str, Any] | None = None,
+    nested: bool = True,
+    without: tuple[str, ...] = (),
+) -> str:
+    """A table of a schema's options, whose defaults are what all files of it have `agreed` on; empty if it has none."""
+    rows = []
+    for key, kind, default, item in _declared(owner, prefix, nested):
+        usual = (agreed or {}).get(key.removeprefix(prefix), default)
+        shown = "" if usual == schema.MISSING else f"`{_shown(usual)}`"
+        rows += [(f"`{key}`", kind, shown, _allowed(item), item["help"])] if key not in without else []
     return _table("option", "type", "default", "allowed", "meaning", rows=rows) if rows else ""
 
 

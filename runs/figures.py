@@ -16,7 +16,7 @@ import pandas as pd
 from matplotlib import font_manager
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.ticker import MultipleLocator
+from matplotlib.ticker import AutoLocator, Locator, MultipleLocator
 
 from runs.analysis import curve
 
@@ -96,7 +96,8 @@ def loss_curves(history: pd.DataFrame, monitor: str, mode: str) -> Figure:
         best = int(np.nanargmax(scores if mode == "max" else -scores))
         right.plot(history["epoch"], scores, marker="o", markersize=3, color=COLOURS[2])
         right.plot(history["epoch"][best], scores[best], marker="*", markersize=13, color=COLOURS[2])
-        right.set(xlabel="epoch", ylabel=monitor, title=f"Best {monitor}: {scores[best]:.4f}, epoch {best + 1}")
+        epoch = history["epoch"][best]
+        right.set(xlabel="epoch", ylabel=monitor, title=f"Best {monitor}: {scores[best]:.4f}, epoch {epoch}")
     for axes in (left, right):
         axes.xaxis.get_major_locator().set_params(integer=True)
     return figure
@@ -148,8 +149,7 @@ def error_by_step(metrics: Mapping[str, list[float]], model: str, hours_per_step
     axes.set(xlabel="lead time (h)", title=f"Error of {model} by lead time")
     axes.set_ylabel(f"mean absolute error ({unit})" if unit else "mean absolute error")
     axes.set_ylim(bottom=0)
-    if len(errors) * hours_per_step >= 24:
-        axes.xaxis.set_major_locator(MultipleLocator(6))
+    axes.xaxis.set_major_locator(_hours(len(errors) * hours_per_step))
     axes.legend(loc="lower right")
     return figure
 
@@ -186,8 +186,7 @@ def forecasts(windows: Sequence[Mapping[str, Any]], model: str, target: str) -> 
         scored = f", mean error {error.mean():.2f}" if known.any() else ""
         axes.set_title(f"from {window['origin']}{scored}", fontsize=9)
         axes.set(xlabel="hours from the forecast's origin", ylabel=target)
-        if step * len(past) >= 24:
-            axes.xaxis.set_major_locator(MultipleLocator(24))
+        axes.xaxis.set_major_locator(_hours(step * (len(past) + len(future))))
     for axes in grid.flat[len(windows) :]:
         axes.set_visible(False)
     first: Any = max(grid.flat, key=lambda axes: len(axes.get_legend_handles_labels()[0]))
@@ -249,9 +248,10 @@ def ratios(cases: Mapping[str, Sequence[float]], labels: Sequence[str]) -> Figur
     """Time of ours / time of torch.nn by shape, one line of points per layer and mode."""
     figure = _figure(10, 4.5)
     axes = figure.subplots()
-    for number, (name, values) in enumerate(cases.items()):
+    layers = list(dict.fromkeys(name.partition(",")[0] for name in cases))
+    for name, values in cases.items():
         marker = "o" if name.endswith("train") else "s"
-        colour = COLOURS[number // 2 % len(COLOURS)]
+        colour = COLOURS[layers.index(name.partition(",")[0]) % len(COLOURS)]
         axes.plot(range(len(values)), values, marker=marker, linewidth=0.8, color=colour, label=name)
     axes.axhline(1, color="#555555", linestyle=":")
     axes.set_xticks(range(len(labels)), labels)
@@ -259,6 +259,13 @@ def ratios(cases: Mapping[str, Sequence[float]], labels: Sequence[str]) -> Figur
     axes.set_ylim(bottom=0)
     axes.legend(ncols=3, fontsize=8)
     return figure
+
+
+def _hours(span: float) -> Locator:
+    """Ticks for so many hours: parts of a day, days, weeks, or fours of these; of less than a day, as usual."""
+    if span < 24:
+        return AutoLocator()
+    return MultipleLocator(next(tick for tick in (6, 24, 168, 672, span / 12) if span / tick <= 12))
 
 
 def _figure(width: float, height: float) -> Figure:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
-import sys
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -20,7 +18,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from rich.console import Console
 
 from runs import console
-from runs.build import check_targets, plain
+from runs.build import check_targets, plain, read_config
 from runs.checkpoints import BEST, LAST, progress, read_checkpoint, write_atomically
 from runs.errors import CheckpointError, explain
 from runs.report import write_json
@@ -71,15 +69,12 @@ def run(config: DictConfig) -> float | None:
 
 def _run(config: DictConfig, folder: Path, overrides: list[str], sweeping: bool) -> dict[str, Any]:
     validate(config)
-    if config.trust:
-        sys.path.insert(0, os.getcwd())  # where a user keeps modules of their own
     if config.resume is not None:
         return _resume(config, folder, overrides)
     settings = plain(config)
     check_targets(settings, config.trust)
     if _MAIN and any((folder / "checkpoints" / name).exists() for name in (BEST, LAST)):
-        saved: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-        others = [key for key in differing([saved, settings]) if key not in INCONSEQUENTIAL]
+        others = [key for key in differing([read_config(folder), settings]) if key not in INCONSEQUENTIAL]
         if not sweeping or others:
             what = f"a run with another {', '.join(others)}" if sweeping else "a run already"
             place = "hydra.sweep.dir" if sweeping else "hydra.run.dir"
@@ -99,7 +94,7 @@ def _start(settings: dict[str, Any], folder: Path, overrides: list[str]) -> dict
 
 def _resume(config: DictConfig, folder: Path, overrides: list[str]) -> dict[str, Any]:
     """Continue the run of `folder` under its own configuration; see `merge_overrides` for what may change."""
-    saved: Any = OmegaConf.load(folder / "config.yaml")
+    saved: Any = OmegaConf.create(read_config(folder))
     merged = merge_overrides(saved, config, overrides)
     settings = plain(merged)
     settings["trust"] = list(config.trust)  # said on the command line, never by a folder that may be anybody's
@@ -127,9 +122,10 @@ def _resume(config: DictConfig, folder: Path, overrides: list[str]) -> dict[str,
 
 
 def merge_overrides(saved: DictConfig, asked: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    """The configuration under which a run is resumed: the saved one, of which only the trainer's part may change.
+    """The configuration under which a run is resumed: the saved one, of which few things may change.
 
-    A group `trainer=…` says where to train; its other values are defaults that nobody asked for.
+    These are the trainer's part, and `score_on`: what was chosen on the validation split is then tested. A group
+    `trainer=…` says where to train; its other values are defaults that nobody asked for.
 
     Args:
         saved: the run's own configuration.
@@ -154,8 +150,10 @@ def merge_overrides(saved: DictConfig, asked: DictConfig, overrides: Sequence[st
             if key in ("model", "task"):
                 if wanted.name != held.name:
                     raise CheckpointError(f"this is a {held.name} run; it can't continue as {key}={wanted.name}")
-            elif key.partition(".")[0] != "trainer" and key not in INCONSEQUENTIAL:
-                raise ConfigError(f"{override}: a resumed run keeps its configuration; only trainer.… may change")
+            elif key.partition(".")[0] != "trainer" and key not in ("score_on", *INCONSEQUENTIAL):
+                raise ConfigError(
+                    f"{override}: a resumed run keeps its configuration; only trainer.… and score_on may change"
+                )
             elif key == "trainer.fast_dev_run" and wanted:
                 raise ConfigError(f"{override}: a trial keeps no resume points; start it without resume=")
             elif saved.scheduler is not None and key in ("trainer.max_epochs", "trainer.max_steps"):

@@ -107,7 +107,7 @@ INTRODUCTION = """# Results
 
 Written by `make results`, which runs every command below that hasn't finished yet and draws this page from what the
 runs left in their folders. Scores are means ± standard deviations over runs: over seeds, and in a backtest over years.
-The split that they are of stands above each table."""
+Each table names its split."""
 
 
 def _head(study: dict[str, Any]) -> str:

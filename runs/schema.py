@@ -56,7 +56,11 @@ class EncoderConfig:
     bias: bool = option(True, "whether the cells have bias terms")
     dropout: float = option(0.0, "between layers", least=0, most=1)
     bidirectional: bool = option(False, "read each sequence backwards, too")
-    init: str = option("torch", "how weights are drawn", choices=("torch", "orthogonal"))
+    init: str = option(
+        "torch",
+        "torch: as torch.nn draws weights; orthogonal: such recurrent matrices, forget bias 1",
+        choices=("torch", "orthogonal"),
+    )
     backend: str = option("auto", "implementation of the scan: auto, or the name of one that must run")
 
 
@@ -177,7 +181,9 @@ class ClassificationConfig(TaskConfig):
     monitor: str = option("val/f1", MONITOR, choices=("val/f1", "val/accuracy", "val/loss"))
     mode: str = option("max", MODE, choices=("min", "max"))
     label_smoothing: float = option(0.0, "share of a target spread over all classes", least=0, most=1)
-    consistency: float = option(0.0, "weight of how differently a text is answered under two dropouts", least=0)
+    consistency: float = option(
+        0.0, "weight of the distance between two answers under different dropout (R-Drop); 0: none", least=0
+    )
     ngrams: NgramsConfig = field(default_factory=NgramsConfig)
 
 
@@ -188,11 +194,17 @@ class ForecastingConfig(TaskConfig):
     inputs: IdentityConfig = field(default_factory=IdentityConfig)
     monitor: str = option("val/mae", MONITOR, choices=("val/mae", "val/loss"))
     criterion: str = option("mae", "training loss", choices=("mae", "mse", "huber"))
-    base: str = option("last", "what the network's answer is added to", choices=("mean", "last", "climatology"))
-    quantiles: list[float] = option([], "levels to forecast, 0.5 among them; none: one value", above=0, most=0.999)
+    base: str = option(
+        "last",
+        "what the network corrects: the training mean, the window's last value, the climatology",
+        choices=("mean", "last", "climatology"),
+    )
+    quantiles: list[float] = option(
+        [], "probability levels to forecast, rising, 0.5 among them; none: one value", above=0, most=0.999
+    )
     tracking: float = option(
         0.0,
-        "how far a truth moves quantiles while the test is forecast, in standard deviations; other forecasts keep them",
+        "how far each observed value moves the quantiles during the test, in standard deviations; predict keeps them",
         least=0,
         most=1,
     )
@@ -208,11 +220,15 @@ class DataConfig:
     files: list[str] = option([], "names under which the data set is looked for in RNN_LAB_DATA and the cache")
     urls: list[str] = option([], "where it is downloaded from, tried in order")
     sha256: dict[str, str] = option({}, "known files and their hashes")
-    on_missing: str = option("sample", "without a file and a network", choices=("sample", "error"))
+    on_missing: str = option(
+        "sample",
+        "if the data can be neither found nor downloaded: use the built-in sample, or stop",
+        choices=("sample", "error"),
+    )
     encoding: str = option("utf-8", "of the file: utf-8, gb18030, latin-1, …")
-    separator: str = option(",", "between the file's columns")
-    val_fraction: float = option(0.1, "of the examples, for validation", above=0, most=0.9)
-    test_fraction: float = option(0.1, "of the examples, for the test", above=0, most=0.9)
+    separator: str = option(",", "between the file's columns: one character, or tab")
+    val_fraction: float = option(0.1, "share for validation (of a series with split=fraction)", above=0, most=0.9)
+    test_fraction: float = option(0.1, "share for the test (of a series with split=fraction)", above=0, most=0.9)
     batch_size: int = option(128, "examples per step", least=1)
     num_workers: int = option(0, "processes that prepare batches", least=0)
     seed: int = option(0, "of the order of batches", least=0, most=LARGEST_SEED)
@@ -224,12 +240,16 @@ class TextConfig(DataConfig):
 
     text_column: str = option("review", "column with the text")
     target: str = option("cat", "column with the label")
-    unlabelled: str = option("error", "rows without a label", choices=("error", "drop"))
+    unlabelled: str = option("error", "rows without a label: stop, or leave them out", choices=("error", "drop"))
     tokenizer: str = option("jieba", "how texts are cut", choices=("jieba", "char", "whitespace"))
     max_length: int = option(256, "tokens kept of a text", least=1)
     min_frequency: int = option(2, "a token must occur so often in the training split to be known", least=1)
     max_vocabulary: int = option(50000, "known tokens at most", least=3)
-    split: str = option("stratified", "which rows are the test split", choices=("stratified", "index%5"))
+    split: str = option(
+        "stratified",
+        "the test split: drawn by class, or every row whose number 5 divides",
+        choices=("stratified", "index%5"),
+    )
     split_seed: int = option(0, "of the stratified split", least=0, most=LARGEST_SEED)
     sample_size: int = option(4000, "rows of the built-in sample", least=200)
     cache_dir: Optional[str] = option(None, "where tokens are cached; a folder of this user if not given")
@@ -247,15 +267,21 @@ class SeriesConfig(DataConfig):
     features: list[str] = option([], "columns the model reads")
     wind: Optional[dict[str, str]] = option(None, "columns `speed` and `direction`; adds features wind_x and wind_y")
     calendar: bool = option(True, "add sine and cosine of time of day and of year")
-    decimal: str = option(".", "before a number's fraction", choices=(".", ","))
+    decimal: str = option(".", "decimal mark of the numbers", choices=(".", ","))
     missing_values: list[float] = option([-9999.0], "numbers that mean: no reading")
-    missing: str = option("drop", "windows with gaps in their inputs", choices=("drop", "ffill"))
+    missing: str = option(
+        "drop",
+        "windows with gaps in their inputs: leave them out, or repeat the last reading",
+        choices=("drop", "ffill"),
+    )
     fill_limit: int = option(3, "steps that ffill may bridge", least=1)
-    duplicates: str = option("first", "two rows of one time", choices=("first", "last", "mean", "error"))
-    step: str = option("1h", f"between readings: {DURATION}")
+    duplicates: str = option(
+        "first", "rows of the same time: keep one, their mean, or stop", choices=("first", "last", "mean", "error")
+    )
+    step: str = option("1h", f"time between two steps of the model: {DURATION}")
     resample: str = option(
         "sample",
-        "from a finer file: what is a step apart, means, or every k-th row",
+        "from a finer file: the reading at each step, the mean over it, or every k-th row",
         choices=("sample", "mean", "rows"),
     )
     lookback: str = option("5d", f"what the model sees: {DURATION}")
@@ -300,7 +326,7 @@ class SGDConfig(OptimizerConfig):
     """Stochastic gradient descent."""
 
     momentum: float = option(0.9, "of the running gradient", least=0, most=1)
-    nesterov: bool = option(False, "look ahead")
+    nesterov: bool = option(False, "Nesterov momentum")
 
 
 @dataclass
@@ -323,9 +349,9 @@ class CosineConfig(SchedulerConfig):
 class TrainerConfig:
     """Arguments of `pytorch_lightning.Trainer`."""
 
-    accelerator: str = option("auto", "auto, cpu, gpu or mps")
+    accelerator: str = option("auto", "where to train: auto, cpu, gpu or mps")
     devices: Any = option("auto", "how many devices, or which")
-    strategy: str = option("auto", "auto, ddp, …")
+    strategy: str = option("auto", "how several devices share a training: auto, ddp, …")
     num_nodes: int = option(1, "machines", least=1)
     precision: str = option("32-true", "of the arithmetic: 32-true, bf16-mixed, 64-true, …")
     max_epochs: int = option(15, "epochs at most", least=1)
@@ -337,7 +363,7 @@ class TrainerConfig:
     limit_test_batches: Any = option(1.0, "the same for the test", above=0)
     log_every_n_steps: int = option(50, "steps between two points of a curve", least=1)
     deterministic: bool = option(False, "insist on deterministic algorithms")
-    enable_progress_bar: bool = option(True, "show one")
+    enable_progress_bar: bool = option(True, "show a progress bar")
     threads: Optional[int] = option(None, "CPU threads of the arithmetic; all cores if not given", least=1)
     extra: dict[str, Any] = option({}, "further arguments of the Trainer: +trainer.extra.profiler=simple")
 
@@ -347,7 +373,7 @@ class EarlyStoppingConfig:
     """When to stop before max_epochs."""
 
     patience: int = option(3, "epochs without improvement of task.monitor", least=0)
-    min_delta: float = option(0.0, "what counts as improvement", least=0)
+    min_delta: float = option(0.0, "smallest change of task.monitor that counts as improvement", least=0)
 
 
 @dataclass
@@ -380,7 +406,9 @@ class Config:
     seed: int = option(
         0, "of weights, batch order and dropout; data.split_seed decides the split", least=0, most=LARGEST_SEED
     )
-    score_on: str = option("test", "the split of the final scores: val while choosing", choices=("test", "val"))
+    score_on: str = option(
+        "test", "the split that is scored at the end: val while choosing between settings", choices=("test", "val")
+    )
     resume: Optional[str] = option(None, "run folder of an interrupted run to continue")
     trust: list[str] = option([], "modules of your own whose classes a _target_ may name")
     debug: bool = option(False, "show the stack trace of an error")
@@ -391,7 +419,8 @@ class DescribeConfig(Config):
     """What a run would be made of, or what one has learned to remember."""
 
     run: Any = option(None, "run folder to describe, or several: [folder, folder]; none: what the options ask for")
-    sequences: int = option(8, "of the test split, over which the memory of a run is averaged", least=1)
+    checkpoint: str = option("best", "best, last, or the path of a checkpoint")
+    sequences: int = option(8, "of the test split: how many the memory of a run is averaged over", least=1)
     output: Optional[str] = option(None, "the memory's figure and numbers; figures/memory of the run if not given")
 
 
@@ -459,9 +488,11 @@ class PredictConfig:
     explain_limit: int = option(100, "reviews: rows that are explained at most", least=1)
     time_column: Optional[str] = option(None, "readings: column with the time")
     time_format: Optional[str] = option(None, "readings: how a time is written (strptime)")
-    decimal: Optional[str] = option(None, "readings: before a number's fraction", choices=(".", ","))
-    columns: Any = option({}, "readings: the model's names of columns and the input's: {ours: theirs}")
-    every: Optional[str] = option(None, f"readings: forecast from all origins so far apart: {DURATION}")
+    decimal: Optional[str] = option(None, "readings: decimal mark of the numbers", choices=(".", ","))
+    columns: Any = option(
+        {}, "readings: a column's name in training and in the input, where they differ: {training: input}"
+    )
+    every: Optional[str] = option(None, f"readings: time between forecasts, counted back from the last row: {DURATION}")
     max_age: Optional[str] = option(None, f"readings: how long ago the last complete lookback may end: {DURATION}")
     trust: list[str] = option([], "modules of your own whose classes a _target_ may name")
     debug: bool = option(False, "show the stack trace of an error")

@@ -44,7 +44,7 @@ class ClassificationTask(Task):
         baseline: builds a `Baseline` from `facts`, in the place of both; the options of the network are then not used.
         pooling: how steps become one vector; see `Pooling`.
         dropout: on that vector.
-        label_smoothing: share of a target's probability spread over all classes (Szegedy et al. 2016).
+        label_smoothing: share of a target's probability spread over all classes, in training (Szegedy et al. 2016).
         consistency: weight of the `divergence` of two answers to a training text under different dropout; the
             cross-entropy is then the mean of both (R-Drop: Liang et al. 2021). The paper's alpha is twice this weight,
             for it sums the cross-entropies. Doubles the time of a step.
@@ -85,7 +85,7 @@ class ClassificationTask(Task):
         if baseline is None and consistency and not _drops(self):
             raise ValueError(
                 "task.consistency compares answers under different dropout, and there is none: set task.dropout, "
-                "task.inputs.dropout, task.inputs.token_dropout or model.encoder.dropout, or task.consistency=0"
+                "task.inputs.dropout, task.inputs.token_dropout or task.ngrams.dropout, or task.consistency=0"
             )
         per_class: dict[str, Any] = {"num_classes": len(classes), "average": "none"}
         scores = MetricCollection(
@@ -124,7 +124,8 @@ class ClassificationTask(Task):
 
         def entropy(logits: Tensor) -> Tensor:
             targets = batch["targets"].repeat(len(logits))
-            return cross_entropy(logits.flatten(0, 1), targets, label_smoothing=self.label_smoothing)
+            smoothing = self.label_smoothing if self.training else 0.0
+            return cross_entropy(logits.flatten(0, 1), targets, label_smoothing=smoothing)
 
         if not self.training:
             logits = self.logits(batch)
@@ -221,7 +222,9 @@ class ClassificationTask(Task):
 def _drops(task: nn.Module) -> bool:
     """Whether any part of a network drops something in training."""
     names = ("p", "dropout", "token_dropout")  # p: of torch.nn.Dropout
-    values = [getattr(module, name, 0) for module in task.modules() for name in names]
+    # A single recurrent layer has no dropout between layers, whatever it is set to.
+    modules = [module for module in task.modules() if getattr(module, "num_layers", 2) > 1]
+    values = [getattr(module, name, 0) for module in modules for name in names]
     return any(isinstance(value, float | int) and value > 0 for value in values)
 
 

@@ -182,7 +182,8 @@ class Pooling(nn.Module):
                 pooled.append((outputs * valid).sum(dim=1) / lengths.clamp(min=1)[:, None])
             return torch.cat(pooled, dim=-1)
         # The lowest finite number, not -inf: a sequence without a valid step then has finite weights and gradients.
-        scores = self.score(outputs).masked_fill(~valid, torch.finfo(outputs.dtype).min)
+        scores = self.score(outputs)
+        scores = scores.masked_fill(~valid, torch.finfo(scores.dtype).min)
         return (scores.softmax(dim=1) * valid * outputs).sum(dim=1)
 
     def extra_repr(self) -> str:

@@ -17,7 +17,8 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 from torchmetrics import CatMetric, MeanMetric
 
 Batch = dict[str, Tensor]
-"""What a data module yields: `inputs`, `targets`, `index`, and per task `lengths`, `history`, `climatology`."""
+"""What a data module yields: `inputs`, `targets`, `index`; of texts also `lengths` and `characters`, of a series
+`history`, `climatology` and `origin`."""
 
 
 class DivergedError(RuntimeError):
@@ -38,7 +39,8 @@ class Task(pl.LightningModule):
     Args:
         model: the network, or the first of several whose answers are averaged.
         others: further ones of its kind, which learn side by side with it, each from its own errors (an ensemble:
-            Hansen and Salamon 1990).
+            Hansen and Salamon 1990). The loss is the mean of theirs, so that each has 1/M of its gradient: the same to
+            Adam and AdamW, a smaller step to SGD.
         optimizer: builds the optimizer from the parameters.
         scheduler: builds a per-step learning rate schedule from `(optimizer, total_steps)`.
         seed: of everything random in a training step.
@@ -55,7 +57,8 @@ class Task(pl.LightningModule):
         super().__init__()
         self.model, self.others = model, nn.ModuleList(others)
         self.make_optimizer, self.make_scheduler, self.seed = optimizer, scheduler, seed
-        self.train_loss, self.val_loss = MeanMetric(), MeanMetric()
+        # A NaN counts, where torchmetrics would leave it out: such a mean is never the best.
+        self.train_loss, self.val_loss = (MeanMetric(nan_strategy=math.nan) for _ in range(2))
         self.train_loss.persistent(True)  # in checkpoints: an epoch resumed in its middle reports its whole mean
         self.calibrating = False
         self.is_calibrated: bool | None = False
@@ -129,7 +132,7 @@ class Task(pl.LightningModule):
         if not torch.isfinite(loss):
             raise DivergedError(
                 f"the training loss became {loss.item()} at step {self.global_step}; nothing was updated with it. "
-                "Lower optimizer.lr or trainer.gradient_clip_val"
+                "Lower optimizer.lr, or set a lower trainer.gradient_clip_val"
             )
         self.train_loss.update(loss.detach(), weight=len(batch["targets"]))
         return loss

@@ -59,8 +59,8 @@ def scan(
         ValueError: sizes, types or lengths don't fit together.
     """
     _check(cell, x, state, lengths)
-    if lengths is not None and bool((lengths == len(x)).all()):
-        lengths = None
+    if lengths is not None:
+        lengths = None if bool((lengths == len(x)).all()) else lengths.to("cpu")
     inputs = (x, cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh, *state)
     learning = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs)
     output, *final = _Scan.apply(_kind(cell), lengths, reverse, learning, *inputs)
@@ -80,7 +80,8 @@ def _check(cell: Cell, x: Tensor, state: State, lengths: Tensor | None) -> None:
             )
     if lengths is None:
         return
-    if lengths.shape != (batch,) or (batch and not 0 <= int(lengths.min()) <= int(lengths.max()) <= steps):
+    whole = not lengths.dtype.is_floating_point
+    if lengths.shape != (batch,) or not whole or (batch and not 0 <= int(lengths.min()) <= int(lengths.max()) <= steps):
         raise ValueError(f"lengths must be {batch} integers between 0 and {steps}, got {lengths.tolist()}")
 
 
@@ -285,8 +286,12 @@ def _sum_of_products(pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
 def _library() -> tuple[Any, str | None]:
     """The compiled library, or None and what is missing."""
     if sys.platform != "linux":
-        return None, f"it is compiled on Linux only, this is {platform.system()}"
-    commands = [shlex.split(os.environ["CXX"])] if os.environ.get("CXX") else [["c++"], ["g++"], ["clang++"]]
+        return None, f"it is compiled only on Linux; this is {platform.system()}"
+    try:
+        chosen = shlex.split(os.environ.get("CXX", ""))
+    except ValueError as error:
+        return None, f"CXX={os.environ['CXX']}: {error}"
+    commands = [chosen] if chosen else [["c++"], ["g++"], ["clang++"]]
     compiler = next((command for command in commands if shutil.which(command[0])), None)
     if compiler is None:
         names = ", ".join(command[0] for command in commands)
@@ -315,7 +320,7 @@ def _build(compiler: list[str]) -> Path:
     version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=False).stdout
     cpu = next((line for line in _cpu_description() if line.startswith("flags")), platform.machine())
     key = "\n".join([SOURCE.read_text(encoding="utf-8"), version, cpu, torch.__version__, *flags])
-    folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "rnn_cells"
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "rnn_cells"
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"cpu-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
     with open(folder / "build.lock", "w") as lock:

@@ -17,7 +17,7 @@ from rich.progress import track
 from rich.table import Table
 
 from runs import figures
-from runs.benchmark.layers import Case, measure
+from runs.benchmark.layers import Case, check, measure
 from runs.benchmark.trainings import measure_training
 from runs.build import plain
 from runs.report import write_json
@@ -36,6 +36,7 @@ def run(config: DictConfig) -> None:
     """
     validate(config)
     settings = plain(config)
+    check(settings)
     folder = Path(HydraConfig.get().runtime.output_dir)
     torch.set_num_threads(settings["threads"])
     common = {name: settings[name] for name in ("backend", "device", "dtype")}

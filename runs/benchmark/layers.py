@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from rnn_cells import GRU, Recurrent, from_torch
+from rnn_cells import BACKENDS, GRU, Recurrent, from_torch
+from runs.schema import ConfigError
 
 TOLERANCE = {"float32": 1e-4, "float64": 1e-9}  # of sums over a whole batch, relative to their largest entry
 WARM_UP = 2
@@ -26,6 +27,19 @@ KINDS: dict[str, type[nn.RNNBase]] = {
     **{"gru": nn.GRU, "gru_after": nn.GRU, "rnn": nn.RNN},
 }
 """What each cell of the benchmark is timed against. `torch.nn` has no GRU of the source's form (`gru`)."""
+
+
+def check(settings: dict[str, Any]) -> None:
+    """Raise a ConfigError for what can't be timed here."""
+    for shape in settings["shapes"]:
+        if len(shape) != 4 or min(shape) < 1:
+            raise ConfigError(f"shapes={shape} is not allowed: each has steps, batch, input_size and hidden_size")
+    if settings["backend"] not in (known := ("auto", *BACKENDS)):
+        raise ConfigError(f"backend={settings['backend']} is not allowed: it must be one of {', '.join(known)}")
+    try:
+        torch.zeros(1, device=settings["device"])
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts that it is there
+        raise ConfigError(f"device={settings['device']}: {error}") from error
 
 
 @dataclass(frozen=True)

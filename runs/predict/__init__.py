@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 import signal
 import sys
@@ -15,14 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from datamodules import DataError
-from runs.build import load_task, plain
+from runs.build import load_task, plain, read_config
 from runs.checkpoints import BEST, LAST
 from runs.errors import CheckpointError
-from runs.errors import explain as explain_error
 from runs.predict import series, texts
 from runs.schema import ConfigError, validate
 from runs.train import quieten
@@ -52,22 +49,15 @@ def run(config: DictConfig) -> None:
 
     Raises:
         ConfigError: an option is out of range.
-        SystemExit: with a message, a mistake of the user's; or stopped by a signal.
+        SystemExit: stopped by a signal.
     """
     validate(config)
     quieten()
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # nothing half-written is left behind
     settings = plain(config)
-    if settings["trust"]:
-        sys.path.insert(0, os.getcwd())  # where a user keeps modules of their own
     if settings["threads"]:
         torch.set_num_threads(settings["threads"])
-    try:
-        predict(settings)
-    except Exception as error:
-        if settings["debug"] or (message := explain_error(error, [])) is None:
-            raise
-        sys.exit(f"error: {message}")
+    predict(settings)
 
 
 def predict(settings: dict[str, Any]) -> None:
@@ -106,7 +96,7 @@ def _check_request(settings: dict[str, Any]) -> None:
             raise ConfigError("output=… is for input=…: what becomes of a single text is printed")
         return
     if not Path(settings["input"]).is_file():
-        raise ConfigError(f"input={settings['input']} is no file")
+        raise ConfigError(f"input={settings['input']} is not a file")
     if settings["output"] is None:
         raise ConfigError("output is missing: give it as output=FILE.csv or output=FILE.parquet")
     output = Path(settings["output"])
@@ -144,20 +134,18 @@ def load(settings: dict[str, Any]) -> Trained:
     """
     folder = Path(settings["run"])
     try:
-        config: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-        kind, data = config["task"]["name"], config["data"]
+        config = read_config(folder)
     except FileNotFoundError:
         runs = sorted(path.parent.name for path in folder.glob("*/config.yaml"))
         remedy = f"it holds several, choose one: {', '.join(runs[:8])}" if runs else "it has no config.yaml"
         raise ConfigError(f"run={folder} is not a run folder: {remedy}") from None
-    except (KeyError, TypeError, ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"{folder / 'config.yaml'} is damaged or not that of a run") from error
+    kind, data = config["task"]["name"], config["data"]
     names = {"best": BEST, "last": LAST}
     chosen = settings["checkpoint"]
     path = folder / "checkpoints" / names[chosen] if chosen in names else Path(chosen)
     if not path.is_file():
         others = sorted(other.name for other in (folder / "checkpoints").glob("*.ckpt"))
-        remedy = f"there are {', '.join(others)}" if others else "the run has not trained so far, or was a trial"
+        remedy = f"there are {', '.join(others)}" if others else "the run has not trained yet, or was a trial"
         raise CheckpointError(f"checkpoint={chosen}: {path} does not exist; {remedy}")
     try:
         task = load_task(path, settings["trust"])

@@ -58,7 +58,7 @@ def check(task: Any) -> None:
 
 def explained(task: Any, encoder: TextEncoder, example: Example) -> Explained:
     """What each piece of the text adds to the class that is predicted; see `tasks.attribution.attribute`."""
-    (batch,) = [encoder([example.text]).dataset[[0]]]
+    batch = encoder([example.text]).dataset[[0]]
     found = attribute(task, batch, task.classes.index(example.prediction))
     values = [*found.characters, *[0.0] * (len(example.text) - len(found.characters))]
     known = (batch["inputs"][0] != UNKNOWN).tolist()

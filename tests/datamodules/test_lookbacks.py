@@ -169,7 +169,7 @@ def test_what_a_lookback_lacks_is_said() -> None:
     assert lacking(lambda frame: frame)[0] == ""
     assert lacking(lambda frame: frame.iloc[24:])[0] == ""
     said, _ = lacking(lambda frame: frame.drop(index=[50, 52]))
-    assert "24 steps of 1h up to 2020-01-03 11:00:00 is not complete" in said
+    assert "24 steps of 1h up to 2020-01-03 11:00:00 is incomplete" in said
     assert "2 of 24 readings (2020-01-03 02:00:00, 2020-01-03 04:00:00)" in said
     said, _ = lacking(lambda frame: frame.assign(p=frame["p"].where(frame.index != 55, -9999)))
     assert "'p' in 1 of them (2020-01-03 07:00:00)" in said

@@ -329,9 +329,15 @@ def test_a_missing_wind_speed_makes_the_components_missing() -> None:
     assert np.isnan(series.column("wind_x")).tolist() == [True, True, False]
 
 
-def test_a_raw_wind_direction_cannot_be_averaged(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="an angle"):
-        module(tmp_path, "", wind={"speed": "T (degC)", "direction": "p"}, resample="mean")
+@pytest.mark.parametrize("rule", ["resample", "duplicates"])
+def test_a_raw_wind_direction_cannot_be_averaged(rule: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=rf"an angle, whose mean \(data\.{rule}=mean\)"):
+        module(tmp_path, "", wind={"speed": "T (degC)", "direction": "p"}, **{rule: "mean"})
+
+
+def test_a_lookback_shorter_than_a_season_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"data\.lookback=12h is shorter than data\.season=1d"):
+        module(tmp_path, "", lookback="12h", season="1d")
 
 
 @pytest.mark.parametrize(

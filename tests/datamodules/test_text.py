@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from datamodules import DataError, TextDataModule, text
 from datamodules.corpus import Prepared, TextDataset, clean
-from datamodules.encoding import TextEncoder, encode_texts
+from datamodules.encoding import TextEncoder
 from datamodules.sources import LINE, read_table
 from datamodules.synthetic import sample_reviews
 from datamodules.text import SAMPLE, Vocabulary, tokenize
@@ -425,16 +425,17 @@ def test_new_texts_are_encoded_as_in_training_one_row_each(table: Path) -> None:
     batch = next(iter(data.test_dataloader()))
     texts = data.describe("test", batch["index"].numpy())["text"].tolist()
     facts = json.loads(json.dumps(data.facts))
-    encoded = encode_texts([f"\ufeff {one}\0\n" for one in texts], facts)
+    encode = TextEncoder(facts)
+    encoded = encode([f"\ufeff {one}\0\n" for one in texts]).dataset[range(len(texts))]
     for name in ("inputs", "characters", "lengths"):
         assert torch.equal(encoded[name], batch[name])
 
-    odd = TextEncoder(facts)(["", "未见 过", " ".join(["a"] * 9), " ".join(["a"] * 6)])
+    odd = encode(["", "未见 过", " ".join(["a"] * 9), " ".join(["a"] * 6)])
     assert odd.dataset.lengths.tolist() == [0, 2, 6, 6]
     assert odd.cut.tolist() == [False, False, True, False]
     assert odd.known_counts.tolist() == [0, 0, 6, 6]
-    assert encode_texts([""], facts)["inputs"].shape == (1, 1)
-    assert encode_texts([], facts)["inputs"].shape == (0, 1)
+    assert encode([""]).dataset[[0]]["inputs"].shape == (1, 1)
+    assert encode([]).dataset[[]]["inputs"].shape == (0, 1)
 
 
 @pytest.fixture

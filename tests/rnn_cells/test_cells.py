@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from rnn_cells import GRU, LSTM, RNN, Cell, GRUCell, LSTMCell, RNNCell
+from rnn_cells import GRU, LSTM, RNN, Cell, GRUCell, LSTMCell, Recurrent, RNNCell
 
 CELLS = {"RNN": RNNCell, "GRU": GRUCell, "GRU_reset_after": partial(GRUCell, reset_after=True), "LSTM": LSTMCell}
 every_cell = pytest.mark.parametrize("cell_type", CELLS.values(), ids=CELLS)
@@ -219,6 +219,17 @@ def test_unknown_init_names_the_known_ones():
         RNNCell(2, 3).reset_parameters("he")
 
 
+@pytest.mark.parametrize("init", ["torch", "orthogonal"])
+def test_what_a_cell_adds_to_the_weights_is_its_own_to_draw(init):
+    class Scaled(RNNCell):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.gain = torch.nn.Parameter(torch.ones(self.hidden_size))
+
+    (cell,) = Recurrent(Scaled, 2, 3, init=init).cells
+    assert cell.gain.tolist() == [1, 1, 1]
+
+
 @pytest.mark.parametrize("sizes", [(0, 3), (2, 0), (-1, 3)])
 def test_sizes_below_one_are_refused(sizes):
     with pytest.raises(ValueError, match=f"must be at least 1, got {sizes[0]} and {sizes[1]}"):
@@ -229,7 +240,7 @@ def test_a_cell_without_a_step_says_so():
     class Empty(Cell):
         num_gates = 1
 
-    with pytest.raises(NotImplementedError):
+    with pytest.raises(NotImplementedError, match="Empty must define recur"):
         Empty(2, 3)(torch.zeros(1, 2))
 
 

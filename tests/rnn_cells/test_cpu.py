@@ -107,9 +107,10 @@ def test_graphs_that_wait_for_their_backward_do_not_share_memory():
         (torch.zeros(5, 2, 3), torch.zeros(2, 8), None, "input must be"),
         (torch.zeros(5, 2, 4), torch.zeros(2, 8), torch.tensor([6, 1]), "lengths must be"),
         (torch.zeros(5, 2, 4), torch.zeros(2, 8), torch.tensor([5]), "lengths must be"),
+        (torch.zeros(5, 2, 4), torch.zeros(2, 8), torch.tensor([1.5, 1.0]), "lengths must be"),
         (torch.zeros(5, 2, 4, dtype=torch.float64), torch.zeros(2, 8, dtype=torch.float64), None, "the weights are"),
     ],
-    ids=["state's batch", "state's type", "inputs", "too long", "too few lengths", "weights' type"],
+    ids=["state's batch", "state's type", "inputs", "too long", "too few lengths", "no integers", "weights' type"],
 )
 def test_tensors_that_do_not_fit_never_reach_native_code(x, state, lengths, message):
     with pytest.raises(ValueError, match=message):
@@ -126,6 +127,12 @@ def test_without_a_compiler_auto_runs_the_reference_and_says_what_is_missing(fre
         assert "no C++ compiler (c++, g++, clang++); install one, such as Debian's package g++" in caplog.text
     with pytest.raises(ValueError, match="can't run LSTMCell here"):
         choose("cpu", LSTMCell(4, 8), x)
+
+
+@compiled
+def test_a_compiler_that_cannot_be_read_is_a_reason_and_no_crash(fresh_library):
+    fresh_library.setenv("CXX", "g++ '")
+    assert "CXX=g++ ': No closing quotation" in (cpu.why_not(LSTMCell(4, 8), torch.zeros(3, 2, 4)) or "")
 
 
 @compiled

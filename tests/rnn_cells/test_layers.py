@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from torch.nn.utils.rnn import pack_padded_sequence
 
 from rnn_cells import GRU, LSTM, RNN, BiLSTM, Cell, Recurrent, RNNCell
 
@@ -189,6 +190,19 @@ def test_inputs_of_another_shape_are_refused(layer_type, shape):
     expected = f"input must be (batch, time, input_size) with at least one step and input_size=2, got {shape}"
     with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
         layer_type(INPUT, HIDDEN)(torch.zeros(shape))
+
+
+def test_a_packed_sequence_is_refused_with_what_to_give_instead():
+    packed = pack_padded_sequence(torch.zeros(2, 3, 4), torch.tensor([3, 1]), batch_first=True)
+    with pytest.raises(TypeError, match="give the padded batch and lengths="):
+        GRU(4, 5)(packed)
+
+
+def test_dropout_that_has_nothing_to_act_between_is_warned_about(caplog):
+    GRU(4, 5, num_layers=2, dropout=0.3)
+    assert not caplog.records
+    GRU(4, 5, dropout=0.3)
+    assert "dropout=0.3 acts between layers, and there is only one" in caplog.text
 
 
 def test_refused_time_first_inputs_are_described_time_first():

@@ -89,9 +89,11 @@ def test_a_baseline_passes_a_trial_run(task: str, model: str, lab: Lab, tmp_path
 
 def test_a_finished_baseline_is_not_fitted_again(lab: Lab, fitted: Callable[[str, str], Path]) -> None:
     folder = fitted("forecast", "ridge")
+    before = (folder / "metrics.json").read_bytes()
     outcome = lab.run(f"resume={folder}")
     assert outcome.code == 0, outcome.output
     assert "is finished already" in outcome.output
+    assert (folder / "metrics.json").read_bytes() == before
 
 
 @pytest.mark.slow

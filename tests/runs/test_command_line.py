@@ -153,7 +153,7 @@ def test_a_users_mistake_is_one_message_and_exit_code_1(
 
 
 @pytest.mark.parametrize("precision", ["bf16", "64-true"])
-def test_every_precision_trains_with_its_gradients_clipped(precision: str, lab: Lab, tmp_path: Path) -> None:
+def test_a_trial_runs_in_other_precisions(precision: str, lab: Lab, tmp_path: Path) -> None:
     words = [f"trainer.precision={precision}", "trainer.fast_dev_run=true"]
     outcome = lab.run(*SMALL["cls"], *words, folder=tmp_path)
     assert outcome.code == 0, outcome.output
@@ -172,6 +172,8 @@ QUOTED = [
     ("data.features=[温度,压力, rain]", "data.features=['温度','压力', rain]", False),
     ("data.features=['温度',压力]", "data.features=['温度','压力']", False),
     ("data.wind={speed: 风速,direction: 风向}", "data.wind={speed: '风速',direction: '风向'}", False),
+    ("data.path=~/my.csv", f"data.path={Path.home()}/my.csv", False),
+    ("data.path=~/文.csv", f"data.path='{Path.home()}/文.csv'", False),
     ("data.path=/tmp/t.csv,/tmp/文.csv", "data.path=/tmp/t.csv,'/tmp/文.csv'", True),
     ("data.features=[温度],[温度,压力]", "data.features=['温度'],['温度','压力']", True),
 ]
@@ -236,7 +238,7 @@ def cls_words() -> list[str]:
 
 
 @pytest.mark.parametrize("quoted", [pytest.param(True, marks=pytest.mark.slow), False], ids=["quoted", "as typed"])
-def test_texts_of_ones_own_under_a_path_with_spaces_and_chinese(quoted: bool, lab: Lab, tmp_path: Path) -> None:
+def test_own_texts_train_under_a_path_with_spaces_and_chinese(quoted: bool, lab: Lab, tmp_path: Path) -> None:
     path, folder = write_texts(tmp_path / "我的 数据" / "评 论.csv"), tmp_path / "运行 结果"
     own = {"data.path": path, "data.text_column": "内容", "data.target": "类别", "hydra.run.dir": folder}
     words = [f"{key}='{value}'" if quoted else f"{key}={value}" for key, value in own.items()]
@@ -251,7 +253,7 @@ def test_texts_of_ones_own_under_a_path_with_spaces_and_chinese(quoted: bool, la
     assert report["source"].endswith("评 论.csv")
 
 
-def test_readings_of_ones_own_with_other_columns(lab: Lab, tmp_path: Path) -> None:
+def test_own_readings_with_other_columns_train(lab: Lab, tmp_path: Path) -> None:
     times = pd.date_range("2020-03-01", periods=900, freq="h")
     degrees = 10 + 5 * np.sin(np.arange(900) * np.pi / 12) + np.random.default_rng(0).normal(size=900)
     table = pd.DataFrame({"when": times.strftime("%Y/%m/%d %H:%M"), "degrees": degrees.round(2), "noise": 1.5})

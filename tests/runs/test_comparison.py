@@ -171,6 +171,16 @@ def test_of_processes_that_train_together_only_the_first_compares(
     assert (tmp_path / "comparison.md").exists() == (rank == 0)
 
 
+def test_a_run_that_failed_in_another_process_fails_the_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runs.job.failures", failures := ["1_cls_gru"])
+    for name in ("0_cls_gru", "1_cls_gru"):
+        (tmp_path / name).mkdir()
+        status = {"state": "failed", "overrides": [], "error": "no room", "time": ""}
+        (tmp_path / name / "status.json").write_text(json.dumps(status), encoding="utf-8")
+    CompareSweep().on_multirun_end(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}}))
+    assert failures == ["1_cls_gru", "0_cls_gru"]
+
+
 def test_a_sweep_without_any_finished_run_is_still_reported(tmp_path: Path) -> None:
     run = tmp_path / "0_cls_gru_seed0"
     run.mkdir()

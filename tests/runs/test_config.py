@@ -3,11 +3,13 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -176,6 +178,7 @@ def test_every_value_that_is_swept_through_builds(words: list[str], tmp_path: Pa
 def test_an_ablation_is_of_the_recipe_but_for_what_it_says(words: list[str], model: str) -> None:
     recipe, ablation = (plain(composed(*chosen, f"model={model}")) for chosen in (words[:1], words))
     assert {*schema.differing([recipe, ablation])} <= {"score_on", "task.members", "task.quantiles"}
+    assert ablation["score_on"] == "val"
 
 
 @pytest.mark.parametrize(
@@ -396,6 +399,13 @@ def test_a_sweep_goes_on_though_the_schema_has_new_options_or_the_progress_is_sh
         job._run(composed("task=cls", *words), tmp_path, words, sweeping=False)
 
 
+@pytest.mark.parametrize("allocate", [np.empty, torch.empty], ids=["numpy", "torch"])
+def test_what_runs_out_of_memory_says_what_takes_less(allocate: Any) -> None:
+    with pytest.raises((MemoryError, RuntimeError)) as caught:
+        allocate(2**55)
+    assert re.match(r"out of memory \(.*\): lower data\.batch_size", str(explain(caught.value, [])))
+
+
 def test_a_bug_is_not_explained_away() -> None:
     assert explain(ZeroDivisionError("division by zero"), []) is None
     assert explain(KeyError("targets"), []) is None
@@ -515,6 +525,12 @@ def test_the_optimizer_is_fused_where_gradients_can_be_clipped(precision: str, f
     settings = plain(composed("task=cls", "model=gru", f"trainer.precision={precision}"))
     task = build_task(settings, FACTS["cls"])
     assert task.make_optimizer(task.parameters()).defaults["fused"] is fused
+
+
+def test_an_optimizer_of_torch_that_knows_no_fused_form_does_without() -> None:
+    settings = plain(composed("task=cls", "model=gru", "optimizer._target_=torch.optim.NAdam"))
+    task = build_task(settings, FACTS["cls"])
+    assert isinstance(task.make_optimizer(task.parameters()), torch.optim.NAdam)
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def test_it_is_short_and_its_steps_are_four_each() -> None:
     assert len(TEXT.splitlines()) < 64
     for title in SMALL:
         assert re.findall(r"^\d\. ", section(title), flags=re.MULTILINE) == ["1. ", "2. ", "3. ", "4. "]
-        assert all(words for words in commands(title))
+        assert len(commands(title)) >= 2
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from rnn_cells import GRUCell
 from runs.build import build_task
 from runs.checkpoints import read_checkpoint
 from runs.describe import print_description, stand_ins
-from tests.runs.lab import Lab
+from tests.runs.lab import SMALL, Lab
 
 Finished = Callable[[str], Path]
 
@@ -166,6 +166,16 @@ def test_without_its_data_a_run_is_measured_on_random_inputs_and_that_is_said(
     assert "its data has changed, so that the memory is measured on random inputs" in outcome.output
     assert "2 drawn at random" in outcome.output
     assert json.loads((folder / "figures" / "memory.json").read_text(encoding="utf-8"))["lstm"]["sequences"] == 2
+
+
+@pytest.mark.slow
+def test_a_run_that_fell_back_on_the_sample_is_measured_on_the_sample(lab: Lab, tmp_path: Path) -> None:
+    words = [word for word in SMALL["forecast"] if not word.startswith("data=")]
+    outcome = lab.run(*words, "data.urls=[]", "trainer.max_epochs=1", "hydra.run.dir=run", folder=tmp_path)
+    assert outcome.code == 0, outcome.output
+    outcome = lab.run("-cn", "describe", "run=run", "sequences=2", "checkpoint=last", folder=tmp_path)
+    assert outcome.code == 0, outcome.output
+    assert "2 of the test split" in outcome.output
 
 
 @pytest.mark.parametrize("content", ["", "task: [", "[1, 2]"])

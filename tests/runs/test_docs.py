@@ -37,7 +37,8 @@ def test_every_choice_and_every_option_with_a_meaning_is_on_it() -> None:
 
 def test_types_defaults_limits_and_what_a_choice_sets_are_those_of_the_files() -> None:
     shown = rows()
-    assert shown["optimizer.lr"][:3] == ["number", "`0.001`", "> 0, ≤ 10"]
+    assert shown["optimizer.lr"][:3] == ["number", "`0.1`", "> 0, ≤ 10"]  # of sgd, the last with such an option
+    assert shown["task.inputs.dropout"][:3] == ["number", "`0.3`", "≥ 0, ≤ 1"]
     assert shown["model.encoder.init"][:3] == ["text", "`torch`", "`torch`, `orthogonal`"]
     assert shown["task.ngrams.bits"][:3] == ["whole number", "`18`", "≥ 8, ≤ 26"]
     assert shown["task.quantiles"][:2] == ["list: number", "`[]`"]

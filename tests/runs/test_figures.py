@@ -116,6 +116,13 @@ def test_the_error_by_lead_time_is_over_hours(tmp_path: Path) -> None:
     assert line.get_label() == "seasonal naive (mean 2.00 °C)"
 
 
+@pytest.mark.parametrize(("days", "between"), [(2, 6), (7, 24), (60, 168), (90, 672), (3650, 7300)])
+def test_ticks_of_a_time_axis_are_whole_hours_days_or_weeks_and_not_too_many(days: int, between: float) -> None:
+    figure = figures.error_by_step({"gru": [1.0] * days}, "gru", 24, "°C")
+    ticks = figure.axes[0].xaxis.get_major_locator().tick_values(0, days * 24)
+    assert np.diff(ticks) == pytest.approx(between)
+
+
 @pytest.mark.parametrize("count", [1, 3])
 def test_forecasts_show_past_truth_and_forecast_on_one_time_axis(count: int, tmp_path: Path) -> None:
     window = {"origin": "2016-01-01 00:00", "history": np.arange(4.0), "truth": np.ones(3), "forecast": np.zeros(3)}

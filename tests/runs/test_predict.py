@@ -176,7 +176,7 @@ MISTAKES: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"run": "nowhere"}, ConfigError, "run=nowhere is not a run folder: it has no config.yaml"),
     ({"run": "."}, ConfigError, "it holds several, choose one: damaged, run"),
     ({"run": "damaged"}, ConfigError, "config.yaml is damaged or not that of a run"),
-    ({"input": "none.csv"}, ConfigError, "input=none.csv is no file"),
+    ({"input": "none.csv"}, ConfigError, "input=none.csv is not a file"),
     ({"input": None}, ConfigError, "give either input=FILE and output=FILE, or text="),
     ({"text": "好"}, ConfigError, "give either input=FILE and output=FILE, or text="),
     ({"output": None}, ConfigError, "output is missing"),
@@ -457,7 +457,7 @@ def test_an_incomplete_lookback_is_used_only_when_asked_and_an_older_one_said(
         made(**{**options, "output": tmp_path / "no.csv"}, every="1d")
     gap = readings.drop(index=readings.index[-160:-100])
     write(gap, tmp_path / "t.csv")
-    with pytest.raises(DataError, match=r"missing are 20 of 120 readings .* let it end earlier with max_age"):
+    with pytest.raises(DataError, match=r"missing 20 of 120 readings .* let it end earlier with max_age"):
         made(**{**options, "output": tmp_path / "no.csv"})
     for wrong, message in {"soon": "every='soon' is not a duration", "90min": "multiple of the model's step"}.items():
         with pytest.raises(ConfigError, match=message):

@@ -102,11 +102,23 @@ def test_both_pages_tell_the_same_commands_in_the_same_order() -> None:
     assert chinese == english
 
 
+def numbers(page: str) -> list[list[str]]:
+    """Of each row of a table of scores, the numbers."""
+    rows = [line for line in (ROOT / page).read_text(encoding="utf-8").splitlines() if re.match(r"\| [A-Z]", line)]
+    return [re.findall(r"-?\d+(?:[.,:]\d+)*", row) for row in rows]
+
+
+def test_both_pages_have_the_same_numbers_in_their_tables() -> None:
+    english, chinese = map(numbers, PAGES)
+    assert len(english) > 20
+    assert chinese == english
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_every_make_target_file_and_extra_that_a_page_names_is_there(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for target in re.findall(r"^make (\w+)", "\n".join(blocks(page)), flags=re.MULTILINE):
+    for target in re.findall(r"(?:^|`)make ([\w-]+)", text, flags=re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
     for link in re.findall(r"\]\((?!http)([^)#]+)\)", text):
         assert (ROOT / link).exists(), link

@@ -275,7 +275,11 @@ def test_a_resumed_run_keeps_its_model_and_its_options(lab: Lab, half_done: Path
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["trainer.accelerator=gpu"], "trainer.accelerator=gpu"),
+        pytest.param(
+            ["trainer.accelerator=gpu"],
+            "trainer.accelerator=gpu",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="the GPU that is asked for is there"),
+        ),
         (["trainer.fast_dev_run=true"], "a trial keeps no resume points"),
         (["trainer.max_epochs=2"], "has trained 3 epochs already"),
         ([f"trainer.max_steps={STEPS}"], f"has trained {STEPS} steps already"),
@@ -284,7 +288,6 @@ def test_a_resumed_run_keeps_its_model_and_its_options(lab: Lab, half_done: Path
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
 )
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the GPU that is asked for is there")
 def test_a_resumption_that_can_not_be_leaves_a_finished_run_as_it_was(
     words: list[str], expected: str, lab: Lab, finished: Finished, tmp_path: Path
 ) -> None:
@@ -310,6 +313,42 @@ def test_a_finished_run_can_be_prolonged_and_is_unfinished_meanwhile(
     assert outcome.code == 0, outcome.output
     assert result_of(folder)["metrics"]["epochs"] == 4
     assert json.loads((folder / "status.json").read_text(encoding="utf-8"))["state"] == "finished"
+
+
+def test_what_was_chosen_on_the_validation_split_is_tested_without_being_trained_again(
+    lab: Lab, finished: Finished, tmp_path: Path
+) -> None:
+    folder, expected = tmp_path / "run", result_of(finished("forecast"))
+    assert lab.run(*SMALL["forecast"], "score_on=val", f"hydra.run.dir={folder}").code == 0
+    assert result_of(folder)["metrics"]["split"] == "val"
+    outcome = lab.run(f"resume={folder}", "score_on=test")
+    assert outcome.code == 0, outcome.output
+    assert result_of(folder) == expected
+    assert "is finished already" in lab.run(f"resume={folder}", "score_on=test").output
+
+
+def test_a_run_of_older_code_goes_on_with_the_defaults_of_what_is_new(
+    lab: Lab, finished: Finished, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    outcome = lab.run(*SMALL["forecast"], *killer(STEPS - 5), f"hydra.run.dir={folder}")
+    assert outcome.code == -signal.SIGKILL, outcome.output
+    set_options(folder, callbacks__extra=[])
+    config: Any = OmegaConf.load(folder / "config.yaml")
+    del config.score_on, config.optimizer.fused, config.callbacks.averaging, config.trainer.threads
+    OmegaConf.save(config, folder / "config.yaml")
+    outcome = lab.run(f"resume={folder}")
+    assert outcome.code == 0, outcome.output
+    assert result_of(folder)["history"] == result_of(finished("forecast"))["history"]
+
+
+def test_epochs_are_counted_as_such_though_they_are_validated_twice(lab: Lab, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    words = ("+trainer.extra.val_check_interval=0.5", "trainer.max_epochs=2", "callbacks=none")
+    assert lab.run(*SMALL["forecast"], *words, f"hydra.run.dir={folder}").code == 0
+    outcome = lab.run(f"resume={folder}", "trainer.max_epochs=3")
+    assert outcome.code == 0, outcome.output
+    assert json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["epochs"] == 3
 
 
 def test_a_run_is_resumed_in_its_own_folder_and_alone(lab: Lab, half_done: Path, tmp_path: Path) -> None:

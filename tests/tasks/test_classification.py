@@ -135,6 +135,8 @@ def test_the_loss_is_the_cross_entropy_with_smoothed_targets(smoothing: float) -
     if not smoothing:
         torch.testing.assert_close(loss, cross_entropy(task.model(batch["inputs"], batch["lengths"]), batch["targets"]))
     torch.testing.assert_close(task.predict_step(batch, 0).sum(dim=1), torch.ones(5))
+    loss, logits = task.eval().loss(batch)  # comparable, whatever was trained on
+    torch.testing.assert_close(loss, cross_entropy(logits, batch["targets"]))
 
 
 def test_votes_of_ngrams_are_added_to_the_networks_logits() -> None:
@@ -234,7 +236,7 @@ def test_consistency_compares_two_answers_under_different_dropout_in_training_al
     torch.testing.assert_close(loss, sum(entropies) / 2 + 2 * divergence(*answers))
     task.eval()
     loss, logits = task.loss(batch)
-    torch.testing.assert_close(loss, cross_entropy(logits, batch["targets"], label_smoothing=0.1))
+    torch.testing.assert_close(loss, cross_entropy(logits, batch["targets"]))
 
 
 def test_members_answer_the_mean_of_their_logits_and_learn_each_from_its_own_error() -> None:

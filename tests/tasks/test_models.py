@@ -143,6 +143,16 @@ def test_token_dropout_makes_tokens_unknown_in_training_and_never_touches_paddin
     assert torch.equal(embedding.eval()(tokens)[..., 0], plain)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", Pooling.KINDS)
+def test_pooling_works_in_mixed_precision(kind: str, dtype: torch.dtype) -> None:
+    outputs, final = torch.randn(2, 3, 4), torch.randn(1, 2, 4)
+    pooling = Pooling(kind, 4)
+    with torch.autocast("cpu", dtype):
+        pooled = pooling(outputs, final, torch.tensor([3, 1]))
+    torch.testing.assert_close(pooled.float(), pooling(outputs, final, torch.tensor([3, 1])), atol=0.05, rtol=0.05)
+
+
 def test_an_unknown_pooling_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match="last, mean, max, max_mean, attention; got 'median'"):
         Pooling("median", 4)

@@ -197,3 +197,10 @@ def test_a_schedule_goes_over_the_whole_training_step_by_step() -> None:
     fit(classifier(scheduler=scheduler), texts(4), callback)
     assert asked == [4]
     assert callback.found == pytest.approx([0.05, 0.1, 0.1, 0.1 * (0.01 + 0.99 / 2)])
+
+
+def test_one_validation_batch_without_a_finite_loss_leaves_none_to_the_epoch() -> None:
+    task = classifier()
+    for value in (1.0, math.nan, 2.0):
+        task.val_loss.update(torch.tensor(value), weight=3)
+    assert task.val_loss.compute().isnan()
