@@ -38,13 +38,27 @@ def scores(task: str, predictions: pd.DataFrame) -> dict[str, float]:
             found["coverage_80"] = float(inside.mean())
         return found
     classes = classes_of(predictions)
-    truth, answer = predictions["target"].to_numpy(), predictions["prediction"].to_numpy()
-    right = np.array([((truth == name) & (answer == name)).sum() for name in classes])
-    found, held = (np.array([(labels == name).sum() for name in classes]) for labels in (answer, truth))
-    each = {"precision": right / np.maximum(found, 1), "recall": right / np.maximum(held, 1)}
-    each["f1"] = 2 * right / np.maximum(found + held, 1)
+    counts = np.zeros((len(classes), len(classes)), dtype=np.int64)
+    places = (pd.Index(classes).get_indexer(pd.Index(predictions[name])) for name in ("target", "prediction"))
+    np.add.at(counts, tuple(places), 1)
+    return confusion_scores(counts)
+
+
+def confusion_scores(counts: np.ndarray) -> dict[str, float]:
+    """Accuracy, and macro averages over all classes, of counts of truth (rows) by answer (columns)."""
+    each = class_scores(counts)
     macro = {f"{name}_macro": float(of_classes.mean()) for name, of_classes in each.items()}
-    return {"accuracy": float((truth == answer).mean()), **macro}
+    return {"accuracy": float(np.trace(counts) / max(1, counts.sum())), **macro}
+
+
+def class_scores(counts: np.ndarray) -> dict[str, np.ndarray]:
+    """`precision`, `recall` and `f1` of each class, 0 where there is nothing to divide by."""
+    right, held, found = np.diag(counts), counts.sum(axis=1), counts.sum(axis=0)
+    return {
+        "precision": right / np.maximum(found, 1),
+        "recall": right / np.maximum(held, 1),
+        "f1": 2 * right / np.maximum(found + held, 1),
+    }
 
 
 def quantiles_of(columns: Iterable[str]) -> dict[str, float]:

@@ -484,6 +484,7 @@ class PredictConfig:
     encoding: Optional[str] = option(None, "of the input: utf-8, gb18030, latin-1, …")
     separator: Optional[str] = option(None, "between the input's columns")
     text_column: Optional[str] = option(None, "reviews: column with the text")
+    target: Optional[str] = option(None, "reviews: column with the true label, to score the predictions by")
     explain: bool = option(False, "reviews: show what each word adds to the answer")
     explain_limit: int = option(100, "reviews: rows that are explained at most", least=1)
     time_column: Optional[str] = option(None, "readings: column with the time")

@@ -223,20 +223,15 @@ class ForecastingTask(Task):
 
     def _score_quantiles(self, forecasts: Tensor, targets: Tensor, days: Tensor) -> None:
         """Scores of calibrated quantiles (N, H, Q) against the truth (N, H)."""
-        levels = self.levels
-        self.scores["crps"] = quantile_crps(forecasts, targets, levels).mean(dtype=torch.float64).item()
+        self.scores |= {
+            name: each.mean().item() for name, each in quantile_scores(forecasts, targets, self.levels).items()
+        }
         below = (targets.unsqueeze(-1) <= forecasts).double()
         self.details["share_below_quantile"] = {
-            f"{level:g}": below[..., number].mean().item() for number, level in enumerate(levels)
+            f"{level:g}": below[..., number].mean().item() for number, level in enumerate(self.levels)
         }
-        pairs = {round(1 - 2 * low, 6): (low, round(1 - low, 6)) for low in levels if low < 0.5}
-        pairs = {share: pair for share, pair in pairs.items() if pair[1] in levels}
-        for share, pair in pairs.items():
-            lower, upper = (forecasts[..., levels.index(level)] for level in pair)
-            inside, width = ((lower <= targets) & (targets <= upper)).double(), (upper - lower).double()
-            name = f"{100 * share:g}"
-            if share in (0.8, max(pairs)):
-                self.scores |= {f"coverage_{name}": inside.mean().item(), f"width_{name}": width.mean().item()}
+        for name, (lower, upper) in central_intervals(self.levels).items():
+            inside, width = in_interval(forecasts, targets, lower, upper)
             self.details.setdefault("intervals", {})[name] = {
                 f"day{day + 1}": {
                     "coverage": inside[:, days == day].mean().item(),
@@ -325,6 +320,32 @@ def pinball(quantiles: Tensor, targets: Tensor, levels: Sequence[float]) -> Tens
     missed = targets.unsqueeze(-1) - quantiles
     shares = missed.new_tensor(levels)
     return torch.maximum(shares * missed, (shares - 1) * missed)
+
+
+def central_intervals(levels: Sequence[float]) -> dict[str, tuple[int, int]]:
+    """Of each interval between levels q and 1 - q, the widest first: its share in percent, and where both stand."""
+    places = {level: number for number, level in enumerate(levels)}
+    pairs = {f"{100 * round(1 - 2 * low, 6):g}": (low, round(1 - low, 6)) for low in levels if low < 0.5}
+    return {share: (places[low], places[high]) for share, (low, high) in pairs.items() if high in places}
+
+
+def in_interval(quantiles: Tensor, targets: Tensor, lower: int, upper: int) -> tuple[Tensor, Tensor]:
+    """Whether each truth (B, H) lies between two of the quantiles (B, H, Q), as 0 or 1, and how far these are apart."""
+    low, high = quantiles[..., lower], quantiles[..., upper]
+    return ((low <= targets) & (targets <= high)).double(), (high - low).double()
+
+
+def quantile_scores(quantiles: Tensor, targets: Tensor, levels: Sequence[float]) -> dict[str, Tensor]:
+    """Of quantiles (B, H, Q) for truths (B, H): `crps`, and of the 80% and of the widest interval what is inside.
+
+    Returns:
+        float64 (B, H) each: `crps`, `coverage_80` (0 or 1), `width_80`, and the same of the widest.
+    """
+    found = {"crps": quantile_crps(quantiles, targets, levels).double()}
+    intervals = central_intervals(levels)
+    for share in [*intervals][:1] + ["80"] * ("80" in [*intervals][1:]):
+        found[f"coverage_{share}"], found[f"width_{share}"] = in_interval(quantiles, targets, *intervals[share])
+    return found
 
 
 def quantile_crps(quantiles: Tensor, targets: Tensor, levels: Sequence[float]) -> Tensor:

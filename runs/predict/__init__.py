@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 SUFFIXES = (".csv", ".parquet")
 OPTIONS = {
-    "cls": ("text", "text_column", "explain"),
+    "cls": ("text", "text_column", "target", "explain"),
     "forecast": ("time_column", "time_format", "decimal", "columns", "every", "max_age"),
 }
 """Those that only one task has."""
@@ -94,6 +94,8 @@ def _check_request(settings: dict[str, Any]) -> None:
     if settings["input"] is None:
         if settings["output"] is not None:
             raise ConfigError("output=… is for input=…: what becomes of a single text is printed")
+        if settings["target"] is not None:
+            raise ConfigError("target=… is for input=…: a single text has no column of labels")
         return
     if not Path(settings["input"]).is_file():
         raise ConfigError(f"input={settings['input']} is not a file")
@@ -112,8 +114,9 @@ def _make_room(settings: dict[str, Any], kind: str) -> None:
         OSError: one of them can't be replaced.
     """
     output = Path(settings["output"])
-    suffixes = [".html"] * settings["explain"] + [".json"] * (settings["every"] is not None)
-    suffixes += [".png", ".svg"] if kind == "forecast" else []
+    scored = settings["every"] is not None or settings["target"] is not None
+    suffixes = [".html"] * settings["explain"] + [".json"] * scored
+    suffixes += [".png", ".svg"] if kind == "forecast" or scored else []
     for path in [output, *map(output.with_suffix, suffixes)]:
         if path.exists() and path.samefile(settings["input"]):
             raise ConfigError(f"{path} is the input, and would be overwritten: choose another output")

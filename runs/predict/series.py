@@ -25,7 +25,7 @@ from runs.predict.output import bar, console, table_writer
 from runs.report import write_json
 from runs.schema import ConfigError
 from tasks.baselines import seasonal_naive
-from tasks.forecasting import error_scores
+from tasks.forecasting import error_scores, quantile_scores
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,10 @@ COLUMNS = 2  # of the lowest quantiles, and as many of the highest, on the conso
 
 @dataclass(frozen=True)
 class Forecasts:
-    """N forecasts of H steps; `history` (N, L) and `quantiles` (N, H, Q) of those only whose positions are `drawn`."""
+    """N forecasts of H steps; `history` (N, L) and `quantiles` (N, H, Q) of those only whose positions are `drawn`.
+
+    Of all of them, `spread` has the means over the steps of `tasks.forecasting.quantile_scores`, (N,) each.
+    """
 
     PER_ORIGIN: ClassVar = ("origin", "forecast", "truth", "naive", "history", "quantiles")
 
@@ -45,6 +48,7 @@ class Forecasts:
     naive: np.ndarray
     history: np.ndarray
     quantiles: np.ndarray
+    spread: dict[str, np.ndarray]
     drawn: np.ndarray
 
 
@@ -168,7 +172,8 @@ def write_forecasts(
             here = drawn[(drawn >= start) & (drawn < start + len(some))] - start
             parts.append(replace(found, history=found.history[here], quantiles=found.quantiles[here]))
     joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in Forecasts.PER_ORIGIN}
-    return Forecasts(**joined, drawn=drawn)
+    spread = {name: np.concatenate([part.spread[name] for part in parts]) for name in parts[0].spread}
+    return Forecasts(**joined, spread=spread, drawn=drawn)
 
 
 @torch.inference_mode()
@@ -176,13 +181,16 @@ def _forecast(task: Any, lookbacks: Lookbacks, origins: np.ndarray) -> Forecasts
     batch = lookbacks.batch(origins)
     answers = task.predict_step(batch, 0)
     naive = seasonal_naive(batch["history"], task.facts["horizon"], task.facts["season_length"])
+    truth = lookbacks.truth(origins)
+    scores = quantile_scores(answers, torch.from_numpy(truth), task.levels) if task.levels else {}
     return Forecasts(
         origin=lookbacks.series.times[origins],
         forecast=task.median(answers).numpy(),
-        truth=lookbacks.truth(origins),
+        truth=truth,
         naive=naive.numpy(),
         history=batch["history"].numpy(),
         quantiles=answers.reshape(*answers.shape[:2], -1).numpy(),
+        spread={name: of_steps.mean(dim=1).numpy() for name, of_steps in scores.items()},
         drawn=np.arange(len(origins)),
     )
 
@@ -217,9 +225,10 @@ def _scores(found: Forecasts) -> dict[str, Any]:
     if not len(truth):
         return {"scored": 0, "scores": {}, "seasonal_naive": None}
     errors = (naive - truth).abs()
+    spread = {name: float(of_windows[complete].mean()) for name, of_windows in found.spread.items()}
     return {
         "scored": len(truth),
-        "scores": error_scores(forecast - truth, errors),
+        "scores": error_scores(forecast - truth, errors) | spread,
         "seasonal_naive": {"mae": errors.mean().item(), "median_ae": float(np.median(errors.numpy()))},
     }
 

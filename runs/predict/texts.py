@@ -20,8 +20,11 @@ from datamodules import DataError
 from datamodules.corpus import clean_text
 from datamodules.encoding import EncodedTexts, TextEncoder
 from datamodules.streaming import Row, TableStream
+from runs import figures
+from runs.analysis import class_scores, confusion_scores
 from runs.predict import explain
 from runs.predict.output import ahead, bar, console, table_writer
+from runs.report import write_json
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +48,8 @@ def predict_file(task: Any, data: dict[str, Any], settings: dict[str, Any]) -> N
     """Write the input's own columns, then `prediction`, `probability`, `p(class)` of each class, and `note`.
 
     A row for each of the input, in its order. A row without a text that belongs to it has a note and no prediction.
+    With `target`, the column of the true labels, the predictions are scored as a run's test is, in a JSON file beside
+    the output, with a figure of the confusion matrix; a row whose label is no class of the run isn't scored.
 
     Args:
         task: the trained task.
@@ -60,10 +65,12 @@ def predict_file(task: Any, data: dict[str, Any], settings: dict[str, Any]) -> N
     explained: list[explain.Example] = []
     notes: Counter[str] = Counter()
     classes: Counter[str] = Counter()
+    labels: Counter[tuple[str, str]] = Counter()  # of truth and prediction
     if settings["explain"]:
         explain.check(task)
     started = time.perf_counter()
-    with TableStream(settings["input"], {text_column: "text_column"}, **format) as table, bar(bytes=True) as progress:
+    needed = {text_column: "text_column"} | ({target: "target"} if (target := settings["target"]) else {})
+    with TableStream(settings["input"], needed, **format) as table, bar(bytes=True) as progress:
         schema = _schema(table, task.classes)
         shown = progress.add_task("predicting", total=table.size)
         with table_writer(output, schema) as writer:
@@ -77,6 +84,8 @@ def predict_file(task: Any, data: dict[str, Any], settings: dict[str, Any]) -> N
                 writer.write(pa.Table.from_arrays([*own, *predicted, pa.array(found)], schema=schema))
                 notes.update(part for note in found if note for part in note.split("; "))
                 classes.update(predicted[0].drop_null().to_pylist())
+                if target:
+                    labels.update(_labels(chunk, table.header.index(target), predicted[0]))
                 if settings["explain"]:
                     explained += _examples(chunk, predicted, settings["explain_limit"] - len(explained))
                 progress.update(shown, completed=chunk.position)
@@ -84,6 +93,8 @@ def predict_file(task: Any, data: dict[str, Any], settings: dict[str, Any]) -> N
         explain.write_page(task, encoder, explained, output.with_suffix(".html"), settings["run"])
         log.info(f"explained {len(explained)} rows in {output.with_suffix('.html')}")
     _report(output, classes, notes, time.perf_counter() - started)
+    if target:
+        _score(labels, task, settings)
 
 
 def predict_text(task: Any, settings: dict[str, Any]) -> None:
@@ -185,6 +196,48 @@ def _examples(chunk: Chunk, predicted: list[pa.Array], limit: int) -> Iterable[e
         if limit > 0 and place >= 0:
             limit -= 1
             yield explain.Example(chunk.rows[row].line, chunk.texts[place], prediction, probability)
+
+
+def _labels(chunk: Chunk, column: int, predictions: pa.Array) -> Iterator[tuple[str, str]]:
+    """The label and the prediction of every row that has the latter."""
+    for row, prediction in zip(chunk.rows, predictions.to_pylist(), strict=True):
+        if prediction is not None:
+            yield clean_text(row.fields[column]), prediction
+
+
+def _score(labels: Counter[tuple[str, str]], task: Any, settings: dict[str, Any]) -> None:
+    """Write and print the scores of predictions whose labels are classes of the run, and draw their confusion."""
+    counts = np.zeros((len(task.classes), len(task.classes)), dtype=np.int64)
+    unknown: Counter[str] = Counter()
+    for (label, prediction), count in labels.items():
+        if label in task.classes:
+            counts[task.classes.index(label), task.classes.index(prediction)] = count
+        else:
+            unknown[label] += count
+    output, shown = Path(settings["output"]), console()
+    each = class_scores(counts)
+    report = {
+        **{name: settings[name] for name in ("run", "checkpoint", "input", "target")},
+        "scored": int(counts.sum()),
+        "unknown_labels": dict(unknown.most_common()),
+        "scores": confusion_scores(counts) if counts.any() else {},
+        "per_class": [
+            {"class": name, **{score: of[place] for score, of in each.items()}, "support": int(counts[place].sum())}
+            for place, name in enumerate(task.classes)
+        ],
+        "confusion": counts.tolist(),
+    }
+    write_json(output.with_suffix(".json"), report)
+    labels_shown = figures.readable(task.classes, task.blueprint["facts"].get("english") or {})
+    figures.save(figures.confusion_matrix(counts.tolist(), labels_shown), output)
+    table = Table("score", "value", box=None)
+    for name, value in report["scores"].items():
+        table.add_row(name, f"{value:.4f}")
+    shown.print(table)
+    for label, count in unknown.most_common(SHOWN):
+        shown.print(f"{count:,} row(s) of {label!r}, no class of the run: not scored", highlight=False)
+    beside = f"{output.with_suffix('.json')}, {output.with_suffix('.png')}"
+    shown.print(f"{report['scored']:,} predictions scored: {beside}", soft_wrap=True)
 
 
 def _report(output: Path, classes: Counter[str], notes: Counter[str], seconds: float) -> None:

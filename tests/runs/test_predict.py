@@ -24,6 +24,7 @@ from omegaconf import OmegaConf
 import run
 from datamodules import DataError
 from datamodules.synthetic import sample_climate, sample_reviews
+from runs.analysis import scores
 from runs.build import load_task
 from runs.checkpoints import read_checkpoint
 from runs.errors import CheckpointError
@@ -77,6 +78,25 @@ def test_reviews_are_predicted_as_the_run_did_in_its_test(
     finished: Callable[[str], Path], reviews: tuple[Path, pd.DataFrame], tmp_path: Path
 ) -> None:
     check_reviews(finished("cls"), *reviews, tmp_path / "out.csv", batch_size=7)
+
+
+def test_predictions_are_scored_by_a_column_of_labels_as_the_run_was_in_its_test(
+    finished: Callable[[str], Path], reviews: tuple[Path, pd.DataFrame], tmp_path: Path, capsys: Any
+) -> None:
+    rows = pd.read_csv(reviews[0], encoding="utf-8-sig")
+    others = pd.DataFrame({"row": -1, "review": ["很好", ""], "target": ["别的", rows["target"][0]]})
+    pd.concat([rows, others]).to_csv(tmp_path / "t.csv", index=False)
+    made(run=finished("cls"), input=tmp_path / "t.csv", output=tmp_path / "out.csv", target="target")
+    report = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+    metrics = json.loads((finished("cls") / "metrics.json").read_text(encoding="utf-8"))
+    for name, value in report["scores"].items():
+        assert value == pytest.approx(metrics["test"][name], rel=1e-6), name
+    assert {"accuracy", "precision_macro", "recall_macro", "f1_macro"} == {*report["scores"]}
+    assert report["confusion"] == metrics["confusion"]
+    pd.testing.assert_frame_equal(pd.DataFrame(report["per_class"]), pd.DataFrame(metrics["per_class"]), rtol=1e-6)
+    assert (report["scored"], report["unknown_labels"]) == (len(rows), {"别的": 1})
+    assert "1 row(s) of '别的', no class of the run: not scored" in capsys.readouterr().out
+    assert (tmp_path / "out.png").stat().st_size > 1000
 
 
 OTHERS = {
@@ -193,6 +213,7 @@ MISTAKES: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"output": "drawn.csv", "explain": True}, ConfigError, "drawn.html is there already"),
     ({"checkpoint": "best.pt"}, CheckpointError, "best.pt does not exist; there are best.ckpt, last.ckpt"),
     ({"checkpoint": "torn.ckpt"}, CheckpointError, "torn.ckpt is damaged"),
+    ({"target": "cat"}, DataError, r"columns \['cat'\] are missing; .*with target"),
     ({"every": "1h"}, ConfigError, "every is no option for run, a run of task=cls"),
     ({"text_column": "cat"}, DataError, r"columns \['cat'\] are missing; .*with text_column"),
     ({"input": "taken.csv"}, DataError, "has a column 'note' already: rename it"),
@@ -478,6 +499,13 @@ def test_quantiles_have_columns_of_their_own(lab: Lab, readings: pd.DataFrame, t
     assert both["origin"].nunique() > 3
     for level in ("q0.1", "q0.9"):
         np.testing.assert_allclose(both[f"{level}_x"], both[f"{level}_y"], atol=1e-4)
+    report = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+    whole = found[found.groupby("origin")["truth"].transform(lambda truth: truth.notna().all())]
+    assert report["scored"] == whole["origin"].nunique()
+    again = scores("forecast", whole.rename(columns={"truth": "target", "forecast": "prediction"}))
+    for name in ("mae", "crps", "coverage_80"):
+        assert report["scores"][name] == pytest.approx(again[name], rel=1e-5), name
+    assert report["scores"]["width_80"] == pytest.approx((whole["q0.9"] - whole["q0.1"]).mean(), rel=1e-5)
 
 
 # --- processes ---
