@@ -50,6 +50,8 @@ def run(config: DictConfig) -> None:
     for name, study in studies.items():
         if missing := {"title", "command"} - set(study):
             raise ConfigError(f"studies.{name} has no {' and no '.join(sorted(missing))}")
+        if unknown := [*set(study) - {"title", "command", "note", "source"}]:  # behind commas, if it isn't in quotes
+            raise ConfigError(f"studies.{name} has {unknown[0]!r}: it may have title, command, note, source, in quotes")
     failed = []
     for number, name in enumerate(chosen := settings["only"] or list(studies), 1):
         if not settings["train"]:

@@ -158,7 +158,8 @@ STUDIES = yaml.safe_load((CONF / "results.yaml").read_text(encoding="utf-8"))["s
 ABLATIONS = [study["command"].split() for study in STUDIES if " ablation=" in study["command"]]
 
 
-def test_every_ablation_is_a_study() -> None:
+def test_every_ablation_is_a_study_of_three_seeds() -> None:
+    assert {words[-1] for words in ABLATIONS} == {"seed=0,1,2"}
     assert {word for words in ABLATIONS for word in words if word.startswith("ablation=")} == {*options_of("ablation")}
 
 

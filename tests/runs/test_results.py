@@ -115,6 +115,12 @@ def test_an_unknown_study_is_named(lab: Lab, tmp_path: Path) -> None:
     assert "Traceback" not in outcome.output
 
 
+def test_a_study_whose_command_a_comma_has_cut_off_is_refused() -> None:
+    study = OmegaConf.to_container(OmegaConf.create("{title: A, command: model=gru seed=0,1}"))
+    with pytest.raises(ConfigError, match=r"studies\.a has 1: it may have title, command"):
+        run(OmegaConf.structured(ResultsConfig(studies={"a": study}, only=["a"])))
+
+
 @pytest.mark.parametrize("code", [0, 1])
 def test_a_study_that_failed_has_no_section_for_its_table_may_be_another_recipes(
     code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
