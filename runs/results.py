@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 INTERRUPTED = (130, 143, -2, -15)  # exit codes
 PROGRAM = Path(__file__).parents[1] / "run.py"
 ARCHITECTURES = ("rnn", "gru", "lstm", "bilstm")
+WITHOUT = "fasttext_like"
+"""The model that is trained like these, without recurrence."""
 
 
 def run(config: DictConfig) -> None:
@@ -161,7 +163,7 @@ def _beside_source(rows: pd.DataFrame, score: str, values: dict[str, float]) -> 
 
 
 def _analysis(rows: pd.DataFrame, metrics: list[dict[str, Any]], task: str) -> str:
-    """Convergence, cost, the gain of gates and of a second direction, and where each architecture fails."""
+    """Convergence, cost, the gain of recurrence, gates and a second direction, and where each architecture fails."""
     score = MAIN[task]
     names = {"parameters": "parameters", "best_epoch": "epochs to best", "seconds_per_epoch": "seconds per epoch"}
     cost = rows.reindex(ARCHITECTURES)[list(names)].rename(columns=names).rename_axis("model")
@@ -170,11 +172,16 @@ def _analysis(rows: pd.DataFrame, metrics: list[dict[str, Any]], task: str) -> s
     gru, lstm, bilstm = (
         _gain(rows, name, other, score) for name, other in (("gru", "rnn"), ("lstm", "rnn"), ("bilstm", "lstm"))
     )
+    recurrence = ""
+    if WITHOUT in rows.index:
+        gains = ", ".join(f"{_gain(rows, name, WITHOUT, score)} with the {_upper(name)}" for name in ARCHITECTURES)
+        recurrence = f"**Recurrence.** Against {WITHOUT}, the mean of the word vectors, {score} changes by {gains}."
     failures = _failures_of_texts if task == "cls" else _failures_of_forecasts
     lines = [
         "**Convergence and cost.** "
         f"{_upper(soonest)} needs the fewest epochs to its best validation score, {_upper(fastest)} the least time.",
         cost.to_markdown(floatfmt=("", ",.0f", ".1f", ".1f", ".1f")),
+        recurrence,
         f"**Gates.** Against the RNN, {score} changes by {gru} with the GRU's gates and by {lstm} with the LSTM's.",
         f"**Direction.** Against the LSTM, {score} changes by {bilstm} with a second direction.",
         "**Where each fails.**",
@@ -182,7 +189,7 @@ def _analysis(rows: pd.DataFrame, metrics: list[dict[str, Any]], task: str) -> s
             {_upper(n): failures([m for m in metrics if m["model"] == n]) for n in ARCHITECTURES}
         ).T.to_markdown(disable_numparse=True),
     ]
-    return "\n\n".join(lines)
+    return "\n\n".join(filter(None, lines))
 
 
 def _gain(rows: pd.DataFrame, name: str, other: str, score: str) -> str:

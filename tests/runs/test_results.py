@@ -15,7 +15,7 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from runs.results import ARCHITECTURES, _section, _sweep, run
+from runs.results import ARCHITECTURES, _analysis, _section, _sweep, run
 from runs.schema import ConfigError, ResultsConfig
 from tests.runs.lab import ROOT, SMALL, Lab, Outcome
 
@@ -67,6 +67,10 @@ def test_the_page_holds_commands_tables_figures_and_what_the_numbers_say(written
     runs = [json.loads(p.read_text(encoding="utf-8")) for p in small.glob("*_gru_*/metrics.json")]
     recalls = pd.DataFrame([{each["class"]: each["recall"] for each in run["per_class"]} for run in runs]).mean()
     assert f"{recalls.min():.3f}, " in page
+    metrics = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(small.glob("*/metrics.json"))]
+    rows.loc["fasttext_like"] = rows.loc["rnn"]
+    assert re.search(rf"\*\*Recurrence\.\*\* .*{gain:+.4f} \(.*\) with the GRU", _analysis(rows, metrics, "cls"))
+    assert "Recurrence" not in page
 
 
 @pytest.mark.exhaustive
