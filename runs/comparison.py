@@ -135,9 +135,9 @@ class TaskComparison:
         return sorted(set(self.rows.loc[self.rows["sample"], "data"]))
 
     @property
-    def monitor(self) -> str:
-        """The validation score that picks the best epoch."""
-        return str(OmegaConf.load(self.rows["folder"].iloc[0] / "config.yaml").task.monitor)
+    def curve(self) -> str:
+        """The validation score whose curves are drawn beside the loss's, whichever of them was monitored."""
+        return {"cls": "val/f1", "forecast": "val/mae"}[self.task]
 
     @property
     def labels(self) -> dict[str, list[Path]]:
@@ -436,4 +436,4 @@ def _draw(path: Path, found: TaskComparison) -> None:
     # matplotlib is slow to import; a process that composes a configuration and stops needs none of it
     from runs import figures
 
-    figures.save(figures.learning_curves(found.histories(), found.monitor), path)
+    figures.save(figures.learning_curves(found.histories(), found.curve), path)

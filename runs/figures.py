@@ -221,17 +221,18 @@ def memory(curves: Mapping[str, Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def learning_curves(curves: Mapping[str, Sequence[pd.DataFrame]], monitor: str) -> Figure:
-    """Validation loss and monitored score by epoch: the mean over runs of one label, and the range between them."""
-    figure = _figure(11, 4)
-    for axes, name in zip(figure.subplots(1, 2), ("val/loss", monitor), strict=True):
+def learning_curves(curves: Mapping[str, Sequence[pd.DataFrame]], score: str) -> Figure:
+    """Validation loss and score by epoch: the mean over runs of one label, and the range between them."""
+    figure = _figure(11, 4.4)
+    both = figure.subplots(1, 2)
+    for axes, name in zip(both, ("val/loss", score), strict=True):
         for number, (label, histories) in enumerate(curves.items()):
             table = curve(histories, name)
             if table.empty:
                 continue
             colour = COLOURS[number % len(COLOURS)]
             if table.index.max() == 0:  # a baseline knows no epochs, and the loss of a margin is no cross-entropy
-                if name == monitor:
+                if name == score:
                     axes.axhline(table["mean"].iloc[0], color=colour, linestyle="--", label=label)
                 continue
             axes.plot(table.index, table["mean"], color=colour, marker="o", markersize=3, label=label)
@@ -239,8 +240,10 @@ def learning_curves(curves: Mapping[str, Sequence[pd.DataFrame]], monitor: str) 
                 axes.fill_between(table.index, table["low"], table["high"], color=colour, alpha=0.15)
         axes.set(xlabel="epoch", ylabel=name, title=f"{name} by epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
-        if axes.lines:
-            axes.legend()
+    handles, labels = max((axes.get_legend_handles_labels() for axes in both), key=lambda found: len(found[0]))
+    if handles:
+        columns = max(1, min(len(labels), 110 // (max(map(len, labels)) + 6)))
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
     return figure
 
 

@@ -209,11 +209,11 @@ def scores_by_run(found: TaskComparison) -> Chart:
 
 
 def learning_curves(found: TaskComparison) -> Chart | None:
-    """Losses and the monitored score by epoch: means over the runs of a label, and their range; None without epochs."""
-    histories, monitor, look = found.histories(), found.monitor, looks(found.labels)
+    """Losses and the main score by epoch: means over the runs of a label, and their range; None without epochs."""
+    histories, score, look = found.histories(), found.curve, looks(found.labels)
     tables = {
         name: {label: table for label, runs in histories.items() if len(table := curve(runs, name))}
-        for name in dict.fromkeys(("train/loss", "val/loss", monitor))
+        for name in ("train/loss", "val/loss", score)
     }
     lasts = {name: int(max((max(table.index) for table in each.values()), default=0)) for name, each in tables.items()}
     names = [name for name, last in lasts.items() if last > 0]
@@ -229,7 +229,7 @@ def learning_curves(found: TaskComparison) -> Chart | None:
                 if len(histories[label]) > 1:
                     data.append(band(epochs, table["low"], table["high"], look[label]) | pair(at))
                 data.append(line(epochs, mean, look[label], "epoch %{x}: %{y:.4f}", **markers(look[label], 5), **own))
-            elif name == monitor:  # a baseline knows no epochs, and the loss of a margin is no cross-entropy
+            elif name == score:  # a baseline knows no epochs, and the loss of a margin is no cross-entropy
                 data.append(line([1, lasts[name]], mean * 2, replace(look[label], dash="dot"), "%{y:.4f}", **own))
     titles = [{"train/loss": "training loss", "val/loss": "validation loss"}.get(name, name) for name in names]
     few = {"dtick": 1} if max(lasts.values()) <= 5 else {}
