@@ -175,7 +175,9 @@ def test_a_run_that_fell_back_on_the_sample_is_measured_on_the_sample(lab: Lab, 
     assert outcome.code == 0, outcome.output
     outcome = lab.run("-cn", "describe", "run=run", "sequences=2", "checkpoint=last", folder=tmp_path)
     assert outcome.code == 0, outcome.output
-    assert "2 of the test split" in outcome.output
+    assert "random inputs" not in outcome.output
+    measured = json.loads((tmp_path / "run" / "figures" / "memory.json").read_text(encoding="utf-8"))["lstm"]
+    assert (measured["inputs"], measured["sequences"]) == ("of the test split", 2)
 
 
 @pytest.mark.parametrize("content", ["", "task: [", "[1, 2]"])
