@@ -42,6 +42,8 @@ def job(config: DictConfig) -> float | None:
     try:
         return program.run(config)
     except Exception as error:  # here, before Hydra says of it what nobody can act on
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            raise
         leave(error, debug=bool(OmegaConf.select(config, "debug", default=False)))
 
 

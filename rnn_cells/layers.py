@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any, cast
 
 import torch
@@ -95,7 +95,7 @@ class Recurrent(nn.Module):
             raise ValueError(f"dropout must lie between 0 and 1, got {dropout}")
         check_name(backend)
         if dropout > 0 and num_layers == 1:
-            log.warning("dropout=%g acts between layers, and there is only one", dropout)
+            _warn_of_dropout(dropout)
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.bias, self.batch_first, self.dropout, self.bidirectional = bias, batch_first, dropout, bidirectional
         self.backend = self.chosen_backend = backend
@@ -202,6 +202,11 @@ class Recurrent(nn.Module):
             f"{self.input_size}, {self.hidden_size}, num_layers={self.num_layers}, dropout={self.dropout}, "
             f"bidirectional={self.bidirectional}, backend={self.backend!r}"
         )
+
+
+@cache  # says it once
+def _warn_of_dropout(dropout: float) -> None:
+    log.warning("dropout=%g acts between layers, and there is only one", dropout)
 
 
 class RNN(Recurrent):

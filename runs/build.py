@@ -142,6 +142,8 @@ def build_task(config: dict[str, Any], facts: dict[str, Any]) -> Task:
     optimizer = dict(config["optimizer"])
     if optimizer.get("fused") is None:  # Lightning can't clip gradients of a fused optimizer in mixed precision
         optimizer["fused"] = str(config.get("trainer", {}).get("precision", "32-true")) in UNMIXED
+        if "fused" not in inspect.signature(hydra.utils.get_object(optimizer["_target_"])).parameters:
+            del optimizer["fused"]  # not every optimizer of torch has such a form
     build = {"optimizer": _optimizer(optimizer, config["trust"])}
     if config["scheduler"]:
         build["scheduler"] = instantiate(config["scheduler"], config["trust"])
@@ -166,8 +168,6 @@ def build_task(config: dict[str, Any], facts: dict[str, Any]) -> Task:
 def _optimizer(config: dict[str, Any], trust: Sequence[str]) -> Any:
     """The optimizer's factory, tried once: torch itself knows best which values go together."""
     factory = instantiate(config, trust)
-    if "fused" not in inspect.signature(factory.func).parameters:  # not every optimizer of torch has such a form
-        factory.keywords.pop("fused", None)
     try:
         factory([torch.nn.Parameter(torch.zeros(1))])
     except (ValueError, TypeError, IndexError, RuntimeError) as error:

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,11 @@ KEPT = ("task", "model", "data", "sample", "split", "seed", "backend", "paramete
 class CompareSweep(Callback):
     """Tells, as a sweep begins, which jobs will fail, and compares its runs at its end: see `write_comparison`."""
 
+    began = ""  # as `status.json` has times
+
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Warn of jobs that ask for something impossible: the turn of some comes after hours."""
+        self.began = datetime.now(timezone.utc).isoformat(timespec="seconds")
         sweeper = config.hydra.sweeper
         if not sweeper._target_.endswith(".BasicSweeper"):  # others choose their jobs on the way
             return
@@ -83,7 +87,8 @@ class CompareSweep(Callback):
         folder = Path(config.hydra.sweep.dir)
         try:
             comparison = write_comparison(folder, find_runs(folder))
-            failures.extend(run.name for run in comparison.failed if run.name not in failures)
+            lately = {run.name for run, status in comparison.failed.items() if status.get("time", "") >= self.began}
+            failures.extend(sorted(lately - {*failures}))  # those of other processes
         except Exception:  # Hydra would log it and exit with 0
             log.exception("error: the comparison failed; the runs themselves are in %s", folder)
             failures.append("comparison")

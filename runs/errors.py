@@ -50,7 +50,8 @@ def explain(error: BaseException, arguments: list[str]) -> str | None:
     if isinstance(error, DataError | DivergedError | MisconfigurationException):
         return str(error)
     if isinstance(error, MemoryError) or re.search("out of memory|can't allocate memory", str(error)):
-        return f"out of memory ({_first_lines(error)}): lower data.batch_size, data.max_length or data.lookback"
+        remedy = "lower the batch size (data.batch_size), data.max_length or data.lookback"
+        return f"out of memory ({_first_lines(error)}): {remedy}"
     return None
 
 

@@ -99,9 +99,15 @@ def _resume(config: DictConfig, folder: Path, overrides: list[str]) -> dict[str,
     settings = plain(merged)
     settings["trust"] = list(config.trust)  # said on the command line, never by a folder that may be anybody's
     check_targets(settings, settings["trust"])
-    if _finished(folder) and not set(differing([plain(saved), settings])) - {*INCONSEQUENTIAL, "trust"}:
+    finished = json.loads((folder / "metrics.json").read_text(encoding="utf-8")) if _finished(folder) else None
+    changed = set(differing([plain(saved), settings])) - {*INCONSEQUENTIAL, "trust"}
+    if finished is not None and not changed:
         log.info(f"{folder} is finished already; here are its scores")
-        return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        return finished
+    if finished is not None and changed == {"score_on"}:
+        metrics = train(settings, folder, trained=finished)
+        _write_config(folder, settings)
+        return metrics
     if "baseline" in settings["model"]:  # fitted in one go: there is no half of it to continue
         return _start(settings, folder, list(_read_status(folder)["overrides"]))
     if not (folder / "checkpoints" / LAST).exists():
@@ -150,6 +156,8 @@ def merge_overrides(saved: DictConfig, asked: DictConfig, overrides: Sequence[st
             if key in ("model", "task"):
                 if wanted.name != held.name:
                     raise CheckpointError(f"this is a {held.name} run; it can't continue as {key}={wanted.name}")
+            elif key == "score_on" and wanted != "test":  # it is calibrated on the validation split by now
+                raise ConfigError(f"{override}: what has been tested can't be scored on the validation split any more")
             elif key.partition(".")[0] != "trainer" and key not in ("score_on", *INCONSEQUENTIAL):
                 raise ConfigError(
                     f"{override}: a resumed run keeps its configuration; only trainer.… and score_on may change"

@@ -38,7 +38,11 @@ log = logging.getLogger(__name__)
 
 
 def train(
-    config: dict[str, Any], folder: Path, resume: bool = False, began: Callable[[], None] = lambda: None
+    config: dict[str, Any],
+    folder: Path,
+    resume: bool = False,
+    began: Callable[[], None] = lambda: None,
+    trained: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Train, test, and fill the run folder.
 
@@ -47,6 +51,7 @@ def train(
         folder: gets `data_report.json`, `history.csv`, `checkpoints/`, `metrics.json`, `predictions.parquet`,
             `figures/` and the logger's files.
         resume: continue from the folder's last checkpoint.
+        trained: what `metrics.json` holds of a training that is complete, of which only another split is scored.
         began: called when nothing is left that could keep the training from going on, before its first step.
 
     Returns:
@@ -55,7 +60,9 @@ def train(
     quieten()
     if threads := config["trainer"].get("threads"):
         torch.set_num_threads(threads)
-    checkpoint = _resume_point(config, folder) if resume else None
+    best = folder / "checkpoints" / BEST
+    start = best if trained is not None and best.exists() else best.with_name(LAST)
+    checkpoint = _resume_point(config, start) if resume or trained is not None else None
     trial = bool(config["trainer"]["fast_dev_run"])
     monitor, mode = config["task"]["monitor"], best_is(config["task"])
     recorder = Recorder(folder, monitor, mode, config["callbacks"]["resume_every_n_steps"], trial)
@@ -78,19 +85,24 @@ def train(
             logger.log_hyperparams(values)
 
     baseline = isinstance(task.model, Baseline)
-    if baseline:
+    history = pd.DataFrame()
+    if trained is not None and checkpoint is not None:
+        task.load_state_dict(checkpoint["state_dict"])
+        history = pd.read_csv(folder / "history.csv")
+    elif baseline:
         if trainer.world_size > 1:
             raise ConfigError(f"model={config['model']['name']} is fitted by one process: add trainer=cpu")
         _fit_baseline(task, trainer, datamodule, recorder)
     else:
         trainer.fit(task, datamodule=datamodule, ckpt_path=folder / "checkpoints" / LAST if resume else None)
         if recorder.best:
-            task.load_state_dict(read_checkpoint(folder / "checkpoints" / BEST)["state_dict"])
+            task.load_state_dict(read_checkpoint(best)["state_dict"])
+    if not baseline:
         # It would put the last average in the place of the best one at the next validation, which calibrates.
         trainer.callbacks = [each for each in trainer.callbacks if not isinstance(each, WeightAveraging)]  # pyright: ignore
     split = config["score_on"]
     if task.calibrates and split == "test":  # scored on the split it was fitted to, a calibration looks perfect
-        _calibrate(task, trainer, datamodule, None if trial else folder / "checkpoints" / BEST)
+        _calibrate(task, trainer, datamodule, None if trial else best)
     started = time.perf_counter()
     encoder: Any = None if baseline else task.model.encoder
     examples = {"datamodule": datamodule} if split == "test" else {"dataloaders": datamodule.val_dataloader()}
@@ -113,8 +125,12 @@ def train(
         "test": task.scores,
         **task.details,
     }
+    if trained is not None:
+        metrics |= {name: trained[name] for name in ("seconds", "epochs", "best_epoch", "best_score")}
+    else:
+        history = pd.DataFrame(recorder.history)
     if trainer.is_global_zero:
-        write_results(folder, config, metrics, task, datamodule, pd.DataFrame(recorder.history), logger)
+        write_results(folder, config, metrics, task, datamodule, history, logger)
     return metrics
 
 
@@ -171,9 +187,8 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*", category=FutureWarning)
 
 
-def _resume_point(config: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _resume_point(config: dict[str, Any], path: Path) -> dict[str, Any]:
     """The checkpoint to continue from, once it is clear that it belongs to this configuration."""
-    path = folder / "checkpoints" / LAST
     checkpoint = read_checkpoint(path)
     if "blueprint" not in checkpoint:
         raise CheckpointError(f"{path} is no checkpoint of a task")
@@ -237,14 +252,15 @@ def _try_encoder(config: dict[str, Any], trainer: pl.Trainer) -> None:
 
     What can't run, or wants compiling first, is known before any data is read.
     """
-    if "baseline" in config["model"]:
-        return
+    if not (config["model"].get("encoder") or {}).get("_target_", "").startswith("rnn_cells."):
+        return  # what others want to read isn't known
+    size = config["task"]["inputs"].get("embedding_dim", 1)
     try:
-        encoder = instantiate(config["model"]["encoder"], config["trust"])(input_size=1)
+        encoder = instantiate(config["model"]["encoder"], config["trust"])(input_size=size)
     except ValueError as error:  # an argument that the schema couldn't judge
         raise ConfigError(f"model.encoder: {error}") from error
     device, precision = trainer.strategy.root_device, trainer.precision_plugin
-    x = precision.convert_input(torch.zeros(1, 1, 1, device=device))
+    x = precision.convert_input(torch.zeros(1, 1, size, device=device))
     with torch.no_grad(), precision.forward_context():
         precision.convert_module(encoder.to(device))(x)
 

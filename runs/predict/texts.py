@@ -65,7 +65,7 @@ def predict_file(task: Any, data: dict[str, Any], settings: dict[str, Any]) -> N
     explained: list[explain.Example] = []
     notes: Counter[str] = Counter()
     classes: Counter[str] = Counter()
-    labels: Counter[tuple[str, str]] = Counter()  # of truth and prediction
+    labels: Counter[tuple[str | None, str]] = Counter()  # of truth (None: no class of the run) and prediction
     if settings["explain"]:
         explain.check(task)
     started = time.perf_counter()
@@ -85,7 +85,7 @@ def predict_file(task: Any, data: dict[str, Any], settings: dict[str, Any]) -> N
                 notes.update(part for note in found if note for part in note.split("; "))
                 classes.update(predicted[0].drop_null().to_pylist())
                 if target:
-                    labels.update(_labels(chunk, table.header.index(target), predicted[0]))
+                    labels.update(_labels(chunk, table.header.index(target), predicted[0], task.classes))
                 if settings["explain"]:
                     explained += _examples(chunk, predicted, settings["explain_limit"] - len(explained))
                 progress.update(shown, completed=chunk.position)
@@ -198,28 +198,29 @@ def _examples(chunk: Chunk, predicted: list[pa.Array], limit: int) -> Iterable[e
             yield explain.Example(chunk.rows[row].line, chunk.texts[place], prediction, probability)
 
 
-def _labels(chunk: Chunk, column: int, predictions: pa.Array) -> Iterator[tuple[str, str]]:
-    """The label and the prediction of every row that has the latter."""
+def _labels(
+    chunk: Chunk, column: int, predictions: pa.Array, classes: Sequence[str]
+) -> Iterator[tuple[str | None, str]]:
+    """The label, None if it is no class, and the prediction of every row that has the latter."""
     for row, prediction in zip(chunk.rows, predictions.to_pylist(), strict=True):
         if prediction is not None:
-            yield clean_text(row.fields[column]), prediction
+            label = clean_text(row.fields[column])
+            yield label if label in classes else None, prediction
 
 
-def _score(labels: Counter[tuple[str, str]], task: Any, settings: dict[str, Any]) -> None:
+def _score(labels: Counter[tuple[str | None, str]], task: Any, settings: dict[str, Any]) -> None:
     """Write and print the scores of predictions whose labels are classes of the run, and draw their confusion."""
     counts = np.zeros((len(task.classes), len(task.classes)), dtype=np.int64)
-    unknown: Counter[str] = Counter()
     for (label, prediction), count in labels.items():
-        if label in task.classes:
+        if label is not None:
             counts[task.classes.index(label), task.classes.index(prediction)] = count
-        else:
-            unknown[label] += count
+    unknown = labels.total() - int(counts.sum())
     output, shown = Path(settings["output"]), console()
     each = class_scores(counts)
     report = {
         **{name: settings[name] for name in ("run", "checkpoint", "input", "target")},
         "scored": int(counts.sum()),
-        "unknown_labels": dict(unknown.most_common()),
+        "unknown_labels": unknown,
         "scores": confusion_scores(counts) if counts.any() else {},
         "per_class": [
             {"class": name, **{score: of[place] for score, of in each.items()}, "support": int(counts[place].sum())}
@@ -234,8 +235,10 @@ def _score(labels: Counter[tuple[str, str]], task: Any, settings: dict[str, Any]
     for name, value in report["scores"].items():
         table.add_row(name, f"{value:.4f}")
     shown.print(table)
-    for label, count in unknown.most_common(SHOWN):
-        shown.print(f"{count:,} row(s) of {label!r}, no class of the run: not scored", highlight=False)
+    if unknown:
+        shown.print(
+            f"{unknown:,} row(s) not scored: their {settings['target']!r} is no class of the run", highlight=False
+        )
     beside = f"{output.with_suffix('.json')}, {output.with_suffix('.png')}"
     shown.print(f"{report['scored']:,} predictions scored: {beside}", soft_wrap=True)
 

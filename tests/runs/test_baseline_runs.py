@@ -97,6 +97,20 @@ def test_a_finished_baseline_is_not_fitted_again(lab: Lab, fitted: Callable[[str
 
 
 @pytest.mark.slow
+def test_a_baseline_that_was_chosen_on_the_validation_split_is_tested_as_it_is(lab: Lab, tmp_path: Path) -> None:
+    for name, more in (("chosen", ["score_on=val"]), ("tested", [])):
+        assert lab.run(*words("forecast", "ridge"), *more, f"hydra.run.dir={tmp_path / name}").code == 0
+    weights = (tmp_path / "chosen" / "checkpoints" / "best.ckpt").read_bytes()
+    outcome = lab.run(f"resume={tmp_path / 'chosen'}", "score_on=test")
+    assert outcome.code == 0, outcome.output
+    found, expected = (
+        json.loads((tmp_path / name / "metrics.json").read_text(encoding="utf-8")) for name in ("chosen", "tested")
+    )
+    assert (found["test"], found["split"]) == (expected["test"], "test")
+    assert (tmp_path / "chosen" / "checkpoints" / "best.ckpt").read_bytes() == weights
+
+
+@pytest.mark.slow
 def test_an_interrupted_baseline_is_fitted_anew(lab: Lab, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     assert lab.run(*words("forecast", "ridge"), f"hydra.run.dir={folder}").code == 0

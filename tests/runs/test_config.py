@@ -404,7 +404,7 @@ def test_a_sweep_goes_on_though_the_schema_has_new_options_or_the_progress_is_sh
 def test_what_runs_out_of_memory_says_what_takes_less(allocate: Any) -> None:
     with pytest.raises((MemoryError, RuntimeError)) as caught:
         allocate(2**55)
-    assert re.match(r"out of memory \(.*\): lower data\.batch_size", str(explain(caught.value, [])))
+    assert re.match(r"out of memory \(.*\): lower the batch size", str(explain(caught.value, [])))
 
 
 def test_a_bug_is_not_explained_away() -> None:

@@ -325,6 +325,7 @@ def test_what_was_chosen_on_the_validation_split_is_tested_without_being_trained
     assert outcome.code == 0, outcome.output
     assert result_of(folder) == expected
     assert "is finished already" in lab.run(f"resume={folder}", "score_on=test").output
+    assert "can't be scored on the validation split any more" in refused(lab, f"resume={folder}", "score_on=val")
 
 
 def test_a_run_of_older_code_goes_on_with_the_defaults_of_what_is_new(
