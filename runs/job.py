@@ -104,9 +104,14 @@ def _resume(config: DictConfig, folder: Path, overrides: list[str]) -> dict[str,
     if finished is not None and not changed:
         log.info(f"{folder} is finished already; here are its scores")
         return finished
-    if finished is not None and changed == {"score_on"}:
-        metrics = train(settings, folder, trained=finished)
+
+    def began() -> None:  # until then, whatever fails leaves the folder as it is
+        _write_status(folder, "running")
         _write_config(folder, settings)
+
+    if finished is not None and changed == {"score_on"}:
+        metrics = train(settings, folder, trained=finished, began=began)
+        _write_status(folder, "finished")
         return metrics
     if "baseline" in settings["model"]:  # fitted in one go: there is no half of it to continue
         return _start(settings, folder, list(_read_status(folder)["overrides"]))
@@ -116,11 +121,6 @@ def _resume(config: DictConfig, folder: Path, overrides: list[str]) -> dict[str,
             "training began. Start it again without resume="
         )
     _check_length(saved, merged, folder)
-
-    def began() -> None:  # until then, whatever fails leaves the folder as it is
-        _write_status(folder, "running")
-        _write_config(folder, settings)
-
     metrics = train(settings, folder, resume=True, began=began)
     _write_config(folder, settings)  # there may have been nothing left to train
     _write_status(folder, "finished")

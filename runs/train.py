@@ -52,7 +52,7 @@ def train(
             `figures/` and the logger's files.
         resume: continue from the folder's last checkpoint.
         trained: what `metrics.json` holds of a training that is complete, of which only another split is scored.
-        began: called when nothing is left that could keep the training from going on, before its first step.
+        began: called when nothing is left that could keep the run from going on, before the folder is written to.
 
     Returns:
         What `metrics.json` holds.
@@ -89,6 +89,7 @@ def train(
     if trained is not None and checkpoint is not None:
         task.load_state_dict(checkpoint["state_dict"])
         history = pd.read_csv(folder / "history.csv")
+        began()
     elif baseline:
         if trainer.world_size > 1:
             raise ConfigError(f"model={config['model']['name']} is fitted by one process: add trainer=cpu")
