@@ -315,11 +315,12 @@ def test_a_finished_run_can_be_prolonged_and_is_unfinished_meanwhile(
     assert json.loads((folder / "status.json").read_text(encoding="utf-8"))["state"] == "finished"
 
 
+@pytest.mark.parametrize("task", ["cls", "forecast"])
 def test_what_was_chosen_on_the_validation_split_is_tested_without_being_trained_again(
-    lab: Lab, finished: Finished, tmp_path: Path
+    task: str, lab: Lab, finished: Finished, tmp_path: Path
 ) -> None:
-    folder, expected = tmp_path / "run", result_of(finished("forecast"))
-    assert lab.run(*SMALL["forecast"], "score_on=val", f"hydra.run.dir={folder}").code == 0
+    folder, expected = tmp_path / "run", result_of(finished(task))
+    assert lab.run(*SMALL[task], "score_on=val", f"hydra.run.dir={folder}").code == 0
     assert result_of(folder)["metrics"]["split"] == "val"
     outcome = lab.run(f"resume={folder}", "score_on=test")
     assert outcome.code == 0, outcome.output
