@@ -5,6 +5,7 @@ Legend: B batch, T time, I input_size, H hidden_size, L num_layers, D directions
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Sequence
 from functools import cache, partial
@@ -68,6 +69,8 @@ class Recurrent(nn.Module):
         batch_first: sequences are (B, T, …); otherwise (T, B, …).
         dropout: probability with which outputs are zeroed between layers, in training.
         bidirectional: a second set of cells reads each sequence backwards; outputs are concatenated step by step.
+        recurrent_dropout: probability with which each entry of `weight_hh` is zeroed in training, drawn anew for each
+            call and alike for all its steps (Merity et al. 2018), so that every backend runs it at full speed.
         init: `torch` or `orthogonal`; see `Cell.reset_parameters`.
         backend: `auto` takes the fastest implementation that can run; a name insists on that one.
 
@@ -85,19 +88,22 @@ class Recurrent(nn.Module):
         batch_first: bool = True,
         dropout: float = 0.0,
         bidirectional: bool = False,
+        recurrent_dropout: float = 0.0,
         init: str = "torch",
         backend: str = "auto",
     ) -> None:
         super().__init__()
         if num_layers < 1:
             raise ValueError(f"num_layers must be at least 1, got {num_layers}")
-        if not 0 <= dropout <= 1:
-            raise ValueError(f"dropout must lie between 0 and 1, got {dropout}")
+        for name, probability in {"dropout": dropout, "recurrent_dropout": recurrent_dropout}.items():
+            if not 0 <= probability <= 1:
+                raise ValueError(f"{name} must lie between 0 and 1, got {probability}")
         check_name(backend)
         if dropout > 0 and num_layers == 1:
             _warn_of_dropout(dropout)
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.bias, self.batch_first, self.dropout, self.bidirectional = bias, batch_first, dropout, bidirectional
+        self.recurrent_dropout = recurrent_dropout
         self.backend = self.chosen_backend = backend
         self.directions = 2 if bidirectional else 1
         self.output_size = self.directions * hidden_size
@@ -152,6 +158,8 @@ class Recurrent(nn.Module):
             for direction in range(self.directions):
                 index = layer * self.directions + direction
                 cell = self.cells[index]
+                if self.training and self.recurrent_dropout > 0:
+                    cell = _thinned(cell, self.recurrent_dropout)
                 backend = choose(self.backend, cell, sequence)
                 output, final = backend.scan(cell, sequence, initial[index], lengths, direction == 1)
                 outputs.append(output)
@@ -200,8 +208,16 @@ class Recurrent(nn.Module):
     def extra_repr(self) -> str:
         return (
             f"{self.input_size}, {self.hidden_size}, num_layers={self.num_layers}, dropout={self.dropout}, "
-            f"bidirectional={self.bidirectional}, backend={self.backend!r}"
+            f"bidirectional={self.bidirectional}, recurrent_dropout={self.recurrent_dropout}, backend={self.backend!r}"
         )
+
+
+def _thinned(cell: Cell, probability: float) -> Cell:
+    """`cell` with part of its recurrent weights zeroed and the others scaled up; all else is shared with it."""
+    thinned = copy.copy(cell)
+    # Past `__setattr__`, which takes nothing but a leaf for a parameter: this one passes its gradient on to the cell's.
+    thinned._parameters = {**cell._parameters, "weight_hh": dropout(cell.weight_hh, probability)}  # type: ignore[dict-item]
+    return thinned
 
 
 @cache  # says it once

@@ -142,6 +142,40 @@ def test_dropout_is_off_in_evaluation(build, layer_type):
     torch.testing.assert_close(dropped, layer(x), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("bidirectional", [False, True], ids=["forwards", "bidirectional"])
+def test_recurrent_dropout_zeroes_the_same_recurrent_weights_at_every_step(build, layer_type, bidirectional):
+    layer = build(layer_type, INPUT, HIDDEN, num_layers=2, bidirectional=bidirectional, recurrent_dropout=0.4)
+    twin = copy.deepcopy(layer).eval()
+    weights = layer.state_dict()
+    x = torch.randn(BATCH, STEPS, INPUT, dtype=torch.float64)
+    torch.manual_seed(7)
+    dropped = layer(x, lengths=[2, 4, 1])
+    dropped[0].square().sum().backward()
+    torch.manual_seed(7)
+    scales = [torch.nn.functional.dropout(torch.ones_like(cell.weight_hh), 0.4) for cell in twin.cells]
+    assert {value for scale in scales for value in scale.unique().tolist()} == {0, 1 / 0.6}
+    for cell, scale in zip(twin.cells, scales, strict=True):
+        cell.weight_hh.data *= scale
+    expected = twin(x, lengths=[2, 4, 1])
+    expected[0].square().sum().backward()
+    torch.testing.assert_close(dropped, expected, rtol=0, atol=1e-12)
+    for cell, other, scale in zip(layer.cells, twin.cells, scales, strict=True):
+        other.weight_hh.grad *= scale
+        for (name, parameter), theirs in zip(cell.named_parameters(), other.parameters(), strict=True):
+            torch.testing.assert_close(parameter.grad, theirs.grad, rtol=0, atol=1e-12, msg=name)
+    torch.testing.assert_close(layer.state_dict(), weights, rtol=0, atol=0)
+
+
+def test_recurrent_dropout_is_drawn_anew_for_each_call_and_off_in_evaluation(build, layer_type):
+    layer = build(layer_type, INPUT, HIDDEN, recurrent_dropout=0.5)
+    x = torch.randn(BATCH, STEPS, INPUT, dtype=torch.float64)
+    assert not torch.equal(layer(x)[0], layer(x)[0])
+    torch.testing.assert_close(layer.eval()(x), layer(x), rtol=0, atol=0)
+    without = copy.deepcopy(layer).train()
+    without.recurrent_dropout = 0.0
+    torch.testing.assert_close(layer(x), without(x), rtol=0, atol=0)
+
+
 def test_init_reaches_every_cell(layer_type):
     layer = layer_type(INPUT, HIDDEN, num_layers=2, bidirectional=True, init="orthogonal")
     for cell in layer.cells:
@@ -172,6 +206,7 @@ def test_bilstm_is_an_lstm_in_both_directions():
         ({"dropout": 1.5}, "dropout must lie between 0 and 1, got 1.5"),
         ({"dropout": -0.1}, "dropout must lie between 0 and 1, got -0.1"),
         ({"dropout": float("nan")}, "dropout must lie between 0 and 1, got nan"),
+        ({"recurrent_dropout": 1.1}, "recurrent_dropout must lie between 0 and 1, got 1.1"),
         ({"input_size": 0}, "input_size and hidden_size must be at least 1, got 0 and 5"),
         ({"hidden_size": 0}, "input_size and hidden_size must be at least 1, got 2 and 0"),
         ({"init": "he"}, "init must be 'torch' or 'orthogonal', got 'he'"),
@@ -258,8 +293,9 @@ def test_gru_refuses_an_lstms_state():
 
 
 def test_layer_shows_its_settings():
-    layer = Recurrent(RNNCell, INPUT, HIDDEN, num_layers=2, dropout=0.1, bidirectional=True, backend="reference")
-    settings = "2, 5, num_layers=2, dropout=0.1, bidirectional=True, backend='reference'"
+    arguments = {"num_layers": 2, "dropout": 0.1, "bidirectional": True, "recurrent_dropout": 0.2}
+    layer = Recurrent(RNNCell, INPUT, HIDDEN, **arguments, backend="reference")
+    settings = "2, 5, num_layers=2, dropout=0.1, bidirectional=True, recurrent_dropout=0.2, backend='reference'"
     assert layer.extra_repr() == settings
     assert settings in repr(layer)
 
