@@ -111,7 +111,8 @@ INTRODUCTION = """# Results
 
 Written by `make results`, which runs every command below that hasn't finished yet and draws this page from what the
 runs left in their folders. Scores are means ± standard deviations over runs: over seeds, and in a backtest over years.
-Each table names its split."""
+Each table names its split. Seconds are those of the runs as they went, whatever else the machine did meanwhile;
+`python run.py -cn benchmark` times the layers fairly."""
 
 
 def _head(study: dict[str, Any]) -> str:
@@ -168,7 +169,10 @@ def _analysis(rows: pd.DataFrame, metrics: list[dict[str, Any]], task: str) -> s
     names = {"parameters": "parameters", "best_epoch": "epochs to best", "seconds_per_epoch": "seconds per epoch"}
     cost = rows.reindex(ARCHITECTURES)[list(names)].rename(columns=names).rename_axis("model")
     cost["seconds to best"] = cost["epochs to best"] * cost["seconds per epoch"]
-    fastest, soonest = cost["seconds to best"].idxmin(), cost["epochs to best"].idxmin()
+    soonest, fastest = (
+        ", ".join(map(_upper, cost.index[cost[name] == cost[name].min()]))
+        for name in ("epochs to best", "seconds to best")
+    )
     gru, lstm, bilstm = (
         _gain(rows, name, other, score) for name, other in (("gru", "rnn"), ("lstm", "rnn"), ("bilstm", "lstm"))
     )
@@ -178,8 +182,7 @@ def _analysis(rows: pd.DataFrame, metrics: list[dict[str, Any]], task: str) -> s
         recurrence = f"**Recurrence.** Against {WITHOUT}, the mean of the word vectors, {score} changes by {gains}."
     failures = _failures_of_texts if task == "cls" else _failures_of_forecasts
     lines = [
-        "**Convergence and cost.** "
-        f"{_upper(soonest)} needs the fewest epochs to its best validation score, {_upper(fastest)} the least time.",
+        f"**Convergence and cost.** Fewest epochs to the best validation score: {soonest}. Least time: {fastest}.",
         cost.to_markdown(floatfmt=("", ",.0f", ".1f", ".1f", ".1f")),
         recurrence,
         f"**Gates.** Against the RNN, {score} changes by {gru} with the GRU's gates and by {lstm} with the LSTM's.",
