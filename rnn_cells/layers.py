@@ -75,7 +75,8 @@ class Recurrent(nn.Module):
         backend: `auto` takes the fastest implementation that can run; a name insists on that one.
 
     Raises:
-        ValueError: an argument is out of range.
+        ValueError: an argument is out of range; when called in training, `recurrent_dropout` for a cell whose
+            `weight_hh` is computed (`torch.nn.utils.parametrize`).
     """
 
     def __init__(
@@ -214,6 +215,8 @@ class Recurrent(nn.Module):
 
 def _thinned(cell: Cell, probability: float) -> Cell:
     """`cell` with part of its recurrent weights zeroed and the others scaled up; all else is shared with it."""
+    if "weight_hh" not in cell._parameters:
+        raise ValueError(f"recurrent_dropout: weight_hh of this {type(cell).__name__} is no parameter of its own")
     thinned = copy.copy(cell)
     # Past `__setattr__`, which takes nothing but a leaf for a parameter: this one passes its gradient on to the cell's.
     thinned._parameters = {**cell._parameters, "weight_hh": dropout(cell.weight_hh, probability)}  # type: ignore[dict-item]

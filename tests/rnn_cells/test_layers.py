@@ -176,6 +176,13 @@ def test_recurrent_dropout_is_drawn_anew_for_each_call_and_off_in_evaluation(bui
     torch.testing.assert_close(layer(x), without(x), rtol=0, atol=0)
 
 
+def test_recurrent_dropout_of_weights_that_are_computed_is_refused():
+    layer = GRU(INPUT, HIDDEN, recurrent_dropout=0.5)
+    torch.nn.utils.parametrizations.weight_norm(layer.cells[0], "weight_hh")
+    with pytest.raises(ValueError, match="recurrent_dropout: weight_hh of this ParametrizedGRUCell is no parameter"):
+        layer(torch.zeros(BATCH, STEPS, INPUT))
+
+
 def test_init_reaches_every_cell(layer_type):
     layer = layer_type(INPUT, HIDDEN, num_layers=2, bidirectional=True, init="orthogonal")
     for cell in layer.cells:
