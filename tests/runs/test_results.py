@@ -63,7 +63,7 @@ def test_the_page_holds_commands_tables_figures_and_what_the_numbers_say(written
     gain = rows["f1_macro"]["gru"] - rows["f1_macro"]["rnn"]
     assert f"f1_macro changes by {gain:+.4f} (standard error" in page
     to_best = (rows["best_epoch"] * rows["seconds_per_epoch"])[list(ARCHITECTURES)]
-    soonest = [{"bilstm": "BiLSTM"}.get(name, name.upper()) for name in to_best.index[to_best == to_best.min()]]
+    soonest = ["BiLSTM" if name == "bilstm" else str(name).upper() for name in to_best.index[to_best == to_best.min()]]
     assert f"Least time: {', '.join(soonest)}." in page
     assert "Fewest epochs to the best validation score: RNN, GRU, LSTM, BiLSTM." in page  # each was trained for one
     runs = [json.loads(p.read_text(encoding="utf-8")) for p in small.glob("*_gru_*/metrics.json")]
