@@ -5,7 +5,6 @@ Legend: B batch, T time, I input_size, H hidden_size, L num_layers, D directions
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Callable, Sequence
 from functools import cache, partial
@@ -69,10 +68,11 @@ class Recurrent(nn.Module):
         batch_first: sequences are (B, T, …); otherwise (T, B, …).
         dropout: probability with which outputs are zeroed between layers, in training.
         bidirectional: a second set of cells reads each sequence backwards; outputs are concatenated step by step.
-        recurrent_dropout: probability with which each entry of `weight_hh` is zeroed in training, drawn anew for each
-            call and alike for all its steps (Merity et al. 2018), so that every backend runs it at full speed.
         init: `torch` or `orthogonal`; see `Cell.reset_parameters`.
         backend: `auto` takes the fastest implementation that can run; a name insists on that one.
+        recurrent_dropout: probability with which each entry of `weight_hh` is zeroed in training, drawn anew for each
+            call and alike for all its steps and sequences (Merity et al. 2018), so that every backend runs it at full
+            speed. It does nothing in a cell of your own that doesn't use `weight_hh`.
 
     Raises:
         ValueError: an argument is out of range; when called in training, `recurrent_dropout` for a cell whose
@@ -89,9 +89,9 @@ class Recurrent(nn.Module):
         batch_first: bool = True,
         dropout: float = 0.0,
         bidirectional: bool = False,
-        recurrent_dropout: float = 0.0,
         init: str = "torch",
         backend: str = "auto",
+        recurrent_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         if num_layers < 1:
@@ -214,12 +214,16 @@ class Recurrent(nn.Module):
 
 
 def _thinned(cell: Cell, probability: float) -> Cell:
-    """`cell` with part of its recurrent weights zeroed and the others scaled up; all else is shared with it."""
+    """`cell` with part of its recurrent weights zeroed and the others scaled up; its tensors are shared with it."""
     if "weight_hh" not in cell._parameters:
         raise ValueError(f"recurrent_dropout: weight_hh of this {type(cell).__name__} is no parameter of its own")
-    thinned = copy.copy(cell)
-    # Past `__setattr__`, which takes nothing but a leaf for a parameter: this one passes its gradient on to the cell's.
-    thinned._parameters = {**cell._parameters, "weight_hh": dropout(cell.weight_hh, probability)}  # type: ignore[dict-item]
+    weight = dropout(cell.weight_hh, probability)
+    if torch.is_autocast_enabled(device := weight.device.type):  # once: autocast remembers only what it cast of leaves
+        weight = weight.to(torch.get_autocast_dtype(device))
+    # Past `Module`, which takes nothing but a leaf for a parameter: this one passes its gradient on to the cell's. And
+    # not by `copy.copy`, which `torch.compile` can't trace.
+    thinned: Cell = object.__new__(type(cell))
+    thinned.__dict__ = {**cell.__dict__, "_parameters": {**cell._parameters, "weight_hh": weight}}
     return thinned
 
 
@@ -291,13 +295,15 @@ def to_torch(layer: Recurrent) -> nn.RNNBase:
     """The `torch.nn` module that computes what `layer` does, holding copies of its weights.
 
     Raises:
-        ValueError: `torch.nn` has no counterpart (a cell of your own, a GRU without `reset_after`).
+        ValueError: `torch.nn` has no counterpart (a cell of your own, a GRU without `reset_after`, `recurrent_dropout`).
     """
     twin = next((theirs for ours, theirs in _TWINS.items() if isinstance(layer, ours)), None)
     if twin is None:
         raise ValueError(f"to_torch: torch.nn has no counterpart of {type(layer).__name__}")
     if isinstance(layer, GRU) and not layer.reset_after:
         raise ValueError("to_torch: torch.nn.GRU is the form with reset_after=True, this GRU has reset_after=False")
+    if layer.recurrent_dropout:
+        raise ValueError("to_torch: torch.nn has no recurrent_dropout; set the layer's to 0 for what it computes without")
     arguments = _arguments(layer)
     if layer.num_layers == 1:
         arguments["dropout"] = 0.0  # there is nothing between layers to drop; torch.nn warns about it

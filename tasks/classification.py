@@ -84,8 +84,9 @@ class ClassificationTask(Task):
         self.votes, self.other_votes = votes[0] if votes else None, nn.ModuleList(votes[1:])
         if baseline is None and consistency and not _drops(self):
             raise ValueError(
-                "task.consistency compares answers under different dropout, and there is none: set task.dropout, "
-                "task.inputs.dropout, task.inputs.token_dropout or task.ngrams.dropout, or task.consistency=0"
+                "task.consistency compares answers under different dropout, and there is none that differs from row to "
+                "row: set task.dropout, task.inputs.dropout, task.inputs.token_dropout or task.ngrams.dropout, or "
+                "task.consistency=0"
             )
         per_class: dict[str, Any] = {"num_classes": len(classes), "average": "none"}
         scores = MetricCollection(
@@ -133,7 +134,7 @@ class ClassificationTask(Task):
         if not self.consistency:
             each = self.logits_of_members(batch)
             return entropy(each), each.mean(dim=0)
-        # Both answers in one pass: every row has a dropout of its own.
+        # Both answers in one pass: every row has a dropout of its own (but for that inside the recurrence).
         twice = {name: torch.cat([value, value]) for name, value in batch.items()}
         each, again = self.logits_of_members(twice).chunk(2, dim=1)
         apart = divergence(each.flatten(0, 1), again.flatten(0, 1))

@@ -129,10 +129,11 @@ def test_modules_without_a_counterpart_here_are_refused(module, message):
     ("layer", "message"),
     [
         (GRU(3, 5), "torch.nn.GRU is the form with reset_after=True"),
+        (LSTM(3, 5, recurrent_dropout=0.1), "torch.nn has no recurrent_dropout; set the layer's to 0"),
         (Recurrent(RNNCell, 3, 5), "torch.nn has no counterpart of Recurrent"),
         (nn.Linear(3, 5), "torch.nn has no counterpart of Linear"),
     ],
-    ids=["source_gru", "own_cell", "Linear"],
+    ids=["source_gru", "recurrent_dropout", "own_cell", "Linear"],
 )
 def test_layers_without_a_counterpart_in_torch_are_refused(layer, message):
     with pytest.raises(ValueError, match=message):

@@ -183,6 +183,32 @@ def test_recurrent_dropout_of_weights_that_are_computed_is_refused():
         layer(torch.zeros(BATCH, STEPS, INPUT))
 
 
+def test_recurrent_dropout_under_autocast_casts_the_weights_once(layer_type):
+    layer = layer_type(INPUT, HIDDEN, recurrent_dropout=0.5, backend="reference")
+    kept: list[torch.Tensor] = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autocast("cpu", torch.bfloat16), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output, _ = layer(torch.randn(BATCH, 50, INPUT))
+    output.float().sum().backward()
+    weight = layer.cells[0].weight_hh
+    assert weight.grad is not None
+    of_weights = {tensor.untyped_storage().data_ptr() for tensor in kept if tensor.numel() == weight.numel()}
+    assert len(of_weights) <= 3  # the mask and the weights, of a GRU of its candidate, too; not those of every step
+
+
+def test_recurrent_dropout_can_be_compiled(layer_type):
+    layer = layer_type(INPUT, HIDDEN, recurrent_dropout=0.5, backend="reference")
+    x = torch.randn(BATCH, 2, INPUT)
+    torch.manual_seed(3)
+    expected = layer(x)
+    torch.manual_seed(3)
+    torch.testing.assert_close(torch.compile(layer, backend="eager", fullgraph=True)(x), expected)
+
+
 def test_init_reaches_every_cell(layer_type):
     layer = layer_type(INPUT, HIDDEN, num_layers=2, bidirectional=True, init="orthogonal")
     for cell in layer.cells:
