@@ -12,9 +12,9 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <iterator>
 #include <numeric>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include <omp.h>
@@ -100,6 +100,8 @@ template <typename F, int R, int N> using Tile = Vec<F>[R][N];
 
 // Which vectors of a tile a panel's weights belong to.
 template <int... S> struct Slots {};
+template <int... S> Slots<S...> slots_of(std::integer_sequence<int, S...>);
+template <int N> using FirstSlots = decltype(slots_of(std::make_integer_sequence<int, N>{}));
 
 // One side of a product: the values of each row, and the panel of weights that they meet. A panel holds, for every k, one
 // vector for each of its slots.
@@ -117,35 +119,42 @@ template <typename F> inline Vec<F> broadcast(F value) {
   return v;
 }
 
-// gate[s] += rows[r][k] * panel[k][s] for the panel's slots and from <= k < to.
-template <typename F, int R, int N, int... S>
-inline void accumulate(Tile<F, R, N>& tile, const Factor<F, Slots<S...>>& factor, Index begin, Index from, Index to) {
+// tile[r][s] += value(r, k) * panel[k][s] for the panel's slots and k < count.
+template <typename F, int R, int N, int... S, typename Value>
+inline void accumulate(Tile<F, R, N>& tile, Slots<S...>, const F* panel, Index count, Value&& value) {
   constexpr int width = sizeof...(S), slots[] = {S...};
-  const F* rows[R];
-  for (int r = 0; r < R; ++r) rows[r] = factor.rows[begin + r];
-  const F* weights = factor.panel + from * width * kLanes<F>;
-  for (Index k = from; k < to; ++k, weights += width * kLanes<F>) {
+  for (Index k = 0; k < count; ++k, panel += width * kLanes<F>) {
     if constexpr (R < width) {  // the fewer ones wait in registers
       Vec<F> values[R];
-      for (int r = 0; r < R; ++r) values[r] = broadcast(rows[r][k]);
+      for (int r = 0; r < R; ++r) values[r] = broadcast(value(r, k));
       for (int s = 0; s < width; ++s) {
-        const Vec<F> weight = load(weights + s * kLanes<F>);
+        const Vec<F> weight = load(panel + s * kLanes<F>);
         for (int r = 0; r < R; ++r) tile[r][slots[s]] += values[r] * weight;
       }
     } else {
       Vec<F> weight[width];
-      for (int s = 0; s < width; ++s) weight[s] = load(weights + s * kLanes<F>);
+      for (int s = 0; s < width; ++s) weight[s] = load(panel + s * kLanes<F>);
       for (int r = 0; r < R; ++r) {
-        const Vec<F> value = broadcast(rows[r][k]);
-        for (int s = 0; s < width; ++s) tile[r][slots[s]] += value * weight[s];
+        const Vec<F> v = broadcast(value(r, k));
+        for (int s = 0; s < width; ++s) tile[r][slots[s]] += v * weight[s];
       }
     }
   }
 }
 
-template <int R, typename Body> inline void with_rows(Index rows, Index begin, Body& body) {
-  if (rows == R) return body(begin, std::integral_constant<int, R>{});
-  if constexpr (R > 1) with_rows<R - 1>(rows, begin, body);
+// The same for rows from `begin` on of one side of a product, and from <= k < to.
+template <typename F, int R, int N, int... S>
+inline void accumulate(Tile<F, R, N>& tile, const Factor<F, Slots<S...>>& factor, Index begin, Index from, Index to) {
+  const F* rows[R];
+  for (int r = 0; r < R; ++r) rows[r] = factor.rows[begin + r] + from;
+  const F* panel = factor.panel + from * static_cast<Index>(sizeof...(S)) * kLanes<F>;
+  accumulate<F, R, N>(tile, Slots<S...>{}, panel, to - from, [&](int r, Index k) { return rows[r][k]; });
+}
+
+// Calls body(number as a compile-time constant), for a number from 1 to Most.
+template <int Most, typename Body> inline void with_constant(Index number, Body&& body) {
+  if (number == Most) return body(std::integral_constant<int, Most>{});
+  if constexpr (Most > 1) with_constant<Most - 1>(number, body);
 }
 
 // Calls body(first row, number of rows as a compile-time constant) for tiles of at most Most rows that cover `count` evenly.
@@ -153,7 +162,7 @@ template <int Most, typename Body> inline void for_tiles(Index count, Body&& bod
   const Index tiles = (count + Most - 1) / Most;
   for (Index i = 0; i < tiles; ++i) {
     const Index begin = count * i / tiles;
-    with_rows<Most>(count * (i + 1) / tiles - begin, begin, body);
+    with_constant<Most>(count * (i + 1) / tiles - begin, [&](auto size) { body(begin, size); });
   }
 }
 
@@ -232,18 +241,11 @@ void product(Index count, const F* const* rows, const F* const* rest, Columns<F>
   for (Index first = 0; first < right.vectors(); first += kSlots) {
     const Index slots = std::min<Index>(kSlots, right.vectors() - first);
     const F* panel = right.panels + first * kLanes<F> * right.count;
-    auto run = [&](auto pattern, auto number) {
+    with_constant<kSlots>(slots, [&](auto number) {
       constexpr int N = decltype(number)::value;
-      using S = decltype(pattern);
-      const Factor<F, S> a{rows, head, panel}, b{rest, right.count - head, panel + head * N * kLanes<F>};
+      const Factor<F, FirstSlots<N>> a{rows, head, panel}, b{rest, right.count - head, panel + head * N * kLanes<F>};
       multiply<N>(count, zeros, a, b, sums);
-    };
-    switch (slots) {
-      case 1: run(Slots<0>{}, std::integral_constant<int, 1>{}); break;
-      case 2: run(Slots<0, 1>{}, std::integral_constant<int, 2>{}); break;
-      case 3: run(Slots<0, 1, 2>{}, std::integral_constant<int, 3>{}); break;
-      default: run(Slots<0, 1, 2, 3>{}, std::integral_constant<int, 4>{});
-    }
+    });
     for (Index i = 0; i < count; ++i)
       for (Index s = 0; s < slots; ++s)
         finish(i, (first + s) * kLanes<F>, load(sums + (i * slots + s) * kLanes<F>));
@@ -264,7 +266,7 @@ struct Problem {
   void *saved, *cells;                                         // (T, B, S*H), (T, B, H), for backward
   const void *dout, *dhn, *dcn;                                // as out, hn, cn
   void *dx, *dh0, *dc0;                                        // as x, h0, c0; the gates' gradients replace `saved`
-  void* dbias;                                                 // (threads, S*H), their sums over the rows of each thread
+  void *dweight_ih, *dweight_hh, *dbias;                       // as the weights, (S*H)
 };
 
 template <Kind K> constexpr int kSaved = K == kRNN ? 1 : 4;  // blocks of H per step in `saved`
@@ -438,15 +440,12 @@ template <typename F, Kind K> struct Backward {
 
   explicit Backward(const Problem& problem) : p(problem) {}
 
-  void run(const Slice& slice, int thread) {
+  void run(const Slice& slice, int) {
     const Index B = p.batch, n = slice.size();
     F *saved = static_cast<F*>(p.saved), *dx = static_cast<F*>(p.dx);
     const F *out = static_cast<const F*>(p.out), *cells = static_cast<const F*>(p.cells);
     const F *dout = static_cast<const F*>(p.dout);
     Buffer<F> dh(n * padded), dc((K == kLSTM) * n * padded), direct(n * padded), sums(n * kSlots * W);
-    Buffer<F> of_step(S * padded);  // a step's sum of the gates' gradients; adding step by step keeps small terms from being lost
-    F* of_bias = static_cast<F*>(p.dbias) + thread * S * H;
-    std::fill(of_bias, of_bias + S * H, F(0));
     std::vector<const F*> gate_rows(n), further(n);
     for (Index i = 0; i < n; ++i) {
       const Index from = slice.rows[i] * H;
@@ -455,13 +454,8 @@ template <typename F, Kind K> struct Backward {
     }
     for (Index step = 0; step < p.steps; ++step) {
       const Index t = p.reverse ? step : p.steps - 1 - step, running = slice.running(t);
-      for (Index i = running; i < n; ++i) {
-        const Index row = t * B + slice.rows[i];
-        std::memset(saved + row * S * H, 0, S * H * sizeof(F));
-        if (dx != nullptr) std::memset(dx + row * I, 0, I * sizeof(F));
-      }
+      for (Index i = running; i < n && dx != nullptr; ++i) std::memset(dx + (t * B + slice.rows[i]) * I, 0, I * sizeof(F));
       auto gates_of = [&](Index i) { return saved + (t * B + slice.rows[i]) * S * H; };
-      std::fill(of_step + 0, of_step + S * padded, F(0));
       for (Index i = 0; i < running; ++i) {
         const Index row = t * B + slice.rows[i];
         const bool first = p.reverse ? t == slice.lengths[slice.rows[i]] - 1 : t == 0;
@@ -472,10 +466,7 @@ template <typename F, Kind K> struct Backward {
         for (Index unit = 0; unit < H; unit += W) {
           const Index own = i * padded + unit, width = std::min(W, H - unit);
           auto block = [&](int b) { return load(gates + b * H + unit, width); };
-          auto replace = [&](int b, Vec<F> v) {
-            store(gates + b * H + unit, v, width);
-            store(of_step + b * padded + unit, load(of_step + b * padded + unit) + v);
-          };
+          auto replace = [&](int b, Vec<F> v) { store(gates + b * H + unit, v, width); };
           const Vec<F> d = load(dh + own) + load(dout + row * H + unit, width);
           if constexpr (K == kRNN) {
             const Vec<F> y = load(out + row * H + unit, width);
@@ -511,12 +502,8 @@ template <typename F, Kind K> struct Backward {
           const F* past = first ? static_cast<const F*>(p.h0) + batch_row * H : out + (p.reverse ? row + B : row - B) * H;
           const Vec<F> reset = load(gates_of(i) + unit, width);
           store(direct + own, load(direct + own) + v * reset);
-          const Vec<F> dreset = v * load(past + unit, width) * reset * (F(1) - reset);
-          store(gates_of(i) + unit, dreset, width);
-          store(of_step + unit, load(of_step + unit) + dreset);
+          store(gates_of(i) + unit, v * load(past + unit, width) * reset * (F(1) - reset), width);
         });
-      for (Index block = 0; block < S; ++block)
-        for (Index unit = 0; unit < H; ++unit) of_bias[block * H + unit] += *(of_step + (block * padded + unit));
       if (dx != nullptr)
         product<F>(running, gate_rows.data(), nullptr, to_x, input_gates, sums + 0, [&](Index i, Index column, Vec<F> v) {
           store(dx + (t * B + slice.rows[i]) * I + column, v, std::min(W, I - column));
@@ -531,6 +518,102 @@ template <typename F, Kind K> struct Backward {
       std::memcpy(static_cast<F*>(p.dh0) + slice.rows[i] * H, dh + i * padded, H * sizeof(F));
       if (K == kLSTM) std::memcpy(static_cast<F*>(p.dc0) + slice.rows[i] * H, dc + i * padded, H * sizeof(F));
     }
+  }
+};
+
+// The gradients of weights and biases: those of the gates times what the gates had read, summed over all rows of all steps.
+// Threads share the entries of the result, not the rows: none has sums of its own for all of it, and no sum depends on how
+// many threads there are.
+template <typename F, Kind K> struct Weights {
+  const Problem& p;
+  const Index H = p.hidden, I = p.inputs;
+  static constexpr Index S = kSaved<K>, W = kLanes<F>, kPanel = kSlots * W;
+  static constexpr Index kMost = kChunkBytes / (kSlots * kBytes);  // rows at a time, so that their gates' gradients stay cached
+
+  enum Read { kInput, kPast, kVisible, kOne };  // x, the state before, what a GRU's reset gate left of it (in `saved`), 1
+  struct Product {
+    Index first, count;  // columns of `saved`: the gates' gradients
+    Read read;
+    Index columns;  // of what is read
+    F* into;        // (count, columns)
+  };
+  // What one thread does of a product: a panel of up to kSlots vectors of gates, by some columns.
+  struct Part {
+    const Product* product;
+    Index first, count, left, columns;
+    F* sums;  // (columns, vectors * W)
+    Index vectors() const { return (count + W - 1) / W; }
+  };
+  std::vector<Product> products;
+  std::vector<Index> rows;      // of (T, B), those that aren't padding
+  std::vector<const F*> past;   // and the state before each
+
+  explicit Weights(const Problem& problem) : p(problem) {
+    F *of_x = static_cast<F*>(p.dweight_ih), *of_h = static_cast<F*>(p.dweight_hh);
+    constexpr bool gru = K == kGRU || K == kGRUAfter;
+    products.push_back({0, S * H, kOne, 1, static_cast<F*>(p.dbias)});
+    products.push_back({0, (gru ? 3 : S) * H, kInput, I, of_x});
+    products.push_back({0, (gru ? 2 : S) * H, kPast, H, of_h});
+    if (K == kGRU) products.push_back({2 * H, H, kVisible, H, of_h + 2 * H * H});
+    if (K == kGRUAfter) products.push_back({3 * H, H, kPast, H, of_h + 2 * H * H});
+    const F *h0 = static_cast<const F*>(p.h0), *out = static_cast<const F*>(p.out);
+    for (Index t = 0; t < p.steps; ++t)
+      for (Index b = 0; b < p.batch; ++b) {
+        if (t >= p.lengths[b]) continue;
+        const bool first = t == (p.reverse ? p.lengths[b] - 1 : 0);
+        rows.push_back(t * p.batch + b);
+        past.push_back(first ? h0 + b * H : out + (rows.back() + (p.reverse ? p.batch : -p.batch)) * H);
+      }
+  }
+
+  void run(const Slice&, int thread) {
+    Index total = 0, begin = 0;  // columns of all panels
+    for (const Product& product : products) total += (product.count + kPanel - 1) / kPanel * product.columns;
+    const Index threads = omp_get_num_threads(), from = total * thread / threads, to = total * (thread + 1) / threads;
+    Buffer<F> sums((to - from) * kPanel), panel(kMost * kPanel);
+    std::vector<Part> parts;
+    for (const Product& product : products)
+      for (Index first = 0; first < product.count; first += kPanel, begin += product.columns) {
+        const Index left = std::max(from, begin), right = std::min(to, begin + product.columns);
+        const Index count = std::min(kPanel, product.count - first);
+        if (left < right) parts.push_back({&product, first, count, left - begin, right - left, sums + (left - from) * kPanel});
+      }
+    for (Index row = 0; row < static_cast<Index>(rows.size()); row += kMost)
+      for (const Part& part : parts)
+        with_constant<kSlots>(part.vectors(), [&](auto number) {
+          add<decltype(number)::value>(part, row, std::min<Index>(kMost, rows.size() - row), panel + 0);
+        });
+    for (const Part& part : parts)
+      for (Index gate = 0; gate < part.count; ++gate)
+        for (Index column = 0; column < part.columns; ++column)
+          part.product->into[(part.first + gate) * part.product->columns + part.left + column] =
+              part.sums[column * part.vectors() * W + gate];
+  }
+
+  template <int N> void add(const Part& part, Index begin, Index count, F* panel) {
+    const Product& product = *part.product;
+    static const F one = 1;
+    const F *saved = static_cast<const F*>(p.saved), *x = static_cast<const F*>(p.x), *read[kMost];
+    for (Index k = 0; k < count; ++k) {
+      const Index row = rows[begin + k];
+      const F* gates = saved + row * S * H;
+      std::memcpy(panel + k * N * W, gates + product.first + part.first, part.count * sizeof(F));
+      switch (product.read) {
+        case kInput: read[k] = x + row * I; break;
+        case kPast: read[k] = past[begin + k]; break;
+        case kVisible: read[k] = gates + 3 * H; break;
+        case kOne: read[k] = &one;
+      }
+    }
+    for_tiles<(N > 2 ? kRows : 2 * kRows)>(part.columns, [&](Index column, auto size) {
+      constexpr int R = decltype(size)::value;
+      Tile<F, R, N> tile = {};  // added when it is complete: small terms aren't lost in large sums
+      accumulate<F, R, N>(tile, FirstSlots<N>{}, panel, count,
+                          [&](int r, Index k) { return read[k][part.left + column + r]; });
+      F* sums = part.sums + column * N * W;
+      for (int r = 0; r < R; ++r)
+        for (int s = 0; s < N; ++s, sums += W) store(sums, load(sums) + tile[r][s]);
+    });
   }
 };
 
@@ -572,4 +655,7 @@ template <template <typename, Kind> class Pass> void dispatch(int kind, int doub
 }  // namespace
 
 extern "C" void scan_forward(int kind, int doubles, const Problem* p) { dispatch<Forward>(kind, doubles, *p); }
-extern "C" void scan_backward(int kind, int doubles, const Problem* p) { dispatch<Backward>(kind, doubles, *p); }
+extern "C" void scan_backward(int kind, int doubles, const Problem* p) {
+  dispatch<Backward>(kind, doubles, *p);
+  dispatch<Weights>(kind, doubles, *p);
+}

@@ -1,7 +1,7 @@
 """The scan over time in one native call on the CPU: `cpu.cpp`, compiled on first use.
 
 It is compiled as a plain library without torch's headers, in a fifth of the time that an extension takes, and called
-through ctypes. What is left for PyTorch are the gradients of the weights: one matrix product each, over all steps.
+through ctypes.
 """
 
 from __future__ import annotations
@@ -101,7 +101,8 @@ class _Problem(ctypes.Structure):
             (name, ctypes.c_void_p)
             for name in (
                 *("lengths", "x", "weight_ih", "weight_hh", "bias_ih", "bias_hh", "h0", "c0"),
-                *("out", "hn", "cn", "saved", "cells", "dout", "dhn", "dcn", "dx", "dh0", "dc0", "dbias"),
+                *("out", "hn", "cn", "saved", "cells", "dout", "dhn", "dcn", "dx", "dh0", "dc0"),
+                *("dweight_ih", "dweight_hh", "dbias"),
             )
         ),
     )
@@ -176,7 +177,7 @@ class _Scan(torch.autograd.Function):
         _call("scan_forward", kind, reverse, whole, tensors)
         if learning:
             ctx.save_for_backward(x, weight_ih, weight_hh, bias_ih, bias_hh, *state, output)
-            ctx.kind, ctx.lengths, ctx.whole, ctx.reverse = kind, lengths, whole, reverse
+            ctx.kind, ctx.whole, ctx.reverse = kind, whole, reverse
             ctx.saved, ctx.cells = saved, cells
         return output, *final
 
@@ -197,66 +198,23 @@ class _Scan(torch.autograd.Function):
             again = {**tensors, **scratch, "cn": torch.empty_like(state[0]), "saved": ctx.saved, "cells": ctx.cells}
             _call("scan_forward", ctx.kind, ctx.reverse, ctx.whole, again)
         gates, cells, ctx.saved, ctx.cells = ctx.saved, ctx.cells, None, None  # gates: overwritten by their gradients
-        dbias = x.new_zeros(_threads(x), gates.shape[2])
+        dbias = x.new_empty(gates.shape[2])
         dx = torch.empty_like(x) if ctx.needs_input_grad[4] else None
+        weights: list[Any] = [torch.empty_like(weight_ih), torch.empty_like(weight_hh)]
         dstate = [torch.empty_like(tensor) for tensor in state]
         dfinal = tuple(tensor.contiguous() for tensor in dfinal)
         tensors |= {
-            **{
-                "saved": gates,
-                "cells": cells,
-                "dbias": dbias,
-                "dout": doutput.contiguous(),
-                "dhn": dfinal[0],
-                "dh0": dstate[0],
-            },
-            **{"dcn": dfinal[1] if lstm else None, "dx": dx, "dc0": dstate[1] if lstm else None},
+            **{"saved": gates, "cells": cells, "dout": doutput.contiguous(), "dhn": dfinal[0]},
+            **{"dcn": dfinal[1] if lstm else None, "dx": dx, "dh0": dstate[0], "dc0": dstate[1] if lstm else None},
+            **{"dweight_ih": weights[0], "dweight_hh": weights[1], "dbias": dbias},
         }
         _call("scan_backward", ctx.kind, ctx.reverse, ctx.whole, tensors)
-        weights = _weight_gradients(ctx.kind, x, output, state[0], gates, ctx.lengths, ctx.reverse)
-        weights += _bias_gradients(ctx.kind, dbias.sum(0))
+        weights += _bias_gradients(ctx.kind, dbias)
         _pool.give(gates)
         _pool.give(cells)
         if bias_ih is None:
             weights[2:] = [None, None]
         return None, None, None, None, dx, *weights, *dstate
-
-
-def _weight_gradients(
-    kind: int, x: Tensor, output: Tensor, h0: Tensor, gates: Tensor, lengths: Tensor | None, reverse: bool
-) -> list[Any]:
-    """Gradients of `weight_ih, weight_hh` from those of all gates (T, B, S*H).
-
-    A step's recurrent input is the output of the step before it, or `h0` for a sequence's first one; rows of padding
-    are left out, whatever they hold.
-    """
-    batch, hidden = h0.shape
-    x, output, gates = x.flatten(0, 1), output.flatten(0, 1), gates.flatten(0, 1)
-    if lengths is None:
-        first, others = (slice(-batch, None), slice(None, -batch)) if reverse else (slice(batch), slice(batch, None))
-        before = slice(batch, None) if reverse else slice(None, -batch)
-        pairs = [(gates[others], output[before]), (gates[first], h0)]
-    else:
-        sequence = torch.arange(batch)[lengths > 0]
-        lengths = lengths[lengths > 0]
-        times = torch.arange(len(x) // batch)[:, None]
-        start = lengths - 1 if reverse else torch.zeros_like(lengths)
-        rest = ((times < lengths) & (times != start)).nonzero()
-        others = rest[:, 0] * batch + sequence[rest[:, 1]]
-        x = x[torch.cat([others, start * batch + sequence])]
-        gates = gates[torch.cat([others, start * batch + sequence])]
-        before = others + batch if reverse else others - batch
-        pairs = [(gates[: len(others)], output[before]), (gates[len(others) :], h0[sequence])]
-    inputs = gates if kind in (RNN_KIND, LSTM_KIND) else gates[:, : 3 * hidden]
-    weight_ih = _sum_of_products([(inputs, x)])
-    if kind in (RNN_KIND, LSTM_KIND):
-        return [weight_ih, _sum_of_products(pairs)]
-    pairs_rz = [(part[:, : 2 * hidden], past) for part, past in pairs]
-    if kind == GRU_KIND:  # its candidate reads r * h, which stands beside the gates
-        candidate = gates[:, 2 * hidden : 3 * hidden].t() @ gates[:, 3 * hidden :]
-        return [weight_ih, torch.cat([_sum_of_products(pairs_rz), candidate])]
-    candidate = _sum_of_products([(part[:, 3 * hidden :], past) for part, past in pairs])
-    return [weight_ih, torch.cat([_sum_of_products(pairs_rz), candidate])]
 
 
 def _bias_gradients(kind: int, of_blocks: Tensor) -> list[Any]:
@@ -265,18 +223,6 @@ def _bias_gradients(kind: int, of_blocks: Tensor) -> list[Any]:
         return [of_blocks, of_blocks]
     r, z, candidate, last = of_blocks.chunk(4)
     return [torch.cat([r, z, candidate]), torch.cat([r, z, candidate if kind == GRU_KIND else last])]
-
-
-def _sum_of_products(pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """`a.T @ b`, summed over the pairs `(a, b)`.
-
-    Computed as the transposed of `b.T @ a`: with ten columns in b, MKL takes 50 times longer for the direct product.
-    """
-    (a, b), *others = pairs
-    total = b.t() @ a
-    for a, b in others:
-        total.addmm_(b.t(), a)
-    return total.t().contiguous()
 
 
 # ---- the compiled library --------------------------------------------------------------------------------------------

@@ -82,6 +82,18 @@ def test_the_same_call_gives_the_same_bits(layer_type, threads):
 
 
 @compiled
+def test_the_number_of_threads_changes_no_bit(layer_type, threads):
+    layer = layer_type(19, 33, num_layers=2, bidirectional=True, backend="cpu")
+    x, state = torch.randn(9, 150, 19), [torch.randn(4, 9, 33) for _ in layer.cells[0].state_names]
+    found = []
+    for number in (1, 2, 4):
+        threads(number)
+        found.append(results(layer, x, state, [150, 3, 0, 8, 80, 1, 20, 150, 5]))
+    for others in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], others, strict=True))
+
+
+@compiled
 def test_graphs_that_wait_for_their_backward_do_not_share_memory():
     layer = LSTM(4, 8, backend="cpu").double()
     batches = [torch.randn(3, 5, 4, dtype=torch.float64) for _ in range(3)]
