@@ -295,7 +295,8 @@ def to_torch(layer: Recurrent) -> nn.RNNBase:
     """The `torch.nn` module that computes what `layer` does, holding copies of its weights.
 
     Raises:
-        ValueError: `torch.nn` has no counterpart (a cell of your own, a GRU without `reset_after`, `recurrent_dropout`).
+        ValueError: `torch.nn` has no counterpart: of a cell of your own, a GRU without `reset_after`, or
+            `recurrent_dropout`.
     """
     twin = next((theirs for ours, theirs in _TWINS.items() if isinstance(layer, ours)), None)
     if twin is None:
@@ -303,7 +304,7 @@ def to_torch(layer: Recurrent) -> nn.RNNBase:
     if isinstance(layer, GRU) and not layer.reset_after:
         raise ValueError("to_torch: torch.nn.GRU is the form with reset_after=True, this GRU has reset_after=False")
     if layer.recurrent_dropout:
-        raise ValueError("to_torch: torch.nn has no recurrent_dropout; set the layer's to 0 for what it computes without")
+        raise ValueError("to_torch: torch.nn has no recurrent_dropout; set the layer's to 0 to leave it out")
     arguments = _arguments(layer)
     if layer.num_layers == 1:
         arguments["dropout"] = 0.0  # there is nothing between layers to drop; torch.nn warns about it

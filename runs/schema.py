@@ -56,7 +56,7 @@ class EncoderConfig:
     bias: bool = option(True, "whether the cells have bias terms")
     dropout: float = option(0.0, "between layers", least=0, most=1)
     bidirectional: bool = option(False, "read each sequence backwards, too")
-    recurrent_dropout: float = option(0.0, "on the weights weight_hh, one draw for all steps and sequences of a batch", least=0, most=1)
+    recurrent_dropout: float = option(0.0, "on the recurrent weights, alike for a whole batch", least=0, most=1)
     init: str = option(
         "torch",
         "torch: as torch.nn draws weights; orthogonal: such recurrent matrices, forget bias 1",
