@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import shutil
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -19,7 +20,7 @@ from rich.console import Console
 
 from runs import console
 from runs.build import check_targets, plain, read_config
-from runs.checkpoints import BEST, LAST, progress, read_checkpoint, write_atomically
+from runs.checkpoints import BEST, LAST, progress, read_checkpoint, replacing, write_atomically
 from runs.errors import CheckpointError, explain
 from runs.report import write_json
 from runs.schema import INCONSEQUENTIAL, ConfigError, differing, validate
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 _MAIN = rank_zero_only.rank == 0  # of several processes that train together, one writes
 _PLACE = ("accelerator", "devices", "strategy")  # of a trainer: where it trains, not what
 _ABSENT = object()
+COPYING = "copying"  # state of a run that is being taken over from a finished one
 failures: list[str] = []
 """The run folders of this process's jobs that failed."""
 
@@ -73,7 +75,8 @@ def _run(config: DictConfig, folder: Path, overrides: list[str], sweeping: bool)
         return _resume(config, folder, overrides)
     settings = plain(config)
     check_targets(settings, config.trust)
-    if _MAIN and any((folder / "checkpoints" / name).exists() for name in (BEST, LAST)):
+    begun = _read_status(folder).get("state") != COPYING  # half a copy is begun anew
+    if _MAIN and begun and any((folder / "checkpoints" / name).exists() for name in (BEST, LAST)):
         others = [key for key in differing([read_config(folder), settings]) if key not in INCONSEQUENTIAL]
         if not sweeping or others:
             what = f"a run with another {', '.join(others)}" if sweeping else "a run already"
@@ -81,7 +84,39 @@ def _run(config: DictConfig, folder: Path, overrides: list[str], sweeping: bool)
             raise ConfigError(f"{folder} holds {what}: continue it with resume={folder}, or choose another {place}")
         # A sweep started again: what is finished is kept, the rest continues.
         return _resume(config, folder, [word for word in overrides if _key(word) in INCONSEQUENTIAL])
+    if config.reuse is not None and (twin := _twin(settings, Path(config.reuse), folder)) is not None:
+        return _copy(twin, settings, folder, overrides)
     return _start(settings, folder, overrides)
+
+
+def _twin(settings: dict[str, Any], place: Path, folder: Path) -> Path | None:
+    """A finished run of the same configuration, somewhere below `place`.
+
+    Raises:
+        ConfigError: there is no such place.
+    """
+    if not place.is_dir():
+        raise ConfigError(f"reuse={place}: there is no such folder")
+    for path in sorted(place.rglob("metrics.json")):
+        with contextlib.suppress(CheckpointError, ValueError):  # a damaged folder is nobody's twin
+            twin = path.parent
+            if twin != folder and _finished(twin) and {*differing([read_config(twin), settings])} <= {*INCONSEQUENTIAL}:
+                return twin
+    return None
+
+
+def _copy(twin: Path, settings: dict[str, Any], folder: Path, overrides: list[str]) -> dict[str, Any]:
+    log.info(f"{twin} is a finished run of this configuration: copied")
+    _write_config(folder, settings)
+    _write_status(folder, COPYING, overrides)
+    for source in twin.rglob("*"):
+        if _MAIN and source.is_file() and source.name not in ("config.yaml", "status.json", "run.log"):
+            target = folder / source.relative_to(twin)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with open(source, "rb") as read, replacing(target) as write:
+                shutil.copyfileobj(read, write)
+    _write_status(folder, "finished", copied_from=str(twin))
+    return cast("dict[str, Any]", json.loads((twin / "metrics.json").read_text(encoding="utf-8")))
 
 
 def _start(settings: dict[str, Any], folder: Path, overrides: list[str]) -> dict[str, Any]:
@@ -223,9 +258,13 @@ def _read_status(folder: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-def _write_status(folder: Path, state: str, overrides: list[str] | None = None, error: str | None = None) -> None:
+def _write_status(
+    folder: Path, state: str, overrides: list[str] | None = None, error: str | None = None, **more: str
+) -> None:
     """Write `status.json`; the overrides are those that the run was first started with."""
     if _MAIN:
         overrides = _read_status(folder).get("overrides", overrides)
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        write_json(folder / "status.json", {"state": state, "overrides": overrides, "error": error, "time": now})
+        write_json(
+            folder / "status.json", {"state": state, "overrides": overrides, "error": error, "time": now, **more}
+        )

@@ -60,8 +60,11 @@ def run(config: DictConfig) -> None:
             break
         command = studies[name]["command"]
         log.info(f"study {number} of {len(chosen)}, {name}: python run.py -m {command}")
-        place = _folder(folder, name, command).as_posix().replace("'", "\\'")
-        words = ["-m", *shlex.split(command), f"hydra.sweep.dir='{place}'"]
+        folder.mkdir(parents=True, exist_ok=True)
+        place, all_runs = (
+            "'" + path.as_posix().replace("'", "\\'") + "'" for path in (_folder(folder, name, command), folder)
+        )
+        words = ["-m", *shlex.split(command), f"hydra.sweep.dir={place}", f"reuse={all_runs}"]
         code = _sweep(words)
         if code in INTERRUPTED:
             raise SystemExit(code)
@@ -110,9 +113,11 @@ def _sweep(words: list[str]) -> int:
 INTRODUCTION = """# Results
 
 Written by `make results`, which runs every command below that hasn't finished yet and draws this page from what the
-runs left in their folders. Scores are means ± standard deviations over runs: over seeds, and in a backtest over years.
-Each table names its split. Seconds are those of the runs as they went, whatever else the machine did meanwhile;
-`python run.py -cn benchmark` times the layers fairly."""
+runs left in their folders. A run that several studies have in common, such as the recipe itself in its ablations, is
+trained once and counts in each. Scores are means ± standard deviations over runs: over seeds, and in a backtest over
+years. Each table names its split. Another processor or version rounds otherwise, which changes the scores of a run as
+another seed does. Seconds are those of the runs as they went, whatever else the machine did meanwhile; the layers are
+timed fairly by `python run.py -cn benchmark`."""
 
 
 def _head(study: dict[str, Any]) -> str:

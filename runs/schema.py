@@ -411,6 +411,9 @@ class Config:
         "test", "the split that is scored at the end: val while choosing between settings", choices=("test", "val")
     )
     resume: Optional[str] = option(None, "run folder of an interrupted run to continue")
+    reuse: Optional[str] = option(
+        None, "folder of runs: a finished one of the same configuration is copied instead of trained again"
+    )
     trust: list[str] = option([], "modules of your own whose classes a _target_ may name")
     debug: bool = option(False, "show the stack trace of an error")
 
@@ -559,7 +562,7 @@ def defaults() -> dict[str, list[Any]]:
     return found
 
 
-INCONSEQUENTIAL = ("debug", "data.cache_dir", "trainer.enable_progress_bar")
+INCONSEQUENTIAL = ("debug", "reuse", "data.cache_dir", "trainer.enable_progress_bar")
 """Options in which two runs may differ that are to come out the same."""
 
 
