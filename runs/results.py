@@ -187,7 +187,8 @@ def _analysis(rows: pd.DataFrame, metrics: list[dict[str, Any]], task: str) -> s
         recurrence = f"**Recurrence.** Against {WITHOUT}, the mean of the word vectors, {score} changes by {gains}."
     failures = _failures_of_texts if task == "cls" else _failures_of_forecasts
     lines = [
-        f"**Convergence and cost.** Fewest epochs to the best validation score: {soonest}. Least time, as these runs went: {fastest}.",
+        f"**Convergence and cost.** Fewest epochs to the best validation score: {soonest}. "
+        f"Least time, as these runs went: {fastest}.",
         cost.to_markdown(floatfmt=("", ",.0f", ".1f", ".1f", ".1f")),
         recurrence,
         f"**Gates.** Against the RNN, {score} changes by {gru} with the GRU's gates and by {lstm} with the LSTM's.",
