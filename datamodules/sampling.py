@@ -28,7 +28,8 @@ class BatchOrder(Sampler[list[int]]):
             would otherwise have none.
         lengths: one length per example; batches then hold examples of similar length, so that padding to the
             longest of a batch wastes little.
-        shuffle: a new order every epoch; otherwise examples keep their order (with `lengths`, sorted by length).
+        shuffle: a new order every epoch; otherwise always the same: examples keep their order, or with `lengths` are
+            sorted by them, the batches in an order of their own.
         seed: of the order.
         rank, world_size: this process takes batches `rank, rank + world_size, …`; in training every process gets
             the same number of batches, in evaluation no example is repeated or lost.
@@ -65,14 +66,14 @@ class BatchOrder(Sampler[list[int]]):
 
     def batches(self, epoch: int) -> list[list[int]]:
         """This process's batches of `epoch`."""
-        generator = np.random.default_rng([self.seed, epoch])
+        generator = np.random.default_rng([self.seed, epoch if self.shuffle else 0])
         order = generator.permutation(self.size) if self.shuffle else np.arange(self.size)
         if self.lengths is not None:
             pool = self.batch_size * (POOL if self.shuffle else max(1, self.size))
             pools = [order[start : start + pool] for start in range(0, self.size, pool)]
             order = np.concatenate([p[np.argsort(self.lengths[p], kind="stable")] for p in pools] or [order])
         batches = [order[start : start + self.batch_size].tolist() for start in range(0, self.size, self.batch_size)]
-        if self.shuffle:
+        if self.shuffle or self.lengths is not None:  # of an evaluation, too: its first batches are a sample of all
             batches = [batches[position] for position in generator.permutation(len(batches))]
         return batches[self.rank :: self.world_size][: len(self)]
 

@@ -100,8 +100,8 @@ class SeriesDataModule(pl.LightningDataModule):
         season: str = "1d",
     ) -> None:
         super().__init__()
-        self._source = Source(name, path, tuple(files), tuple(urls), dict(sha256 or {}), on_missing, SAMPLE)
-        self.name, self.is_sample = self._source.title, False
+        self.source = Source(name, path, tuple(files), tuple(urls), dict(sha256 or {}), on_missing, SAMPLE)
+        self.name, self.is_sample = self.source.title, False
         self._expected = expected or {}
         self._reading = {"encoding": encoding, "separator": separator}
         self._sample_years, self._sample_seed = sample_years, sample_seed
@@ -244,7 +244,7 @@ class SeriesDataModule(pl.LightningDataModule):
         return [*known, None][:3]
 
     def _read(self) -> tuple[pd.DataFrame, Path | None]:
-        file = self._source.locate()
+        file = self.source.locate()
         wind = dict.fromkeys((self._cleaning["wind"] or {}).values(), "data.wind (null for none)")
         features = dict.fromkeys(self._cleaning["columns"], "data.features")
         needed = {**features, **wind, self._target: "data.target", self._cleaning["time_column"]: "data.time_column"}

@@ -84,6 +84,11 @@ class Source:
         path = Path(os.path.expanduser(self.path or ""))
         return self.name if path.is_dir() or path.name in self.files else Path(path_text(path)).stem
 
+    def digest(self) -> str | None:
+        """The SHA-256 of the data file; None of the built-in sample. See `locate` for what it raises."""
+        path = self.locate()
+        return file_sha256(path) if path else None
+
     def locate(self) -> Path | None:
         """The data file: at `path`, in `$RNN_LAB_DATA`, in the cache, or downloaded; None for the built-in sample.
 

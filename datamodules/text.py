@@ -129,8 +129,8 @@ class TextDataModule(pl.LightningDataModule):
             raise DataError(
                 f"data.val_fraction={val_fraction} and data.test_fraction={test_fraction} leave nothing to train on"
             )
-        self._source = Source(name, path, tuple(files), tuple(urls), dict(sha256 or {}), on_missing, SAMPLE, cache_dir)
-        self.name, self.is_sample = self._source.title, False
+        self.source = Source(name, path, tuple(files), tuple(urls), dict(sha256 or {}), on_missing, SAMPLE, cache_dir)
+        self.name, self.is_sample = self.source.title, False
         self.facts: dict[str, Any] = {}
         self.report: dict[str, Any] = {}
         self._format = {"encoding": encoding, "separator": separator}
@@ -154,7 +154,7 @@ class TextDataModule(pl.LightningDataModule):
         """Find, read, clean, split, tokenise and encode; a second call does nothing."""
         if self._datasets:
             return
-        file = self._source.locate()
+        file = self.source.locate()
         if file is None:
             self.name, self.is_sample = SAMPLE, True
         content = file_sha256(file) if file else None

@@ -127,7 +127,10 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def build_datamodule(config: dict[str, Any]) -> Any:
-    """The data module of a run's configuration: a `LightningDataModule` with `name`, `facts`, `report`, `describe`."""
+    """The data module of a run's configuration: a `LightningDataModule` with `name`, `facts`, `report`, `describe`.
+
+    One that has a `source` can say which file it would read.
+    """
     return instantiate(config["data"], config["trust"])
 
 

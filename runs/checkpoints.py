@@ -183,6 +183,8 @@ class Recorder(Checkpoint):
             self._save(trainer, LAST)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not self.best:  # never validated: the last weights are those that are scored
+            self._save(trainer, BEST)
         self._seconds_before, self._started = self.seconds, math.nan
 
     def on_train_batch_end(
@@ -201,7 +203,8 @@ class Recorder(Checkpoint):
         sign = 1 if self.mode == "max" else -1
         if self.trial:
             return
-        if math.isfinite(score) and (not self.best or sign * score > sign * self.best["score"]):
+        unusable = math.isnan(sum(scores.values())) or not math.isfinite(score)  # NaN weights may well have an F1
+        if not unusable and (not self.best or sign * score > sign * self.best["score"]):
             self.best = {"score": score, "epoch": trainer.current_epoch + 1, "step": trainer.global_step}
             self._save(trainer, BEST)
         self._save(trainer, LAST)

@@ -19,7 +19,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from rich.console import Console
 
 from runs import console
-from runs.build import check_targets, plain, read_config
+from runs.build import build_datamodule, check_targets, plain, read_config
 from runs.checkpoints import BEST, LAST, progress, read_checkpoint, replacing, write_atomically
 from runs.errors import CheckpointError, explain
 from runs.report import write_json
@@ -90,7 +90,7 @@ def _run(config: DictConfig, folder: Path, overrides: list[str], sweeping: bool)
 
 
 def _twin(settings: dict[str, Any], place: Path, folder: Path) -> Path | None:
-    """A finished run of the same configuration, somewhere below `place`.
+    """A finished run of the same configuration and data, somewhere below `place`.
 
     Raises:
         ConfigError: there is no such place.
@@ -100,13 +100,21 @@ def _twin(settings: dict[str, Any], place: Path, folder: Path) -> Path | None:
     for path in sorted(place.rglob("metrics.json")):
         with contextlib.suppress(CheckpointError, ValueError):  # a damaged folder is nobody's twin
             twin = path.parent
-            if twin != folder and _finished(twin) and {*differing([read_config(twin), settings])} <= {*INCONSEQUENTIAL}:
+            if (
+                twin == folder
+                or not _finished(twin)
+                or {*differing([read_config(twin), settings])} - {*INCONSEQUENTIAL}
+            ):
+                continue
+            source = getattr(build_datamodule(settings), "source", None)  # the files of one of your own aren't known
+            report = json.loads((twin / "data_report.json").read_text(encoding="utf-8"))
+            if source is not None and report["sha256"] == source.digest():
                 return twin
     return None
 
 
 def _copy(twin: Path, settings: dict[str, Any], folder: Path, overrides: list[str]) -> dict[str, Any]:
-    log.info(f"{twin} is a finished run of this configuration: copied")
+    log.info(f"{twin} is a finished run of this configuration and data: copied")
     _write_config(folder, settings)
     _write_status(folder, COPYING, overrides)
     for source in twin.rglob("*"):

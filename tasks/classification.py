@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torchmetrics import CatMetric, MetricCollection
+from torchmetrics import MetricCollection
 from torchmetrics.classification import (
     MulticlassAccuracy,
     MulticlassCalibrationError,
@@ -23,7 +23,7 @@ from torchmetrics.classification import (
 from tasks.baselines import Baseline
 from tasks.models import build_model
 from tasks.ngrams import NgramVotes
-from tasks.task import Batch, Task
+from tasks.task import Batch, Task, kept_metric
 
 
 class ClassificationTask(Task):
@@ -102,7 +102,7 @@ class ClassificationTask(Task):
         self.calibration_errors: Any = nn.ModuleDict(
             {name: MulticlassCalibrationError(len(classes), n_bins=15) for name in ("ece", "ece_uncalibrated")}
         )
-        self.kept: Any = nn.ModuleDict({name: CatMetric() for name in ("index", "targets", "probabilities")})
+        self.kept: Any = nn.ModuleDict({name: kept_metric() for name in ("index", "targets", "probabilities")})
         self.temperature: Tensor
         self.register_buffer("temperature", torch.ones(()))
 
@@ -199,7 +199,7 @@ class ClassificationTask(Task):
             metric.reset()
 
     def predictions(self) -> pd.DataFrame:
-        """Columns `index, target, prediction, probability` and `p(class)` for every class."""
+        """Columns `index, target, prediction, probability` and `p(class)` for every class, by `index`."""
         probabilities = self._predicted["probabilities"]
         names = pd.Index(self.classes)
         best = probabilities.max(dim=-1)
@@ -212,7 +212,7 @@ class ClassificationTask(Task):
             }
         )
         each = pd.DataFrame(probabilities.numpy(), columns=[f"p({label})" for label in self.classes])
-        return pd.concat([frame, each], axis=1)
+        return pd.concat([frame, each], axis=1).sort_values("index", ignore_index=True)
 
     @torch.no_grad()
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:

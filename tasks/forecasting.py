@@ -15,11 +15,11 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torchmetrics import CatMetric, MeanAbsoluteError
+from torchmetrics import MeanAbsoluteError
 
 from tasks.baselines import Baseline, seasonal_naive
 from tasks.models import build_model
-from tasks.task import Batch, Task
+from tasks.task import Batch, Task, kept_metric
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mae": functional.l1_loss,
@@ -102,7 +102,7 @@ class ForecastingTask(Task):
         self.facts, self.criterion, self.base, self.tracking = facts, criterion, base, tracking
         self.val_mae = MeanAbsoluteError()
         self.kept: Any = nn.ModuleDict(
-            {name: CatMetric() for name in ("index", "origin", "targets", "forecasts", "naive")}
+            {name: kept_metric() for name in ("index", "origin", "targets", "forecasts", "naive")}
         )
         self.levels = [round(float(level), 6) for level in levels]
         self.shifts: Tensor

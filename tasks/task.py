@@ -22,7 +22,7 @@ Batch = dict[str, Tensor]
 
 
 class DivergedError(RuntimeError):
-    """The training loss is not a finite number any more."""
+    """The training loss, its gradient or a model's answers are not finite numbers any more."""
 
 
 class Task(pl.LightningModule):
@@ -62,7 +62,7 @@ class Task(pl.LightningModule):
         self.train_loss.persistent(True)  # in checkpoints: an epoch resumed in its middle reports its whole mean
         self.calibrating = False
         self.is_calibrated: bool | None = False
-        self.for_calibration: Any = nn.ModuleDict({name: CatMetric() for name in ("outputs", "targets")})
+        self.for_calibration: Any = nn.ModuleDict({name: kept_metric() for name in ("outputs", "targets")})
         self.blueprint: dict[str, Any] = {}
         self.scores: dict[str, float] = {}
         self.details: dict[str, Any] = {}
@@ -137,6 +137,24 @@ class Task(pl.LightningModule):
         self.train_loss.update(loss.detach(), weight=len(batch["targets"]))
         return loss
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as the trainer would, but never step with a gradient that isn't finite."""
+        scales = getattr(self.trainer.precision_plugin, "scaler", None) is not None  # it skips such steps by itself
+        if gradient_clip_algorithm not in (None, "norm") or not gradient_clip_val or scales:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        parameters = self.trainer.precision_plugin.main_params(optimizer)
+        if not torch.isfinite(norm := nn.utils.clip_grad_norm_(parameters, gradient_clip_val)):
+            raise DivergedError(
+                f"the gradient's norm became {norm.item()} at step {self.global_step}; nothing was updated with it. "
+                "Lower optimizer.lr"
+            )
+
     def on_train_epoch_end(self) -> None:
         self.log("train/loss", self.train_loss.compute())
         self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
@@ -145,6 +163,7 @@ class Task(pl.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         loss, outputs = self.loss(batch)
         if self.calibrating:
+            _check_answers(outputs)
             self.for_calibration["outputs"].update(outputs)
             self.for_calibration["targets"].update(batch["targets"])
             return
@@ -166,6 +185,7 @@ class Task(pl.LightningModule):
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         _, outputs = self.loss(batch)
+        _check_answers(outputs)
         self.update_test(outputs, batch)
 
     def on_test_epoch_end(self) -> None:
@@ -178,6 +198,16 @@ class Task(pl.LightningModule):
             return optimizer
         scheduler = self.make_scheduler(optimizer, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def kept_metric() -> CatMetric:
+    """Keeps what it is given, on every process, as it is: torchmetrics would leave out what is no number."""
+    return CatMetric(nan_strategy="disable")
+
+
+def _check_answers(outputs: Tensor) -> None:
+    if outputs.isnan().any():
+        raise DivergedError("the model's answers are no numbers (NaN): its weights, or what it reads, aren't finite")
 
 
 def cosine(optimizer: Optimizer, total_steps: int, warmup: float = 0.05, final: float = 0.01) -> LRScheduler:

@@ -9,9 +9,11 @@
 //
 // Vectors are GCC's and Clang's vector extension, as wide as the machine this is compiled on: AVX-512, AVX2, or 16 bytes.
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <new>
 #include <numeric>
 #include <type_traits>
 #include <utility>
@@ -630,16 +632,23 @@ class NoSubnormals {
 #endif
 };
 
-template <typename Pass> void run(const Problem& p) {
+// False: out of memory. Exceptions may leave neither a parallel region nor a C function.
+template <typename Pass> bool run(const Problem& p) try {
   Pass pass(p);
+  std::atomic<bool> complete{true};
 #pragma omp parallel num_threads(static_cast<int>(p.threads))
-  {
+  try {
     const NoSubnormals guard;
     pass.run(Slice(p, omp_get_thread_num(), omp_get_num_threads()), omp_get_thread_num());
+  } catch (const std::bad_alloc&) {
+    complete = false;
   }
+  return complete;
+} catch (const std::bad_alloc&) {
+  return false;
 }
 
-template <template <typename, Kind> class Pass> void dispatch(int kind, int doubles, const Problem& p) {
+template <template <typename, Kind> class Pass> bool dispatch(int kind, int doubles, const Problem& p) {
   switch (kind * 2 + doubles) {
     case kRNN * 2: return run<Pass<float, kRNN>>(p);
     case kRNN * 2 + 1: return run<Pass<double, kRNN>>(p);
@@ -650,12 +659,12 @@ template <template <typename, Kind> class Pass> void dispatch(int kind, int doub
     case kGRUAfter * 2: return run<Pass<float, kGRUAfter>>(p);
     case kGRUAfter * 2 + 1: return run<Pass<double, kGRUAfter>>(p);
   }
+  return false;
 }
 
 }  // namespace
 
-extern "C" void scan_forward(int kind, int doubles, const Problem* p) { dispatch<Forward>(kind, doubles, *p); }
-extern "C" void scan_backward(int kind, int doubles, const Problem* p) {
-  dispatch<Backward>(kind, doubles, *p);
-  dispatch<Weights>(kind, doubles, *p);
+extern "C" bool scan_forward(int kind, int doubles, const Problem* p) { return dispatch<Forward>(kind, doubles, *p); }
+extern "C" bool scan_backward(int kind, int doubles, const Problem* p) {
+  return dispatch<Backward>(kind, doubles, *p) && dispatch<Weights>(kind, doubles, *p);
 }

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.autograd import forward_ad
 
 from rnn_cells.cells import Cell, GRUCell, LSTMCell, RNNCell, State
 
@@ -47,6 +47,10 @@ def why_not(cell: Cell, x: Tensor) -> str | None:
         return f"the input is {x.dtype} on {x.device}, the weights are {weight.dtype} on {weight.device}"
     if torch.is_autocast_enabled("cpu"):
         return "it has no reduced precision for autocast"
+    if torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
+        return "it has no forward derivatives, and torch.func can't look into it"
+    if torch.compiler.is_exporting():
+        return "torch.export can't look into it"
     return _library()[1]
 
 
@@ -118,7 +122,8 @@ def _call(function: str, kind: int, reverse: bool, lengths: Tensor, tensors: dic
             assert tensor.is_contiguous()
             setattr(problem, name, tensor.data_ptr())
     library, _ = _library()
-    getattr(library, function)(kind, int(x.dtype == torch.float64), ctypes.byref(problem))
+    if not getattr(library, function)(kind, int(x.dtype == torch.float64), ctypes.byref(problem)):
+        raise MemoryError(f"{function} of {tuple(x.shape)} with hidden_size={problem.hidden}")
 
 
 def _threads(x: Tensor) -> int:
@@ -129,7 +134,7 @@ def _threads(x: Tensor) -> int:
 class _Pool:
     """Memory that backward is done with, kept for the next forward: new memory costs a page fault every 4 KiB."""
 
-    LIMIT = 8  # buffers kept; more than the layers and directions of most networks
+    LIMIT = 512 << 20  # bytes kept
 
     def __init__(self) -> None:
         self._free: list[Tensor] = []
@@ -149,7 +154,9 @@ class _Pool:
         if tensor is not None:
             assert tensor._base is not None
             with self._lock:
-                self._free = [*self._free, tensor._base][-self.LIMIT :]
+                self._free.append(tensor._base)
+                while sum(flat.nbytes for flat in self._free) > self.LIMIT:
+                    del self._free[0]
 
 
 _pool = _Pool()
@@ -182,8 +189,9 @@ class _Scan(torch.autograd.Function):
         return output, *final
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, doutput: Tensor, *dfinal: Tensor) -> Any:
+        if torch.is_grad_enabled():  # create_graph: what comes out of native code would count as constant
+            raise RuntimeError("the cpu backend has no second derivatives: use backend='reference'")
         x, weight_ih, weight_hh, bias_ih, bias_hh, *state, output = ctx.saved_tensors
         lstm = ctx.kind == LSTM_KIND
         tensors = {
@@ -247,7 +255,7 @@ def _library() -> tuple[Any, str | None]:
     except (OSError, _CompilerError) as error:  # a cache that can't be written or executed, a compiler too old
         return None, f"it can't be compiled: {error}"
     for function in (library.scan_forward, library.scan_backward):
-        function.argtypes, function.restype = (ctypes.c_int, ctypes.c_int, ctypes.POINTER(_Problem)), None
+        function.argtypes, function.restype = (ctypes.c_int, ctypes.c_int, ctypes.POINTER(_Problem)), ctypes.c_bool
     return library, None
 
 

@@ -115,7 +115,15 @@ def test_the_order_is_a_function_of_seed_and_epoch_alone() -> None:
 
 def test_evaluation_keeps_the_order_of_the_examples() -> None:
     assert flat(BatchOrder(10, 3).batches(4)) == list(range(10))
-    assert flat(BatchOrder(5, 2, lengths=[3, 1, 2, 1, 0]).batches(0)) == [4, 1, 3, 2, 0]
+
+
+def test_evaluation_takes_batches_of_like_lengths_in_an_order_that_is_always_the_same_but_not_theirs() -> None:
+    lengths = np.arange(100) // 2
+    batches = BatchOrder(100, 10, lengths=lengths).batches(0)
+    assert sorted(batches) == [list(range(start, start + 10)) for start in range(0, 100, 10)]
+    firsts = [batch[0] for batch in batches]
+    assert firsts != sorted(firsts)
+    assert BatchOrder(100, 10, lengths=lengths).batches(3) == batches
 
 
 def test_bucketing_by_length_saves_most_of_the_padding() -> None:

@@ -473,7 +473,7 @@ def test_missing_and_repeated_columns_are_listed(tmp_path: Path) -> None:
 
 def test_a_cut_off_file_never_passes_silently(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     text = hourly(range(96)).to_csv(index=False)
-    known = file_sha256(module(tmp_path, text)._source._explicit(tmp_path / "series.csv"))
+    known = file_sha256(module(tmp_path, text).source._explicit(tmp_path / "series.csv"))
     for cut in np.linspace(1, len(text) - 1, 20).astype(int):
         caplog.clear()
         try:

@@ -405,7 +405,7 @@ def test_sample_reviews_are_cut_as_jieba_cuts_them() -> None:
 @pytest.mark.skipif(not os.environ.get("RNN_LAB_DATA"), reason="needs RNN_LAB_DATA")
 def test_real_reviews_are_cut_as_jieba_cuts_them() -> None:
     data = TextDataModule("online", files=["online_shopping_10_cats.zip"], on_missing="error")
-    found = data._source.locate()
+    found = data.source.locate()
     assert found is not None
     texts = read_table(found, columns=["review"])["review"].tolist()[::8]
     assert tokenize(texts, "jieba") == jieba_itself(texts)

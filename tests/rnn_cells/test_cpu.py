@@ -111,6 +111,51 @@ def test_graphs_that_wait_for_their_backward_do_not_share_memory():
 
 
 @compiled
+def test_a_second_derivative_is_refused_not_left_out():
+    layer, x = LSTM(3, 4, backend="cpu"), torch.randn(2, 5, 3, requires_grad=True)
+    with pytest.raises(RuntimeError, match="no second derivatives: use backend='reference'"):
+        torch.autograd.grad(layer(x)[0].sum(), x, create_graph=True)
+    layer.backend = "reference"
+    (slope,) = torch.autograd.grad(layer(x)[0].sum(), x, create_graph=True)
+    slope.square().sum().backward()
+    assert layer.cells[0].weight_hh.grad.abs().sum() > 0
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is:DeprecationWarning")  # torch's own, in forward mode
+def test_what_looks_into_the_scan_gets_the_reference():
+    layer, x, tangent = LSTM(3, 4), torch.randn(5, 2, 3), torch.randn(5, 2, 3)
+    layer.batch_first = False
+    assert torch.func.vmap(layer)(x[None])[0].shape == (1, 5, 2, 4)
+    assert layer.chosen_backend == "reference"
+    layer.backend = "reference"
+    expected = torch.func.jvp(lambda x: layer(x)[0], (x,), (tangent,))
+    layer.backend = "auto"
+    torch.testing.assert_close(torch.func.jvp(lambda x: layer(x)[0], (x,), (tangent,)), expected)
+    assert layer.chosen_backend == "reference"
+
+
+OUT_OF_MEMORY = """
+import resource, torch
+from rnn_cells import GRU
+layer = GRU(8, 1500, backend="cpu")
+layer(torch.zeros(2, 3, 8))
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (20 << 20), -1))
+try:
+    layer(torch.zeros(2, 3, 8))
+except MemoryError as error:
+    print(error)
+"""
+
+
+@compiled
+def test_a_lack_of_memory_is_an_exception_and_no_crash():
+    result = subprocess.run([sys.executable, "-c", OUT_OF_MEMORY], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "scan_forward of (3, 2, 8) with hidden_size=1500" in result.stdout
+
+
+@compiled
 @pytest.mark.parametrize(
     ("x", "state", "lengths", "message"),
     [

@@ -192,6 +192,20 @@ def test_weights_that_are_not_calibrated_are_said_to_be_so(
         assert bool(caplog.text) == warned
 
 
+def test_a_run_that_ended_before_its_first_validation_answers_with_the_weights_that_were_scored(
+    lab: Lab, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "run"
+    outcome = lab.run(*SMALL["cls"], "trainer.max_steps=5", f"hydra.run.dir={folder}")
+    assert outcome.code == 0, outcome.output
+    scored = pd.read_parquet(folder / "predictions.parquet")
+    texts = tmp_path / "texts.csv"
+    scored[["text"]].to_csv(texts, index=False)
+    made(run=folder, input=texts, output=tmp_path / "answers.csv", text_column="text")
+    assert pd.read_csv(tmp_path / "answers.csv")["prediction"].tolist() == scored["prediction"].tolist()
+    assert "not calibrated" not in caplog.text
+
+
 MISTAKES: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"run": "nowhere"}, ConfigError, "run=nowhere is not a run folder: it has no config.yaml"),
     ({"run": "."}, ConfigError, "it holds several, choose one: damaged, run"),

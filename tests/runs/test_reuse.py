@@ -10,6 +10,7 @@ import pytest
 
 from runs.checkpoints import LAST
 from tests.runs.lab import SMALL, Lab
+from tests.runs.test_command_line import OWN_TEXTS, cls_words, write_texts
 from tests.runs.test_resume import result_of
 
 WORDS = (*SMALL["cls"], "trainer.max_epochs=1")
@@ -31,7 +32,7 @@ def test_a_run_with_a_twin_is_copied_and_says_from_where(lab: Lab, finished: Pat
     words = (*WORDS, "debug=true", f"reuse={finished.parents[1]}", f"hydra.run.dir={tmp_path}/run")
     outcome = lab.run(*words)
     assert outcome.code == 0, outcome.output
-    assert f"{finished} is a finished run of this configuration: copied" in outcome.output
+    assert f"{finished} is a finished run of this configuration and data: copied" in outcome.output
     copy = tmp_path / "run"
     assert result_of(copy) == result_of(finished)
     assert files(copy) == files(finished)
@@ -47,6 +48,16 @@ def test_a_run_that_differs_in_anything_is_trained(change: str, lab: Lab, finish
     assert outcome.code == 0, outcome.output
     assert "copied" not in outcome.output
     assert result_of(tmp_path / "run") != result_of(finished)
+
+
+def test_a_run_of_other_data_is_trained(lab: Lab, tmp_path: Path) -> None:
+    path = write_texts(tmp_path / "texts.csv")
+    words = (*cls_words(), *OWN_TEXTS, f"data.path={path}", "data.text_column=内容", "data.target=类别")
+    assert lab.run(*words, f"hydra.run.dir={tmp_path}/runs/a").code == 0
+    path.write_text(path.read_text(encoding="utf-8").replace("很好", "极好"), encoding="utf-8")
+    outcome = lab.run(*words, f"reuse={tmp_path}/runs", f"hydra.run.dir={tmp_path}/b")
+    assert outcome.code == 0, outcome.output
+    assert "copied" not in outcome.output
 
 
 def test_neither_an_unfinished_nor_a_damaged_run_is_copied(lab: Lab, finished: Path, tmp_path: Path) -> None:

@@ -39,7 +39,11 @@ def texts(batches: int) -> list[dict[str, Tensor]]:
 
 
 def fit(
-    task: pl.LightningModule, batches: list[dict[str, Tensor]], *callbacks: pl.Callback, accumulate: int = 1
+    task: pl.LightningModule,
+    batches: list[dict[str, Tensor]],
+    *callbacks: pl.Callback,
+    accumulate: int = 1,
+    clip: float | None = None,
 ) -> None:
     trainer = pl.Trainer(
         accelerator="cpu",
@@ -51,6 +55,7 @@ def fit(
         enable_progress_bar=False,
         enable_model_summary=False,
         limit_val_batches=0,
+        gradient_clip_val=clip,
         callbacks=list(callbacks),
     )
     loader: Any = DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
@@ -122,6 +127,44 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change(poison: float
     assert len(snapshots.weights) == 2
     for name, value in task.model.state_dict().items():
         assert torch.equal(value, snapshots.weights[-1][name]), name
+
+
+class Spike(pl.Callback):
+    """One entry of a gradient becomes infinite at step 2, under a loss that is finite."""
+
+    def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.global_step == 2:
+            gradient = next(iter(pl_module.parameters())).grad
+            assert gradient is not None
+            gradient.view(-1)[0] = math.inf
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_weights_change() -> None:
+    task, snapshots = classifier(), Snapshots()
+    with pytest.raises(DivergedError, match=r"the gradient's norm became inf at step 2.*optimizer\.lr"):
+        fit(task, texts(5), snapshots, Spike(), clip=1.0)
+    assert len(snapshots.weights) == 2
+
+
+@pytest.mark.parametrize("clip", [None, 0.01, 1e9])
+def test_gradients_are_clipped_as_the_trainer_would(clip: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = classifier()
+    fit(ours, texts(5), clip=clip)
+    monkeypatch.delattr("tasks.task.Task.configure_gradient_clipping")
+    theirs = classifier()
+    fit(theirs, texts(5), clip=clip)
+    torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), rtol=0, atol=0)
+
+
+def test_answers_that_are_no_numbers_are_neither_scored_nor_left_out() -> None:
+    task = classifier()
+    with torch.no_grad():
+        next(iter(task.model.head.parameters())).fill_(math.nan)
+    with pytest.raises(DivergedError, match="the model's answers are no numbers"):
+        task.test_step(texts(1)[0], 0)
+    task.calibrating = True
+    with pytest.raises(DivergedError, match="the model's answers are no numbers"):
+        task.validation_step(texts(1)[0], 0)
 
 
 def test_the_epochs_training_loss_is_the_mean_over_examples_not_over_batches() -> None:
