@@ -47,7 +47,8 @@ def why_not(cell: Cell, x: Tensor) -> str | None:
         return f"the input is {x.dtype} on {x.device}, the weights are {weight.dtype} on {weight.device}"
     if torch.is_autocast_enabled("cpu"):
         return "it has no reduced precision for autocast"
-    if torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
+    inside = torch._C._functorch.peek_interpreter_stack() is not None  # pyright: ignore[reportAttributeAccessIssue]
+    if inside or forward_ad._current_level >= 0:
         return "it has no forward derivatives, and torch.func can't look into it"
     if torch.compiler.is_exporting():
         return "torch.export can't look into it"
