@@ -20,7 +20,8 @@ import pandas as pd
 import torch
 from torch.utils.data import Dataset
 
-from .sources import LINE, SPLITS, DataError
+from .sources import SPLITS, DataError
+from .streaming import LINE
 
 logger = logging.getLogger(__name__)
 
@@ -80,8 +81,8 @@ def clean(
     conflicting = kept.loc[kept.duplicated("text", keep=False), "text"]
     report = {
         "rows_read": len(rows),
-        "unterminated": bool(frame.attrs.get("unterminated", False)),
-        "nul_removed": int(frame.attrs.get("nul_removed", 0)) + sum(text.count("\0") for text in raw),
+        **frame.attrs,
+        "nul_removed": frame.attrs.get("nul_removed", 0) + sum(text.count("\0") for text in raw),
         "bom_removed": sum(text.count("\ufeff") for text in raw),
         "unlabelled_dropped": int(without.sum()),
         "empty_dropped": len(labelled) - len(filled),

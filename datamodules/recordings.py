@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .sources import LINE, DataError
-from .streaming import TableStream
+from .sources import DataError
+from .streaming import LINE, TableStream, warn
 
 CHUNK = 20_000  # rows parsed at once
 NO_READING = ("nan", "na", "n/a", "#n/a", "null", "none", "missing", "缺测", "缺失", "无")
@@ -95,6 +95,7 @@ def _frames(table: TableStream, names: Sequence[str]) -> Iterator[pd.DataFrame]:
             raise DataError(f"{table.path}, line {torn.line}: {torn.note}; correct the row or remove it")
         cells = {name: pd.Series([row.fields[at] for row in chunk], dtype=object) for name, at in places.items()}
         yield pd.DataFrame({**cells, LINE: [row.line for row in chunk]})
+    warn(table.path, table.met)
 
 
 def lines_of(frame: pd.DataFrame) -> np.ndarray:

@@ -14,7 +14,8 @@ import pytorch_lightning as pl
 
 from .cleaning import WIND, CleanSeries, clean, duration, instant, spell
 from .sampling import ResumableLoader, split_loader
-from .sources import SPLITS, DataError, Source, at_least, file_sha256, one_of, path_text, read_table
+from .sources import SPLITS, DataError, Source, at_least, file_sha256, one_of, path_text
+from .streaming import read_table
 from .synthetic import sample_climate
 from .windows import CALENDAR, Climatology, WindowDataset, features_of, forward_fill, window_starts
 
@@ -407,6 +408,7 @@ class SeriesDataModule(pl.LightningDataModule):
             "source": path_text(file) if file else f"built-in: {self._sample_years} years of seed {self._sample_seed}",
             "sha256": file_sha256(file) if file else None,
             "unexpected": self._unexpected(frame, file),
+            **frame.attrs,
             **series.report,
             "rows_after_test_until": unused,
             "reach_back": self._reach_back,

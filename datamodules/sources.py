@@ -1,39 +1,24 @@
-"""Find, download, verify and read the files behind a data module."""
+"""Find, download and verify the files behind a data module."""
 
 from __future__ import annotations
 
-import codecs
-import csv
 import hashlib
-import io
 import logging
 import os
 import sys
 import threading
 import time
 import zipfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlparse
 
-import numpy as np
-import pandas as pd
-
 logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
-# The column that `read_table` adds: where each row starts in the file, 1-based. Names in a header are stripped, so no
-# column of a file can have this one.
-LINE = " file line"
 CONNECT_SECONDS, PROBE_SECONDS, READ_SECONDS = 3, 5, 20
-TAB = "\t"
-SHOWN = 5  # lines named in a message about many
-UTF8_MARKS = ("锘", "ï»¿")  # what begins UTF-8 files from Windows, read as GB18030 and as Latin-1
-NAMES, NAME = 20, 40  # column names shown in a message, and characters of each
-LONGEST_FIELD = 2**31 - 1  # the reader's own limit would take a text of 131,073 characters for a broken quote
-BLOCK = 64  # rows transposed at once: few enough to be gone before the garbage collector looks at them
 
 
 class DataError(ValueError):
@@ -194,46 +179,6 @@ class Source:
         raise DataError(f"the data {self.name} was not found and could not be downloaded: {remedy}{sample}{tried}")
 
 
-def read_table(
-    path: str | Path, *, columns: Collection[str], encoding: str = "utf-8", separator: str = ","
-) -> pd.DataFrame:
-    """Read a CSV, or the single CSV inside a zip archive, as text.
-
-    Args:
-        path: the file.
-        columns: names that must be among the header's, or a mapping from these to the options that chose them, for
-            messages; the other columns are returned too.
-        encoding: of the text; a byte order mark is accepted.
-        separator: between fields, one character, or `tab`.
-
-    Returns:
-        A frame of `str` (nothing is read as missing: "NA" and "" stay text) with a RangeIndex, plus the column `LINE`:
-        the 1-based line of the file on which each row starts. `frame.attrs["nul_removed"]` counts NUL characters,
-        `frame.attrs["unterminated"]` says that the last line lacks its line break, which is also logged.
-
-    Raises:
-        DataError: for an unreadable file, with its name, the line and the remedy; no row is ever shifted or padded.
-    """
-    path, separator = Path(path), {"tab": TAB}.get(separator, separator)
-    text = _decode(path, _read_bytes(path), encoding)
-    nul_removed = text.count("\0")
-    if nul_removed:
-        text = text.replace("\0", "")
-    header, values, lines = _parse(path, text, separator, columns)
-    frame = pd.DataFrame({name: pd.Series(v, dtype=object) for name, v in zip(header, values, strict=True)}, copy=False)
-    frame[LINE] = np.asarray(lines, dtype=np.int64)
-    unterminated = not text.endswith(("\n", "\r"))
-    if unterminated:
-        warn_unterminated(path)
-    frame.attrs |= {"nul_removed": nul_removed, "unterminated": unterminated}
-    return frame
-
-
-def warn_unterminated(path: Path) -> None:
-    """Say that a file may have been cut off."""
-    logger.warning("%s does not end with a line break: if it was cut off, its last row is incomplete", path)
-
-
 def cache_folder(cache_dir: str | None = None) -> Path:
     """Where downloads and derived files are kept: `cache_dir`, `$RNN_LAB_CACHE`, or the user's cache folder."""
     chosen = cache_dir or os.environ.get("RNN_LAB_CACHE")
@@ -289,163 +234,3 @@ def _unreachable(urls: Sequence[str]) -> dict[str, str]:
     for thread in threads:
         thread.join(max(0.0, deadline - time.monotonic()))
     return {url: reason for url in urls if (reason := answers.get(url, "no answer"))}
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
-    if data.startswith(b"PK\x03\x04"):
-        data = _unzip(path, data)
-    elif path.suffix.lower() == ".zip":
-        raise DataError(f"{path} is {'empty' if not data else 'not a zip archive'}: delete it and get it again")
-    if not data.strip():
-        raise DataError(f"{path} is empty: it needs a header and rows")
-    return data
-
-
-def _unzip(path: Path, data: bytes) -> bytes:
-    """The bytes of the one CSV in an archive; nothing is unpacked to disk, so no member can land elsewhere."""
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            return archive.read(table_member(path, archive))
-    except DataError:
-        raise
-    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, OSError, ValueError) as error:
-        raise DataError(f"{path} is a damaged or locked zip archive ({error}): delete it and get it again") from error
-
-
-def table_member(path: Path, archive: zipfile.ZipFile) -> str:
-    """The name of the one CSV in an archive.
-
-    Raises:
-        DataError: there is none, or more than one.
-    """
-    names = [i.filename for i in archive.infolist() if not i.is_dir() and _is_table(PurePosixPath(i.filename))]
-    if len(names) != 1:
-        contents = archive.namelist()[:10]
-        raise DataError(
-            f"{path} must hold exactly one .csv file, but holds {contents}: unpack it and give data.path the file"
-        )
-    return names[0]
-
-
-def _is_table(member: PurePosixPath) -> bool:
-    # Archives made on a Mac carry a "__MACOSX/._name.csv" beside each file.
-    return member.suffix.lower() == ".csv" and member.parts[0] != "__MACOSX" and not member.name.startswith("._")
-
-
-def _decode(path: Path, data: bytes, encoding: str) -> str:
-    try:
-        text = data.decode(encoding).removeprefix("\ufeff")
-        text.encode()  # some encodings, such as utf-7, let halves of characters pass, which nothing can write
-        return text
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        if error.reason in ("unexpected end of data", "incomplete multibyte sequence"):
-            cause = "the file ends inside a character: it was cut off, get it again"
-        elif data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            cause = "try data.encoding=utf-16"
-        elif _is_utf8(data):
-            cause = "it reads as UTF-8, try data.encoding=utf-8"
-        else:
-            cause = "try data.encoding=gb18030 (Chinese) or data.encoding=latin-1 (Western European)"
-        raise DataError(f"{path}, line {line} (byte {error.start}) is not {encoding}: {cause}") from error
-    except (LookupError, ValueError) as error:
-        raise DataError(
-            f"{path} cannot be read with data.encoding={encoding!r}: use utf-8, gb18030 or latin-1 ({error})"
-        ) from error
-
-
-def _is_utf8(data: bytes) -> bool:
-    try:
-        data.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-def _parse(
-    path: Path, text: str, separator: str, columns: Collection[str]
-) -> tuple[list[str], list[list[str]], list[int]]:
-    """Header, values column by column, and the line each row starts on; blank lines are skipped."""
-    header: list[str] = []
-    values: list[list[str]] = []
-    lines: list[int] = []
-    block: list[list[str]] = []
-    wrong: list[tuple[int, int]] = []
-    end = 0
-    csv.field_size_limit(LONGEST_FIELD)
-    try:
-        # strict: a stray quote is an error here, where otherwise it could swallow the rows up to the next one.
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-        for row in reader:
-            start, end = end + 1, reader.line_num
-            if not row:
-                continue
-            if not header:
-                header = [name.strip() for name in row]
-                check_header(path, header, columns, separator)
-                values = [[] for _ in header]
-                continue
-            if len(row) != len(header):
-                wrong.append((start, len(row)))
-                continue
-            lines.append(start)
-            block.append(row)
-            if len(block) == BLOCK:
-                _flush(block, values)
-    except TypeError as error:
-        raise DataError(f"data.separator={separator!r} must be one character, or tab") from error
-    except csv.Error as error:
-        raise DataError(
-            f"{path}: the row that starts on line {end + 1} is broken ({error}): a quote in it is never closed or not "
-            "doubled, or the file was cut off"
-        ) from error
-    _flush(block, values)
-    if wrong:
-        raise DataError(
-            f"{path}: {len(wrong)} row(s) do not have the header's {len(header)} fields: "
-            + ", ".join(f"line {line} has {fields}" for line, fields in wrong[:SHOWN])
-            + (", …" if len(wrong) > SHOWN else "")
-            + f". Quote fields that contain {separator!r} or a line break; a short last row means a cut-off file"
-        )
-    if not lines:
-        raise DataError(f"{path} is empty: it needs a header and rows")
-    return header, values, lines
-
-
-def _flush(block: list[list[str]], values: list[list[str]]) -> None:
-    # Block by block: half a million living row lists would cost seconds of garbage collection.
-    for column, part in zip(values, zip(*block, strict=True), strict=False):
-        column.extend(part)
-    block.clear()
-
-
-def check_header(path: Path, header: list[str], columns: Collection[str], separator: str) -> None:
-    """Raise a DataError unless the header holds each of `columns` once; see `read_table`."""
-    if header and header[0].startswith(UTF8_MARKS):
-        raise DataError(f"{path} begins with the mark of a UTF-8 file, so that is what it is: try data.encoding=utf-8")
-    options = columns if isinstance(columns, Mapping) else {}
-    missing = [name for name in columns if name not in header]
-    chosen = sorted({options[name] for name in missing if name in options})
-    remedy = "Rename them in the file, or name others with " + (", ".join(chosen) or "the data options")
-    # Columns without a name, such as a spreadsheet leaves on the right, harm nobody while nobody asks for them.
-    duplicated = sorted({name for name in header if header.count(name) > 1 and (name or name in columns)})
-    if not missing and not duplicated:
-        return
-    other = next((s for s in ",;\t|" if s != separator and len(header) == 1 and s in header[0]), None)
-    raise DataError(
-        f"{path}, line 1:"
-        + (f" columns {_few(missing)} are missing;" if missing else "")
-        + (f" columns {_few(duplicated)} occur more than once;" if duplicated else "")
-        + f" found {_few(header)}."
-        + (f" Try data.separator={'tab' if other == TAB else repr(other)}" if other else f" {remedy}")
-    )
-
-
-def _few(names: Sequence[str]) -> str:
-    """Column names for a message; read in the wrong encoding, a whole file may seem to be one of them."""
-    shown = [name if len(name) <= NAME else name[:NAME] + "…" for name in names[:NAMES]]
-    return f"{shown}" + (f" and {len(names) - NAMES} more" if len(names) > NAMES else "")

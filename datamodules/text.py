@@ -31,19 +31,8 @@ from .corpus import (
     write_arrays,
 )
 from .sampling import ResumableLoader, split_loader
-from .sources import (
-    LINE,
-    SPLITS,
-    DataError,
-    Source,
-    at_least,
-    cache_folder,
-    file_sha256,
-    one_of,
-    path_text,
-    read_table,
-    warn_unterminated,
-)
+from .sources import SPLITS, DataError, Source, at_least, cache_folder, file_sha256, one_of, path_text
+from .streaming import LINE, read_table, warn
 from .synthetic import SMALLEST_REVIEWS, sample_reviews
 
 logger = logging.getLogger(__name__)
@@ -244,12 +233,12 @@ class TextDataModule(pl.LightningDataModule):
         tokenizer = [self._tokenizer, _tokenizer_version(self._tokenizer)]
         settings = [origin, self._format, self._text_column, self._target, self._unlabelled, choice, tokenizer]
         key = hashlib.sha256(json.dumps(settings).encode())
-        for module in ("corpus", "sources", "synthetic", "text"):
+        for module in ("corpus", "sources", "streaming", "synthetic", "text"):
             key.update(Path(__file__).with_name(f"{module}.py").read_bytes())
         cache = cache_folder(self._cache_dir) / f"corpus-{self._tokenizer}-{key.hexdigest()[:32]}.bin"
         if (data := Prepared.load(cache)) is not None:
-            if data.report["unterminated"] and file is not None:
-                warn_unterminated(file)
+            if file is not None:
+                warn(file, data.report)
             return data
         where = str(file or self.name)
         corpus, traps = clean(self._read(file), self._text_column, self._target, where, self._unlabelled)

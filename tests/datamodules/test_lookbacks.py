@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -188,3 +189,15 @@ def test_a_torn_row_a_bad_time_and_a_bad_number_are_named_with_their_line(tmp_pa
         path.write_text("\n".join(lines), encoding="utf-8")
         with pytest.raises(DataError, match=message):
             read(path)
+
+
+def test_a_file_that_may_have_lost_readings_is_warned_about(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "t.csv"
+    times = [f"01.01.2020 {hour:02}:00:00" for hour in range(5)]
+    rows = [f"{time},1,{note}" for time, note in zip(times, ["x", '"x', "x", 'x"', "x"], strict=True)]
+    path.write_text("\n".join(["Date Time,p,note", *rows]), encoding="utf-8")
+    with TableStream(path, ["p"]) as table:
+        found, _ = read_recordings(table, time_column="Date Time", time_format=FORMAT, columns=["p"])
+    assert len(found.times) == 3
+    assert re.search("line 3: .* its quotes may enclose other rows", caplog.text)
+    assert "does not end with a line break" in caplog.text

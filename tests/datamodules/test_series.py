@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -487,6 +488,16 @@ def test_a_cut_off_file_never_passes_silently(tmp_path: Path, caplog: pytest.Log
             ready(tmp_path, text[:cut], sha256={"series.csv": known})
 
 
+def test_readings_between_two_stray_quotes_are_counted_and_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    notes = {0: "note", 10: '"x', 12: 'x"'}
+    lines = hourly(range(96)).to_csv(index=False).splitlines()
+    data = ready(tmp_path, "".join(f"{line},{notes.get(at, 'x')}\n" for at, line in enumerate(lines)))
+    assert (data.report["rows_read"], data.report["enclosing_rows"]) == (94, 1)
+    assert re.search("line 11: .* its quotes may enclose other rows", caplog.text)
+
+
 def test_a_step_that_is_no_multiple_of_the_recording_is_an_error_that_names_both(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"data.step=15min is not a multiple of the step of 10min"):
         ready(tmp_path, hourly(np.arange(600) / 6), step="15min")
@@ -768,7 +779,7 @@ def test_the_climatology_of_the_real_record_is_no_worse_than_measured_elsewhere(
 
 @real
 def test_every_sixth_row_of_the_ten_minute_record_is_the_hourly_record() -> None:
-    from datamodules.sources import read_table
+    from datamodules.streaming import read_table
 
     columns = ["T (degC)", "p (mbar)", "wd (deg)"]
     options: Any = {"time_column": "Date Time", "time_format": "%d.%m.%Y %H:%M:%S", "columns": columns}

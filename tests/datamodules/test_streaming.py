@@ -6,6 +6,7 @@ import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -20,7 +21,7 @@ CELL = st.text(CHARACTERS, max_size=12) | st.text('a,"\n\r ', max_size=6)
 GOOD = [f"文本{number},标签" for number in range(4)]
 
 
-def rows_of(path: Path, *columns: str, **options: str) -> list[Row]:
+def rows_of(path: Path, *columns: str, **options: Any) -> list[Row]:
     with TableStream(path, dict.fromkeys(columns, "data.text_column"), **options) as table:
         return list(table.rows())
 
@@ -59,6 +60,8 @@ HOSTILE = {
     "one": (["one", ""], "row has 1 fields, the header has 2", False),
     "a,b,c,d": (["a", "b,c,d"], "row has 4 fields, the header has 2", False),
     "n\0u\0l,x": (["nul", "x"], "NULs removed: 2", True),
+    '\0"a,\0b"\0,x': (["a,b", "x"], "NULs removed: 3", True),
+    '\0,"': (["", '"'], "a quote is never closed; NULs removed: 1", False),
     "😀👩‍👩‍👧,x": (["😀👩‍👩‍👧", "x"], "", True),
     "字" * 100_000 + ",x": (["字" * 100_000, "x"], "", True),
     ",": (["", ""], "", True),
@@ -138,6 +141,7 @@ MISTAKES = [
     (b"other,label\na,b\n", {}, r"columns \['text'\] are missing; found \['other', 'label'\].*data.text_column"),
     (b"text;label\na;b\n", {}, "Try data.separator=';'"),
     (b"text,text\na,b\n", {}, "occur more than once"),
+    ("text,评\n很好,x\n".encode(), {"encoding": "ascii"}, "it reads as UTF-8, try data.encoding=utf-8"),
     (b"text\na\n", {"encoding": "klingon"}, "data.encoding='klingon'"),
     (b"text\na\n", {"encoding": "utf-16"}, "data.encoding"),
     (b"text\na\n", {"separator": ";;"}, "data.separator=';;' must be one character"),
@@ -155,6 +159,13 @@ def test_a_file_that_is_no_such_table_is_one_message(
     with pytest.raises(DataError, match=message) as caught:
         rows_of(path, "text", **options)
     assert "t.csv" in str(caught.value) or "separator" in str(caught.value)
+
+
+def test_the_encoding_of_a_table_in_an_archive_is_suggested_too(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "t.zip", "w") as archive:
+        archive.writestr("t.csv", "内容,类别\n很好,好评\n".encode("utf-16"))
+    with pytest.raises(DataError, match=r"data\.encoding=utf-16"):
+        rows_of(tmp_path / "t.zip", "内容")
 
 
 def test_an_archive_cut_off_is_a_message(tmp_path: Path) -> None:

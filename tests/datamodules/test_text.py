@@ -4,6 +4,7 @@ import csv
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import types
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 from datamodules import DataError, TextDataModule, text
 from datamodules.corpus import Prepared, TextDataset, clean
 from datamodules.encoding import TextEncoder
-from datamodules.sources import LINE, read_table
+from datamodules.streaming import LINE, read_table
 from datamodules.synthetic import sample_reviews
 from datamodules.text import SAMPLE, Vocabulary, tokenize
 
@@ -456,15 +457,18 @@ def test_a_second_start_does_not_tokenise(table: Path, cache: Path, monkeypatch:
     ]
 
 
-def test_a_file_that_may_be_cut_off_is_warned_about_at_every_start(
+def test_a_file_that_may_have_lost_rows_is_warned_about_at_every_start(
     table: Path, cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    table.write_bytes(table.read_bytes().rstrip(b"\r\n"))
+    written = table.read_bytes()
+    swallowed = '类0,"很好\r\n类0,不错\r\n类0,还行"'
+    table.write_bytes(written + swallowed.encode())
     for _ in range(2):
         caplog.clear()
-        module(table)
+        report = module(table).report
         assert "does not end with a line break" in caplog.text
-    assert module(table).report["unterminated"] is True
+        assert re.search("line 302: .* its quotes may enclose other rows", caplog.text)
+    assert (report["unterminated"], report["enclosing_rows"], report["rows_read"]) == (True, 1, 301)
     assert len(list(cache.glob("corpus-*"))) == 1
 
 
