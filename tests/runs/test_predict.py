@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -190,6 +191,16 @@ def test_weights_that_are_not_calibrated_are_said_to_be_so(
         made(run=finished("cls"), text="很好", checkpoint=checkpoint)
         assert ("last.ckpt is not calibrated: probabilities may be off" in caplog.text) == warned
         assert bool(caplog.text) == warned
+
+
+def test_a_run_of_older_code_predicts_though_its_configuration_has_what_is_gone(
+    finished: Callable[[str], Path], tmp_path: Path
+) -> None:
+    shutil.copytree(finished("cls"), tmp_path / "run")
+    config: Any = OmegaConf.load(tmp_path / "run" / "config.yaml")
+    config.gone, config.callbacks.gone = {"since": 1}, 2
+    OmegaConf.save(config, tmp_path / "run" / "config.yaml")
+    made(run=tmp_path / "run", text="很好")
 
 
 MISTAKES: list[tuple[dict[str, Any], type[Exception], str]] = [

@@ -329,7 +329,7 @@ def test_what_was_chosen_on_the_validation_split_is_tested_without_being_trained
     assert "can't be scored on the validation split any more" in refused(lab, f"resume={folder}", "score_on=val")
 
 
-def test_a_run_of_older_code_goes_on_with_the_defaults_of_what_is_new(
+def test_a_run_of_older_code_goes_on_with_the_defaults_of_what_is_new_and_without_what_is_gone(
     lab: Lab, finished: Finished, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
@@ -338,6 +338,7 @@ def test_a_run_of_older_code_goes_on_with_the_defaults_of_what_is_new(
     set_options(folder, callbacks__extra=[])
     config: Any = OmegaConf.load(folder / "config.yaml")
     del config.score_on, config.optimizer.fused, config.callbacks.averaging, config.trainer.threads
+    config.gone, config.callbacks.gone = {"since": 1}, 2
     OmegaConf.save(config, folder / "config.yaml")
     outcome = lab.run(f"resume={folder}")
     assert outcome.code == 0, outcome.output
