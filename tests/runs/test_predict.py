@@ -203,6 +203,29 @@ def test_a_run_of_older_code_predicts_though_its_configuration_has_what_is_gone(
     made(run=tmp_path / "run", text="很好")
 
 
+@pytest.mark.parametrize(
+    ("content", "warning"),
+    [
+        ('{"state": "finished"}', ""),
+        ('{"state": "running"}', "run has not finished: these are the weights so far"),
+        ('{"state": "fin', "status.json is damaged"),
+        (None, "run has not finished: these are the weights so far"),
+    ],
+)
+def test_a_run_that_may_not_have_finished_predicts_and_says_so(
+    content: str | None,
+    warning: str,
+    finished: Callable[[str], Path],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    status = Path(shutil.copytree(finished("cls"), tmp_path / "run")) / "status.json"
+    status.unlink() if content is None else status.write_text(content, encoding="utf-8")
+    made(run=tmp_path / "run", text="很好")
+    assert warning in caplog.text
+    assert bool(caplog.text) == bool(warning)
+
+
 MISTAKES: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"run": "nowhere"}, ConfigError, "run=nowhere is not a run folder: it has no config.yaml"),
     ({"run": "."}, ConfigError, "it holds several, choose one: damaged, run"),
