@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from torch.utils.tensorboard.summary import hparams
 
 from runs import figures
 from runs.analysis import classes_of
+from runs.checkpoints import read_json
 from runs.comparison import SCORES
 
 WORDS = {"task": "task.name", "model": "model.name"}
@@ -71,7 +71,7 @@ def hyperparameters(config: dict[str, Any], data: str, folder: Path) -> dict[str
     whole = OmegaConf.create(config)
     found = {"data": data} | {name: OmegaConf.select(whole, key) for name, key in fixed.items()}
     status = folder / "status.json"
-    overrides = json.loads(status.read_text(encoding="utf-8"))["overrides"] if status.exists() else []
+    overrides = read_json(status)["overrides"] if status.exists() else []
     for key, _, text in (word.lstrip("+").partition("=") for word in overrides or []):
         if key == "experiment":
             found[key] = text

@@ -17,15 +17,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from runs.checkpoints import read_checkpoint
 from runs.errors import CheckpointError
-from runs.schema import CallbacksConfig, Config, ConfigError, TrainerConfig
+from runs.schema import OWN, CallbacksConfig, Config, ConfigError, TrainerConfig
 from tasks import Task
 
 FUNCTIONS = ("tasks.task.cosine", "tasks.task.onecycle")
 """The functions of this project that a configuration may call; of everything else, it may build classes only."""
 LIBRARIES = (
-    "rnn_cells",
-    "tasks",
-    "datamodules",
+    *OWN,
     "torch.optim",
     "pytorch_lightning.callbacks",
     "pytorch_lightning.loggers",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import io
+import json
 import math
 import os
 import pickle
@@ -21,6 +22,7 @@ from pytorch_lightning.callbacks import Checkpoint, EarlyStopping
 from pytorch_lightning.plugins import CheckpointIO
 
 from runs.errors import CheckpointError
+from runs.schema import ConfigError
 
 LAST, BEST = "last.ckpt", "best.ckpt"
 
@@ -69,6 +71,25 @@ def _remove_leftovers(path: Path) -> None:
                 beside.unlink(missing_ok=True)
             except (PermissionError, OverflowError):
                 pass  # somebody else's process, and no process's number
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What a JSON file of a run folder holds.
+
+    Raises:
+        OSError: it can't be read.
+        ConfigError: it is damaged.
+    """
+    try:
+        content, cause = json.loads(path.read_text(encoding="utf-8")), None
+    except ValueError as error:  # bytes that are no text, too
+        content, cause = None, error
+    if isinstance(content, dict):
+        return content
+    raise ConfigError(
+        f"{path} is damaged (truncated, or bytes have changed): delete it, and have it written anew with "
+        f"resume={path.parent}"
+    ) from cause
 
 
 def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -213,8 +212,10 @@ def _shown_scores(task: str, rows: pd.DataFrame) -> tuple[str, ...]:
 
 
 def _read_json(file: Path, keys: Sequence[str]) -> dict[str, Any]:
+    from runs.checkpoints import read_json  # imports torch, which takes long: see `runs.analysis.scores`
+
     with _reading(file):
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file)
         return content | {key: content[key] for key in keys}  # all of them must be there
 
 

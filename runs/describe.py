@@ -6,7 +6,6 @@ Legend: B batch, T time, I input_size, H hidden_size, G gate blocks.
 from __future__ import annotations
 
 import inspect
-import json
 import logging
 import re
 from pathlib import Path
@@ -24,6 +23,7 @@ from datamodules import DataError
 from datamodules.cleaning import duration
 from runs import figures
 from runs.build import build_datamodule, build_task, check_targets, plain, read_config
+from runs.checkpoints import read_json
 from runs.memory import NOTHING, examples, lag_below, memory_curve
 from runs.predict import load
 from runs.report import write_json
@@ -252,8 +252,8 @@ def _inputs_of(task: Task, saved: dict[str, Any], folder: Path, count: int) -> t
     """Examples of the split that the run was scored on, and in words what they are; random ones without its data."""
     split = saved["score_on"]
     try:
-        known = json.loads((folder / "data_report.json").read_text(encoding="utf-8"))["sha256"]
-    except (OSError, ValueError, LookupError, TypeError):
+        known = read_json(folder / "data_report.json")["sha256"]
+    except (OSError, KeyError, ConfigError):
         log.warning(f"{folder}: data_report.json is damaged, so that the memory is measured on random inputs")
         return random_batch(task, count), "drawn at random"
     there = "error" if known else "sample"  # without a file, it was the sample

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import traceback
-from dataclasses import fields
 
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
-from runs.schema import PROGRAMS, SCHEMAS, Config, ConfigError, defaults
+from runs.schema import PROGRAMS, Config, ConfigError, suggestion
 
 
 class CheckpointError(RuntimeError):
@@ -80,22 +78,5 @@ def _suggestion(message: str) -> str:
     match = re.search(r"Could not override '([^']+)'", message) or re.search(r"Key '([^']+)' (?:is )?not in", message)
     if match is None:
         return ""
-    wrong = match[1]
-    of = {each: name for name, (each, _) in PROGRAMS.items() if f"not in '{each.__name__}'" in message}
-    program = next(iter(of), Config)
-    known = [item.name for item in fields(program)]
-    if issubclass(program, Config):
-        known = list(dict.fromkeys([*SCHEMAS, *defaults(), *known]))
-    if wrong in known:
-        return f"{wrong} belongs to another choice of {wrong.partition('.')[0]}."
-    # A key is misspelt in its last part (optimizer.lrr), or given without its group (lr).
-    closeness = {key: difflib.SequenceMatcher(None, key, wrong).ratio() for key in known}
-    last = wrong.rpartition(".")[2]
-    for key in known:
-        part = difflib.SequenceMatcher(None, key.rpartition(".")[2], last).ratio()
-        closeness[key] = max(closeness[key], part - (0.1 if "." in wrong else 0))
-    for group in set(SCHEMAS).intersection(known):  # modle is rather model than task.mode
-        closeness[group] += 0.1
-    best = max(closeness, key=lambda key: (closeness[key], -len(key)))
-    chosen = f" -cn {of[program]}" if program in of else ""
-    return f"Did you mean {best}?" if closeness[best] > 0.7 else f"python run.py{chosen} --cfg job shows all keys."
+    owners = (each for each, _ in PROGRAMS.values() if f"not in '{each.__name__}'" in message)
+    return suggestion(match[1], next(owners, Config))

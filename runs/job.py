@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import shutil
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -20,7 +19,7 @@ from rich.console import Console
 
 from runs import console
 from runs.build import build_datamodule, check_targets, plain, read_config
-from runs.checkpoints import BEST, LAST, progress, read_checkpoint, replacing, write_atomically
+from runs.checkpoints import BEST, LAST, progress, read_checkpoint, read_json, replacing, write_atomically
 from runs.errors import CheckpointError, explain
 from runs.report import write_json
 from runs.schema import INCONSEQUENTIAL, ConfigError, differing, validate
@@ -46,7 +45,7 @@ def run(config: DictConfig) -> float | None:
     folder = Path(settings.runtime.output_dir)
     sweeping = settings.mode == RunMode.MULTIRUN
     overrides = list(settings.overrides.task)
-    before = _read_status(folder)
+    before = _status_as_it_stands(folder)
     try:
         metrics = _run(config, folder, overrides, sweeping)
     except (Exception, SystemExit, KeyboardInterrupt) as error:
@@ -100,15 +99,12 @@ def _twin(settings: dict[str, Any], place: Path, folder: Path) -> Path | None:
     for path in sorted(place.rglob("metrics.json")):
         with contextlib.suppress(CheckpointError, ValueError):  # a damaged folder is nobody's twin
             twin = path.parent
-            if (
-                twin == folder
-                or not _finished(twin)
-                or {*differing([read_config(twin), settings])} - {*INCONSEQUENTIAL}
-            ):
+            same = {*differing([read_config(twin), settings])} <= {*INCONSEQUENTIAL}
+            if twin == folder or not same or not _finished(twin):
                 continue
             source = getattr(build_datamodule(settings), "source", None)  # the files of one of your own aren't known
-            report = json.loads((twin / "data_report.json").read_text(encoding="utf-8"))
-            if source is not None and report["sha256"] == source.digest():
+            sha256 = read_json(twin / "data_report.json")["sha256"]
+            if source is not None and sha256 == source.digest() and read_json(path):
                 return twin
     return None
 
@@ -124,7 +120,7 @@ def _copy(twin: Path, settings: dict[str, Any], folder: Path, overrides: list[st
             with open(source, "rb") as read, replacing(target) as write:
                 shutil.copyfileobj(read, write)
     _write_status(folder, "finished", copied_from=str(twin))
-    return cast("dict[str, Any]", json.loads((twin / "metrics.json").read_text(encoding="utf-8")))
+    return read_json(twin / "metrics.json")
 
 
 def _start(settings: dict[str, Any], folder: Path, overrides: list[str]) -> dict[str, Any]:
@@ -142,7 +138,7 @@ def _resume(config: DictConfig, folder: Path, overrides: list[str]) -> dict[str,
     settings = plain(merged)
     settings["trust"] = list(config.trust)  # said on the command line, never by a folder that may be anybody's
     check_targets(settings, settings["trust"])
-    finished = json.loads((folder / "metrics.json").read_text(encoding="utf-8")) if _finished(folder) else None
+    finished = read_json(folder / "metrics.json") if _finished(folder) else None
     changed = set(differing([plain(saved), settings])) - {*INCONSEQUENTIAL, "trust"}
     if finished is not None and not changed:
         log.info(f"{folder} is finished already; here are its scores")
@@ -157,7 +153,7 @@ def _resume(config: DictConfig, folder: Path, overrides: list[str]) -> dict[str,
         _write_status(folder, "finished")
         return metrics
     if "baseline" in settings["model"]:  # fitted in one go: there is no half of it to continue
-        return _start(settings, folder, list(_read_status(folder)["overrides"]))
+        return _start(settings, folder, overrides)
     if not (folder / "checkpoints" / LAST).exists():
         raise CheckpointError(
             f"nothing to resume from: {folder / 'checkpoints' / LAST} does not exist; the run stopped before its "
@@ -249,21 +245,27 @@ def _write_config(folder: Path, settings: dict[str, Any]) -> None:
 
 def _finished(folder: Path) -> bool:
     """Whether the scores there are those of the whole training: one that was prolonged has its old ones for a while."""
-    return (folder / "metrics.json").exists() and _read_status(folder).get("state") == "finished"
+    return _read_status(folder).get("state") == "finished" and (folder / "metrics.json").exists()
 
 
 def _key(override: str) -> str:
     return override.partition("=")[0].lstrip("+~")
 
 
-def _is_ours(folder: Path, before: dict[str, Any]) -> bool:
+def _is_ours(folder: Path, before: bytes | None) -> bool:
     """Whether this process has begun the run of the folder: one that it refused to touch keeps the status it had."""
-    return not before or _read_status(folder) != before
+    return before is None or _status_as_it_stands(folder) != before
+
+
+def _status_as_it_stands(folder: Path) -> bytes | None:
+    """Damaged or not."""
+    path = folder / "status.json"
+    return path.read_bytes() if path.exists() else None
 
 
 def _read_status(folder: Path) -> dict[str, Any]:
     path = folder / "status.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return read_json(path) if path.exists() else {}
 
 
 def _write_status(

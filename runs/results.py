@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import math
 import re
@@ -20,7 +19,7 @@ import pandas as pd
 from omegaconf import DictConfig
 
 from runs.build import plain
-from runs.checkpoints import write_atomically
+from runs.checkpoints import read_json, write_atomically
 from runs.comparison import MAIN
 from runs.schema import ConfigError, validate
 
@@ -145,7 +144,7 @@ def _section(study: dict[str, Any], folder: Path, page: Path) -> str:
             raise ConfigError(f"a study is of one task: make two of {study['command']!r}")
         return ""
     rows = pd.read_csv(table).set_index("label")
-    metrics = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*/metrics.json"))]
+    metrics = [read_json(path) for path in sorted(folder.glob("*/metrics.json"))]
     task = metrics[0]["task"]
     parts = [_head(study)]
     parts += [note] if (note := study.get("note")) else []

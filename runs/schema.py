@@ -7,6 +7,7 @@ Nothing here imports more than hydra and omegaconf: composing, `--help` and shel
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING as NO_DEFAULT
@@ -16,6 +17,9 @@ from typing import Any, Optional, get_args, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
+
+OWN = ("rnn_cells", "tasks", "datamodules")
+"""This project's packages that a `_target_` may name."""
 
 
 class ConfigError(ValueError):
@@ -585,20 +589,26 @@ def differing(configs: Sequence[Mapping[str, Any]], prefix: str = "") -> list[st
 
 
 def validate(config: DictConfig, prefix: str = "") -> None:
-    """Check every option against its range.
+    """Check that every key is an option, as Hydra does except behind a `+`, and every option against its range.
+
+    What a `_target_` outside this project takes is its own to say.
 
     Raises:
-        ConfigError: a value is missing or out of range; the message names the key and what is allowed.
+        ConfigError: a key is no option, or its value is missing or out of range; the message names the key and what is
+            allowed.
     """
     schema: Any = OmegaConf.get_type(config)
     if schema in (Config, DescribeConfig):
         _check_pairing(config)
     if schema is TrainerConfig and config.max_steps == 0:
         raise ConfigError(f"{prefix}max_steps=0 is not allowed: it must be at least 1, or -1 for no limit")
-    declared = {f.name: f.metadata for f in fields(schema)} if hasattr(schema, "__dataclass_fields__") else {}
+    declared = {f.name: f.metadata for f in fields(schema)} if is_dataclass(schema) else {}
+    closed = declared and str(config.get("_target_") or OWN[0]).partition(".")[0] in OWN
     # This node's own values first: the others may refer to them, and the message should name the one that was given.
     for name in sorted(config, key=lambda name: OmegaConf.is_dict(config._get_node(name))):
         key = f"{prefix}{name}"
+        if closed and name not in declared:
+            raise ConfigError(f"there is no option {key}. {suggestion(key, schema)}")
         if OmegaConf.is_missing(config, name):
             raise ConfigError(f"{key} is missing: give it as {key}=…")
         value = config[name]
@@ -612,6 +622,31 @@ def validate(config: DictConfig, prefix: str = "") -> None:
     levels = [*config.quantiles] if schema is ForecastingConfig else []
     if levels and (levels != sorted({*levels}) or 0.5 not in levels):
         raise ConfigError(f"{prefix}quantiles={levels} is not allowed: they must rise, and hold 0.5, the forecast")
+
+
+def suggestion(wrong: str, owner: type = Config) -> str:
+    """The known key nearest to one that isn't: of the program whose schema `owner` is, or else of a run."""
+    of = {each: name for name, (each, _) in PROGRAMS.items()}
+    program = owner if owner in of else Config
+    known = [item.name for item in fields(program)]
+    if issubclass(program, Config):
+        known = list(dict.fromkeys([*SCHEMAS, *defaults(), *known]))
+    if wrong in known:
+        return f"{wrong} belongs to another choice of {wrong.partition('.')[0]}."
+    known = [key for key in known if not wrong.startswith(f"{key}.")]
+    # A key is misspelt in its last part (optimizer.lrr), or given without its group (lr).
+    closeness = {key: difflib.SequenceMatcher(None, key, wrong).ratio() for key in known}
+    last = wrong.rpartition(".")[2]
+    for key in known:
+        part = difflib.SequenceMatcher(None, key.rpartition(".")[2], last).ratio()
+        closeness[key] = max(closeness[key], part - (0.1 if "." in wrong else 0))
+    for group in set(SCHEMAS).intersection(known):  # modle is rather model than task.mode
+        closeness[group] += 0.1
+    best = max(closeness, key=lambda key: (closeness[key], -len(key)))
+    chosen = f" -cn {of[program]}" if program in of else ""
+    nearest = f"Did you mean {best}?" if closeness[best] > 0.7 else f"python run.py{chosen} --cfg job shows all keys."
+    further = " Further arguments of Lightning's Trainer go to +trainer.extra." if wrong.startswith("trainer.") else ""
+    return nearest + further
 
 
 def _check_pairing(config: DictConfig) -> None:

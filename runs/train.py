@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 import warnings
@@ -28,7 +27,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException  # 
 from datamodules import DataError
 from runs import board
 from runs.build import build_datamodule, build_task, instantiate
-from runs.checkpoints import BEST, LAST, AtomicCheckpointIO, Recorder, read_checkpoint
+from runs.checkpoints import BEST, LAST, AtomicCheckpointIO, Recorder, read_checkpoint, read_json
 from runs.errors import CheckpointError
 from runs.report import write_json, write_results
 from runs.schema import ConfigError, best_is
@@ -204,7 +203,7 @@ def _resume_point(config: dict[str, Any], path: Path) -> dict[str, Any]:
 def _check_data(checkpoint: dict[str, Any], datamodule: Any, folder: Path) -> None:
     """A run goes on with the data that it has begun with: an edited file may well have the same facts."""
     path = folder / "data_report.json"
-    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else datamodule.report
+    before = read_json(path) if path.exists() else datamodule.report
     same_file = before.get("sha256") == datamodule.report.get("sha256")
     if checkpoint["blueprint"]["facts"] != datamodule.facts or not same_file:
         raise CheckpointError(

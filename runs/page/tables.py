@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,9 +13,13 @@ import numpy as np
 import pandas as pd
 from omegaconf import OmegaConf
 
+from runs.checkpoints import read_json
 from runs.comparison import MAIN, TESTED, TESTS, TaskComparison
 from runs.page.blocks import Cell, Table, number
 from runs.page.charts import NAMES
+from runs.schema import ConfigError
+
+log = logging.getLogger(__name__)
 
 LEAST = ("mae", "median_ae", "rmse", "crps")  # scores of which less is better
 NEAREST = {"bias": 0.0, "coverage_80": 0.8}  # scores that are best at a value
@@ -118,8 +123,11 @@ def reports(found: TaskComparison) -> list[Table]:
     kept: dict[str, list[str]] = {}
     for label, folder in found.rows[["label", "folder"]].itertuples(index=False):
         file = Path(folder) / "data_report.json"
-        if file.exists():
-            kept.setdefault(file.read_text(encoding="utf-8"), []).append(label)
+        try:
+            if file.exists():
+                kept.setdefault(json.dumps(read_json(file)), []).append(label)
+        except ConfigError as error:  # the run's scores are good all the same
+            log.warning(f"{error}")
     tables = []
     for text, labels in kept.items():
         report = json.loads(text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import signal
@@ -18,7 +17,7 @@ from omegaconf import DictConfig
 
 from datamodules import DataError
 from runs.build import load_task, plain, read_config
-from runs.checkpoints import BEST, LAST
+from runs.checkpoints import BEST, LAST, read_json
 from runs.errors import CheckpointError
 from runs.predict import series, texts
 from runs.schema import ConfigError, validate
@@ -158,18 +157,15 @@ def load(settings: dict[str, Any]) -> Trained:
         raise CheckpointError(f"{path} does not fit this version of the project: {error}") from error
     if (trained := task.blueprint["config"]["task"]["name"]) != kind:
         raise CheckpointError(f"{path} is of task={trained}, {folder} of task={kind}")
-    if not _finished(folder):
-        log.warning(f"{folder} has not finished: these are the weights so far")
+    status = folder / "status.json"
+    try:
+        if not status.exists() or read_json(status).get("state") != "finished":
+            log.warning(f"{folder} has not finished: these are the weights so far")
+    except ConfigError as error:  # the weights are good all the same
+        log.warning(f"{error}")
     if task.calibrates and task.is_calibrated is False:
         log.warning(f"{path} is not calibrated: {'quantiles' if kind == 'forecast' else 'probabilities'} may be off")
     return Trained(task, kind, data)
-
-
-def _finished(folder: Path) -> bool:
-    try:
-        return json.loads((folder / "status.json").read_text(encoding="utf-8"))["state"] == "finished"
-    except (OSError, ValueError, KeyError):
-        return False
 
 
 @contextmanager

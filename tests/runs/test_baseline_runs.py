@@ -111,13 +111,16 @@ def test_a_baseline_that_was_chosen_on_the_validation_split_is_tested_as_it_is(l
 
 
 @pytest.mark.slow
-def test_an_interrupted_baseline_is_fitted_anew(lab: Lab, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kept", [True, False], ids=["status", "no status"])
+def test_an_interrupted_baseline_is_fitted_anew(kept: bool, lab: Lab, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     assert lab.run(*words("forecast", "ridge"), f"hydra.run.dir={folder}").code == 0
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     status = json.loads((folder / "status.json").read_text(encoding="utf-8"))
     (folder / "status.json").write_text(json.dumps({**status, "state": "running"}), encoding="utf-8")
     (folder / "metrics.json").unlink()
+    if not kept:  # it was damaged, and has been deleted
+        (folder / "status.json").unlink()
     outcome = lab.run(f"resume={folder}")
     assert outcome.code == 0, outcome.output
     assert json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["test"] == metrics["test"]

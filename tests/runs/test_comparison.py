@@ -131,6 +131,20 @@ def test_a_sweep_started_again_keeps_what_is_finished(lab: Lab, swept: tuple[Pat
     pd.testing.assert_frame_equal(pd.read_csv(folder / "comparison.csv"), table)
 
 
+def test_a_sweep_started_again_goes_on_behind_a_run_with_a_damaged_status(
+    lab: Lab, swept: tuple[Path, Outcome], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(swept[0], tmp_path / "again"))
+    first = folder / "0_forecast_rnn_seed0"
+    (first / "status.json").write_text('{"state": "fin', encoding="utf-8")
+    outcome = sweep(lab, folder)
+    assert outcome.code == 1
+    assert f"error in {first.name}: {first / 'status.json'} is damaged" in outcome.output
+    assert "Traceback" not in outcome.output
+    assert outcome.output.count("is finished already") == 3
+    assert f"FAILED {first.name}: failed: damaged: status.json" in (folder / "comparison.md").read_text("utf-8")
+
+
 def test_a_run_that_was_prolonged_and_then_stopped_is_not_compared(swept: tuple[Path, Outcome], tmp_path: Path) -> None:
     runs = [Path(shutil.copytree(path.parent, tmp_path / path.parent.name)) for path in swept[0].glob("*/metrics.json")]
     status = json.loads((runs[0] / "status.json").read_text(encoding="utf-8"))

@@ -345,6 +345,58 @@ def test_a_mistake_is_explained_with_its_key_and_the_nearest_one(words: Sequence
     assert len(message.splitlines()) <= 8
 
 
+ADDED = {
+    "+callbacks.early_stoping.patience=10": "no option callbacks.early_stoping. Did you mean callbacks.early_stopping?",
+    "+callbacks.patience=10": "no option callbacks.patience. Did you mean callbacks.early_stopping.patience?",
+    "+callbacks.early_stopping.patiense=1": "Did you mean callbacks.early_stopping.patience?",
+    "+model.hidden_size=256": "no option model.hidden_size. Did you mean model.encoder.hidden_size?",
+    "+model.encoder.hiden_size=256": "Did you mean model.encoder.hidden_size?",
+    "+task.ngrams.word=1": "Did you mean task.ngrams.words?",
+    "+sed=1": "no option sed. Did you mean seed?",
+    "+data.lookback=5d": "data.lookback belongs to another choice of data",
+    "+trainer.profiler=simple": "arguments of Lightning's Trainer go to +trainer.extra",
+    "+foo.bar=1": "no option foo. python run.py --cfg job shows all keys",
+}
+
+
+@pytest.mark.parametrize(("word", "expected"), ADDED.items(), ids=ADDED)
+def test_a_key_that_is_no_option_is_refused_behind_a_plus_too(word: str, expected: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        validate(composed(word))
+    assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["model=cell", OWN_CELL, "+model.encoder.cell.leak=0.5"],
+        ["model.encoder._target_=my_cells.Reader", "+model.encoder.width=3"],
+        ["data._target_=my_data.Readings", "+data.station=7"],
+        ["optimizer._target_=torch.optim.NAdam", "+optimizer.momentum_decay=0.1"],
+        ["+trainer.extra.profiler=simple"],
+        ["+logger.sub_dir=curves"],
+        ["callbacks.extra=[{_target_: my_callbacks.Watch, often: true}]"],
+    ],
+    ids=lambda words: words[-1],
+)
+def test_what_the_schema_leaves_open_may_hold_any_key(words: list[str]) -> None:
+    validate(composed(*words))
+
+
+def test_a_study_of_ones_own_is_added_to_those_of_the_project_and_a_misspelt_option_is_not() -> None:
+    validate(compose("results", ['+studies.mine={title: "My cells", command: "task=cls model=gru,lstm"}']))
+    with pytest.raises(ConfigError, match=r"no option studie\. Did you mean studies\?"):
+        validate(compose("results", ["+studie.mine=1"]))
+    with pytest.raises(ConfigError, match=r"no option completely_different\. python run\.py -cn docs --cfg job"):
+        validate(compose("docs", ["+completely_different=1"]))
+
+
+def test_the_command_line_refuses_a_misspelt_key_behind_a_plus(lab: Lab, tmp_path: Path) -> None:
+    outcome = lab.run(*SMALL["cls"], "+callbacks.patience=10", "hydra.run.dir=folder", folder=tmp_path)
+    assert outcome.code == 1, outcome.output
+    assert outcome.output.strip() == f"error: there is {ADDED['+callbacks.patience=10']}"
+
+
 @pytest.mark.parametrize(("task", "model", "right"), [("cls", "ridge", "forecast"), ("forecast", "tfidf_svm", "cls")])
 def test_a_baseline_of_the_other_task_is_refused(task: str, model: str, right: str) -> None:
     with pytest.raises(ConfigError, match=f"model={model} is not for task={task}: add task={right}"):

@@ -302,6 +302,14 @@ def test_a_data_report_is_shown_once_for_all_runs_that_share_it(tmp_path: Path) 
     assert splits.rows[1] == ["classes · 书籍", Cell("3"), Cell("3"), Cell("3")]
 
 
+def test_a_damaged_data_report_is_left_out_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    runs = [cls_run(tmp_path / name, name) for name in ("gru", "lstm")]
+    (runs[1] / "data_report.json").write_text('{"name": "mi', encoding="utf-8")
+    found, _ = tables.reports(compare_runs(runs).tasks[0])
+    assert found.title == "mine"
+    assert f"{runs[1] / 'data_report.json'} is damaged" in caplog.text
+
+
 def test_bins_of_reliability_make_up_the_calibration_error() -> None:
     generator = torch.Generator().manual_seed(0)
     chances = torch.rand(500, 4, generator=generator).softmax(dim=1) ** 3

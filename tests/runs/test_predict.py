@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -204,6 +205,39 @@ def test_a_run_that_ended_before_its_first_validation_answers_with_the_weights_t
     made(run=folder, input=texts, output=tmp_path / "answers.csv", text_column="text")
     assert pd.read_csv(tmp_path / "answers.csv")["prediction"].tolist() == scored["prediction"].tolist()
     assert "not calibrated" not in caplog.text
+
+
+def test_a_run_of_older_code_predicts_though_its_configuration_has_what_is_gone(
+    finished: Callable[[str], Path], tmp_path: Path
+) -> None:
+    shutil.copytree(finished("cls"), tmp_path / "run")
+    config: Any = OmegaConf.load(tmp_path / "run" / "config.yaml")
+    config.gone, config.callbacks.gone = {"since": 1}, 2
+    OmegaConf.save(config, tmp_path / "run" / "config.yaml")
+    made(run=tmp_path / "run", text="很好")
+
+
+@pytest.mark.parametrize(
+    ("content", "warning"),
+    [
+        ('{"state": "finished"}', ""),
+        ('{"state": "running"}', "run has not finished: these are the weights so far"),
+        ('{"state": "fin', "status.json is damaged"),
+        (None, "run has not finished: these are the weights so far"),
+    ],
+)
+def test_a_run_that_may_not_have_finished_predicts_and_says_so(
+    content: str | None,
+    warning: str,
+    finished: Callable[[str], Path],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    status = Path(shutil.copytree(finished("cls"), tmp_path / "run")) / "status.json"
+    status.unlink() if content is None else status.write_text(content, encoding="utf-8")
+    made(run=tmp_path / "run", text="很好")
+    assert warning in caplog.text
+    assert bool(caplog.text) == bool(warning)
 
 
 MISTAKES: list[tuple[dict[str, Any], type[Exception], str]] = [

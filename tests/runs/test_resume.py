@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from runs import checkpoints
-from runs.checkpoints import AtomicCheckpointIO, read_checkpoint, write_atomically
+from runs.checkpoints import AtomicCheckpointIO, read_checkpoint, read_json, write_atomically
 from runs.errors import CheckpointError, explain
 from runs.job import merge_overrides
 from runs.schema import ConfigError
@@ -329,7 +329,7 @@ def test_what_was_chosen_on_the_validation_split_is_tested_without_being_trained
     assert "can't be scored on the validation split any more" in refused(lab, f"resume={folder}", "score_on=val")
 
 
-def test_a_run_of_older_code_goes_on_with_the_defaults_of_what_is_new(
+def test_a_run_of_older_code_goes_on_with_the_defaults_of_what_is_new_and_without_what_is_gone(
     lab: Lab, finished: Finished, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
@@ -338,6 +338,7 @@ def test_a_run_of_older_code_goes_on_with_the_defaults_of_what_is_new(
     set_options(folder, callbacks__extra=[])
     config: Any = OmegaConf.load(folder / "config.yaml")
     del config.score_on, config.optimizer.fused, config.callbacks.averaging, config.trainer.threads
+    config.gone, config.callbacks.gone = {"since": 1}, 2
     OmegaConf.save(config, folder / "config.yaml")
     outcome = lab.run(f"resume={folder}")
     assert outcome.code == 0, outcome.output
@@ -405,6 +406,36 @@ def test_an_edited_data_file_is_noticed(lab: Lab, tmp_path: Path) -> None:
     lines[1], lines[3] = lines[3], lines[1]  # the same classes, as many words
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     assert "the data has changed" in refused(lab, f"resume={folder}")
+
+
+def cut(file: Path) -> bytes:
+    """Cut a file in half; what is left of it."""
+    half = file.read_bytes()[: file.stat().st_size // 2]
+    file.write_bytes(half)
+    return half
+
+
+@pytest.mark.parametrize("name", ["status.json", "metrics.json", "data_report.json"])
+def test_a_damaged_file_is_named_and_left_and_without_it_the_run_goes_on(
+    name: str, lab: Lab, finished: Finished, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(finished("forecast"), tmp_path / "run"))
+    if name == "data_report.json":
+        (folder / "metrics.json").unlink()  # a finished run has no more use for the report
+    half = cut(folder / name)
+    assert f"{folder / name} is damaged" in refused(lab, f"resume={folder}")
+    assert (folder / name).read_bytes() == half
+    (folder / name).unlink()
+    outcome = lab.run(f"resume={folder}")
+    assert outcome.code == 0, outcome.output
+    assert result_of(folder) == result_of(finished("forecast"))
+
+
+@pytest.mark.parametrize("content", [b"", b"[1, 2]", b"\xff\xfe", b'{"state": "fin'])
+def test_what_is_no_json_of_a_run_is_damaged(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "status.json").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"status\.json is damaged .*: delete it, .* resume="):
+        read_json(tmp_path / "status.json")
 
 
 @pytest.mark.parametrize("fault", ["truncated", "flipped"])

@@ -61,9 +61,10 @@ def test_a_run_of_other_data_is_trained(lab: Lab, tmp_path: Path) -> None:
 
 
 def test_neither_an_unfinished_nor_a_damaged_run_is_copied(lab: Lab, finished: Path, tmp_path: Path) -> None:
-    for name, file, text in (("a", "status.json", '{"state": "running"}'), ("b", "config.yaml", "task: [")):
-        shutil.copytree(finished, tmp_path / "others" / name)
-        (tmp_path / "others" / name / file).write_text(text, encoding="utf-8")
+    damage = {"config.yaml": "task: [", "metrics.json": '{"task": "cl'}
+    for name, (file, text) in enumerate([("status.json", '{"state": "running"}'), *damage.items()]):
+        shutil.copytree(finished, tmp_path / "others" / f"{name}")
+        (tmp_path / "others" / f"{name}" / file).write_text(text, encoding="utf-8")
     outcome = lab.run(*WORDS, f"reuse={tmp_path}/others", f"hydra.run.dir={tmp_path}/run")
     assert outcome.code == 0, outcome.output
     assert "copied" not in outcome.output
