@@ -6,9 +6,11 @@ import contextlib
 import json
 import logging
 import shutil
+import signal
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
+from types import FrameType
 from typing import Any, cast
 
 from hydra.core.hydra_config import HydraConfig
@@ -47,10 +49,12 @@ def run(config: DictConfig) -> float | None:
     sweeping = settings.mode == RunMode.MULTIRUN
     overrides = list(settings.overrides.task)
     before = _read_status(folder)
+    signal.signal(signal.SIGTERM, _stop)
     try:
         metrics = _run(config, folder, overrides, sweeping)
     except (Exception, SystemExit, KeyboardInterrupt) as error:
         if (code := _interruption(error)) is not None:  # ends a sweep, too
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # whoever stops a group of processes may well say it twice
             advice = _how_to_continue(folder, sweeping)
             if _is_ours(folder, before):
                 _write_status(folder, "interrupted", overrides, advice)
@@ -75,8 +79,7 @@ def _run(config: DictConfig, folder: Path, overrides: list[str], sweeping: bool)
         return _resume(config, folder, overrides)
     settings = plain(config)
     check_targets(settings, config.trust)
-    begun = _read_status(folder).get("state") != COPYING  # half a copy is begun anew
-    if _MAIN and begun and any((folder / "checkpoints" / name).exists() for name in (BEST, LAST)):
+    if _MAIN and _begun(folder):
         others = [key for key in differing([read_config(folder), settings]) if key not in INCONSEQUENTIAL]
         if not sweeping or others:
             what = f"a run with another {', '.join(others)}" if sweeping else "a run already"
@@ -221,9 +224,15 @@ def _check_length(saved: DictConfig, merged: DictConfig, folder: Path) -> None:
 def _how_to_continue(folder: Path, sweeping: bool) -> str:
     if sweeping:  # finished runs are kept, this one continues, the others follow
         return f"to go on with the sweep, give its command again with hydra.sweep.dir={folder.parent}"
-    if (folder / "checkpoints" / LAST).exists():
+    if _begun(folder):
         return f"continue with: python run.py resume={folder}"
-    return "its training had not begun: start it again"
+    return "there is nothing to continue from yet: start it again"
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    """End the run at once, unless Lightning calls this from its own handler: that one ends it behind the batch."""
+    if signal.getsignal(signal.SIGTERM) is _stop:
+        raise SIGTERMException(128 + number)
 
 
 def _interruption(error: BaseException) -> int | None:
@@ -244,13 +253,23 @@ def _finished(folder: Path) -> bool:
     return (folder / "metrics.json").exists() and _read_status(folder).get("state") == "finished"
 
 
+def _begun(folder: Path) -> bool:
+    """Whether there is something to go on from; half a copy is begun anew."""
+    copying = _read_status(folder).get("state") == COPYING
+    return not copying and any((folder / "checkpoints" / name).exists() for name in (BEST, LAST))
+
+
 def _key(override: str) -> str:
     return override.partition("=")[0].lstrip("+~")
 
 
 def _is_ours(folder: Path, before: dict[str, Any]) -> bool:
-    """Whether this process has begun the run of the folder: one that it refused to touch keeps the status it had."""
-    return not before or _read_status(folder) != before
+    """Whether this process has begun the run of the folder: one that it refused to touch keeps the status it had.
+
+    So does half a copy, which otherwise would look like half a training.
+    """
+    status = _read_status(folder)
+    return status.get("state") != COPYING and (not before or status != before)
 
 
 def _read_status(folder: Path) -> dict[str, Any]:
