@@ -22,6 +22,7 @@ from pytorch_lightning.callbacks import (
     WeightAveraging,
 )
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
+from pytorch_lightning.plugins.environments import SLURMEnvironment, TorchElasticEnvironment  # pyright: ignore
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException  # pyright: ignore
 
@@ -229,10 +230,15 @@ def _build_trainer(
         callbacks.append(board.ValidationFigure())
     if options["enable_progress_bar"]:
         callbacks.append(Progress(leave=False))
+    plugins: list[Any] = [AtomicCheckpointIO()]
+    if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():  # which Lightning prefers to it
+        # Requeued, the command would begin a new run, into which Lightning would load the checkpoint of this one.
+        plugins.append(SLURMEnvironment(auto_requeue=False))
     options |= {
         "logger": logger or False,
         "callbacks": [*callbacks, recorder],
-        "plugins": [AtomicCheckpointIO()],
+        "plugins": plugins,
+        "default_root_dir": recorder.folder,
         "num_sanity_val_steps": 0,
         "use_distributed_sampler": False,  # the data modules deal batches out themselves, without repeating any
         "enable_model_summary": False,

@@ -209,6 +209,29 @@ def test_a_run_told_to_stop_before_there_is_a_checkpoint_says_to_start_it_again(
     assert (outcome.code, state_of(folder)) == (0, "finished"), outcome.output
 
 
+SLURM = {
+    **{"SLURM_NTASKS": "1", "SLURM_NTASKS_PER_NODE": "1", "SLURM_JOB_NAME": "train", "SLURM_JOB_ID": "1"},
+    **{"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_NODELIST": "localhost"},
+}
+
+
+def test_under_slurm_a_run_leaves_no_checkpoint_that_another_would_begin_with_and_begins_with_none(
+    lab: Lab, finished: Finished, tmp_path: Path
+) -> None:
+    here, folder = tmp_path / "here", tmp_path / "run"
+    here.mkdir()
+    left = Path(shutil.copy(finished("cls") / "checkpoints" / "last.ckpt", here / "hpc_ckpt_1.ckpt"))
+    words = (*SMALL["cls"], *killer(13, "train", "SIGUSR1"), f"hydra.run.dir={folder}")
+    outcome = lab.run(*words, folder=here, env=SLURM)
+    assert outcome.code == -signal.SIGUSR1, outcome.output
+    assert [*here.iterdir()] == [left]
+    assert not [*folder.rglob("hpc*")]
+    set_options(folder, callbacks__extra=[])
+    outcome = lab.run(f"resume={folder}", folder=here, env=SLURM)
+    assert outcome.code == 0, outcome.output
+    assert result_of(folder) == result_of(finished("cls"))
+
+
 @pytest.mark.slow
 def test_the_epoch_in_which_a_run_was_killed_is_in_tensorboard_once(
     lab: Lab, finished: Finished, tmp_path: Path
