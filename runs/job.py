@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import shutil
+import signal
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -46,10 +48,12 @@ def run(config: DictConfig) -> float | None:
     sweeping = settings.mode == RunMode.MULTIRUN
     overrides = list(settings.overrides.task)
     before = _status_as_it_stands(folder)
+    signal.signal(signal.SIGTERM, _stop)
     try:
         metrics = _run(config, folder, overrides, sweeping)
     except (Exception, SystemExit, KeyboardInterrupt) as error:
         if (code := _interruption(error)) is not None:  # ends a sweep, too
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # whoever stops a group of processes may well say it twice
             advice = _how_to_continue(folder, sweeping)
             if _is_ours(folder, before):
                 _write_status(folder, "interrupted", overrides, advice)
@@ -74,8 +78,7 @@ def _run(config: DictConfig, folder: Path, overrides: list[str], sweeping: bool)
         return _resume(config, folder, overrides)
     settings = plain(config)
     check_targets(settings, config.trust)
-    begun = _read_status(folder).get("state") != COPYING  # half a copy is begun anew
-    if _MAIN and begun and any((folder / "checkpoints" / name).exists() for name in (BEST, LAST)):
+    if _MAIN and _begun(folder):
         others = [key for key in differing([read_config(folder), settings]) if key not in INCONSEQUENTIAL]
         if not sweeping or others:
             what = f"a run with another {', '.join(others)}" if sweeping else "a run already"
@@ -225,9 +228,15 @@ def _check_length(saved: DictConfig, merged: DictConfig, folder: Path) -> None:
 def _how_to_continue(folder: Path, sweeping: bool) -> str:
     if sweeping:  # finished runs are kept, this one continues, the others follow
         return f"to go on with the sweep, give its command again with hydra.sweep.dir={folder.parent}"
-    if (folder / "checkpoints" / LAST).exists():
+    if _begun(folder):
         return f"continue with: python run.py resume={folder}"
-    return "its training had not begun: start it again"
+    return "there is nothing to continue from yet: start it again"
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    """End the run at once, unless Lightning calls this from its own handler: that one ends it behind the batch."""
+    if signal.getsignal(signal.SIGTERM) is _stop:
+        raise SIGTERMException(128 + number)
 
 
 def _interruption(error: BaseException) -> int | None:
@@ -248,13 +257,23 @@ def _finished(folder: Path) -> bool:
     return _read_status(folder).get("state") == "finished" and (folder / "metrics.json").exists()
 
 
+def _begun(folder: Path) -> bool:
+    """Whether there is something to go on from; half a copy is begun anew."""
+    copying = _read_status(folder).get("state") == COPYING
+    return not copying and any((folder / "checkpoints" / name).exists() for name in (BEST, LAST))
+
+
 def _key(override: str) -> str:
     return override.partition("=")[0].lstrip("+~")
 
 
 def _is_ours(folder: Path, before: bytes | None) -> bool:
-    """Whether this process has begun the run of the folder: one that it refused to touch keeps the status it had."""
-    return before is None or _status_as_it_stands(folder) != before
+    """Whether this process has begun the run of the folder: one that it refused to touch keeps the status it had.
+
+    So does half a copy, which otherwise would look like half a training.
+    """
+    changed = before is None or _status_as_it_stands(folder) != before
+    return changed and _read_status(folder).get("state") != COPYING
 
 
 def _status_as_it_stands(folder: Path) -> bytes | None:

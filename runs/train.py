@@ -21,8 +21,9 @@ from pytorch_lightning.callbacks import (
     WeightAveraging,
 )
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
+from pytorch_lightning.plugins.environments import SLURMEnvironment, TorchElasticEnvironment  # pyright: ignore
 from pytorch_lightning.utilities import rank_zero_only
-from pytorch_lightning.utilities.exceptions import MisconfigurationException  # pyright: ignore
+from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException  # pyright: ignore
 
 from datamodules import DataError
 from runs import board
@@ -217,7 +218,7 @@ def _build_trainer(
 ) -> pl.Trainer:
     options = {name: value for name, value in config["trainer"].items() if name not in ("threads", "extra")}
     callbacks: list[Callback] = [instantiate(extra, config["trust"]) for extra in config["callbacks"]["extra"]]
-    callbacks.append(LambdaCallback(on_train_start=lambda *_: began()))
+    callbacks.append(LambdaCallback(on_train_start=lambda *_: began(), teardown=_heed_sigterm))
     if stopping := config["callbacks"]["early_stopping"]:
         # Behind the validation, not at the epoch's end: the resume point is written between the two.
         watch = {"monitor": config["task"]["monitor"], "mode": best_is(config["task"]), "check_finite": False}
@@ -228,10 +229,15 @@ def _build_trainer(
         callbacks.append(board.ValidationFigure())
     if options["enable_progress_bar"]:
         callbacks.append(Progress(leave=False))
+    plugins: list[Any] = [AtomicCheckpointIO()]
+    if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():  # which Lightning prefers to it
+        # Requeued, the command would begin a new run, into which Lightning would load the checkpoint of this one.
+        plugins.append(SLURMEnvironment(auto_requeue=False))
     options |= {
         "logger": logger or False,
         "callbacks": [*callbacks, recorder],
-        "plugins": [AtomicCheckpointIO()],
+        "plugins": plugins,
+        "default_root_dir": recorder.folder,
         "num_sanity_val_steps": 0,
         "use_distributed_sampler": False,  # the data modules deal batches out themselves, without repeating any
         "enable_model_summary": False,
@@ -245,6 +251,12 @@ def _build_trainer(
     except MisconfigurationException as error:  # a device that isn't there
         asked = ", ".join(f"trainer.{name}={options[name]}" for name in ("accelerator", "devices", "strategy"))
         raise ConfigError(f"{asked}: {error}; trainer=cpu runs everywhere") from error
+
+
+def _heed_sigterm(trainer: pl.Trainer, *_: Any, stage: str) -> None:
+    """Stop on a signal that came during the last batch or behind it, where Lightning's loops only take note of it."""
+    if trainer.received_sigterm:
+        raise SIGTERMException
 
 
 def _try_encoder(config: dict[str, Any], trainer: pl.Trainer) -> None:

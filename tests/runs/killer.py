@@ -5,20 +5,33 @@ from __future__ import annotations
 import os
 import resource
 import signal
+from collections.abc import Sequence
 from typing import Any
 
 import pytorch_lightning as pl
+
+from tasks import Persistence
 
 
 class Killer(pl.Callback):
     """Sends a signal, SIGKILL by default, to this process once the training has come to `step`.
 
-    `where` is behind a training step (`train`), inside the validation, behind it (`validation_end`), or behind the
-    epoch with all that was written at its end (`epoch_end`).
+    `where` is behind a training step (`train`), inside the validation, behind it (`validation_end`), behind the epoch
+    with all that was written at its end (`epoch_end`), before or behind the whole training (`fit_start`, `fit_end`), or
+    behind the test (`test_end`).
     """
 
     def __init__(self, step: int, where: str = "train", signal: str = "SIGKILL") -> None:
         self.step, self.where, self.signal = step, where, signal
+
+    def on_fit_start(self, trainer: pl.Trainer, *args: Any) -> None:
+        self._kill(trainer, "fit_start")
+
+    def on_fit_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        self._kill(trainer, "fit_end")
+
+    def on_test_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        self._kill(trainer, "test_end")
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
         self._kill(trainer, "train")
@@ -36,6 +49,13 @@ class Killer(pl.Callback):
         if where == self.where and trainer.global_step >= self.step:
             self.step = 10**9  # once
             os.kill(os.getpid(), getattr(signal, self.signal))
+
+
+class Terminated(Persistence):
+    """A baseline that is told to stop while it is fitted."""
+
+    def fit(self, batches: Sequence[Any]) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 class FullDisk(pl.Callback):

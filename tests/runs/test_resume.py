@@ -161,6 +161,77 @@ def test_the_number_of_loader_workers_may_change_between_kill_and_resume(
     assert result_of(folder) == result_of(finished("cls"))
 
 
+def state_of(folder: Path) -> str:
+    return json.loads((folder / "status.json").read_text(encoding="utf-8"))["state"]
+
+
+@pytest.mark.parametrize(
+    ("step", "where"),
+    [
+        (12, "train"),
+        pytest.param(STEPS, "fit_end", marks=pytest.mark.slow),
+        pytest.param(STEPS, "test_end", marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_told_to_stop_says_how_to_continue_and_ends_with_the_same_weights(
+    step: int, where: str, lab: Lab, finished: Finished, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    outcome = lab.run(*SMALL["cls"], *killer(step, where, "SIGTERM"), f"hydra.run.dir={folder}")
+    assert (outcome.code, state_of(folder)) == (143, "interrupted"), outcome.output
+    assert f"interrupted; continue with: python run.py resume={folder}" in outcome.output
+    assert read_checkpoint(folder / "checkpoints" / "last.ckpt")["global_step"] == step  # written as the batch ended
+    set_options(folder, callbacks__extra=[])
+    outcome = lab.run(f"resume={folder}")
+    assert outcome.code == 0, outcome.output
+    assert result_of(folder) == result_of(finished("cls"))
+
+
+BASELINE = [word for word in SMALL["forecast"] if not word.startswith("model")] + ["model=persistence"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [*SMALL["cls"], *killer(0, "fit_start", "SIGTERM")],
+        [*BASELINE, "model.baseline._target_=tests.runs.killer.Terminated", "trust=[tests.runs.killer]"],
+    ],
+    ids=["before the first batch", "while a baseline is fitted"],
+)
+def test_a_run_told_to_stop_before_there_is_a_checkpoint_says_to_start_it_again(
+    words: list[str], lab: Lab, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    outcome = lab.run(*words, f"hydra.run.dir={folder}")
+    assert (outcome.code, state_of(folder)) == (143, "interrupted"), outcome.output
+    assert "interrupted; there is nothing to continue from yet: start it again" in outcome.output
+    outcome = lab.run(*words[:-2], f"hydra.run.dir={folder}")
+    assert (outcome.code, state_of(folder)) == (0, "finished"), outcome.output
+
+
+SLURM = {
+    **{"SLURM_NTASKS": "1", "SLURM_NTASKS_PER_NODE": "1", "SLURM_JOB_NAME": "train", "SLURM_JOB_ID": "1"},
+    **{"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_NODELIST": "localhost"},
+}
+
+
+def test_under_slurm_a_run_leaves_no_checkpoint_that_another_would_begin_with_and_begins_with_none(
+    lab: Lab, finished: Finished, tmp_path: Path
+) -> None:
+    here, folder = tmp_path / "here", tmp_path / "run"
+    here.mkdir()
+    left = Path(shutil.copy(finished("cls") / "checkpoints" / "last.ckpt", here / "hpc_ckpt_1.ckpt"))
+    words = (*SMALL["cls"], *killer(13, "train", "SIGUSR1"), f"hydra.run.dir={folder}")
+    outcome = lab.run(*words, folder=here, env=SLURM)
+    assert outcome.code == -signal.SIGUSR1, outcome.output
+    assert [*here.iterdir()] == [left]
+    assert not [*folder.rglob("hpc*")]
+    set_options(folder, callbacks__extra=[])
+    outcome = lab.run(f"resume={folder}", folder=here, env=SLURM)
+    assert outcome.code == 0, outcome.output
+    assert result_of(folder) == result_of(finished("cls"))
+
+
 @pytest.mark.slow
 def test_the_epoch_in_which_a_run_was_killed_is_in_tensorboard_once(
     lab: Lab, finished: Finished, tmp_path: Path

@@ -84,6 +84,19 @@ def test_a_copy_that_was_interrupted_is_made_again(lab: Lab, finished: Path, tmp
     assert result_of(copy) == result_of(finished)
 
 
+def test_a_copy_that_failed_is_made_again(lab: Lab, finished: Path, tmp_path: Path) -> None:
+    words = (*WORDS, f"reuse={finished.parents[1]}", f"hydra.run.dir={tmp_path}/run")
+    in_the_way = tmp_path / "run" / "metrics.json"
+    in_the_way.mkdir(parents=True)
+    outcome = lab.run(*words)
+    assert outcome.code == 1, outcome.output
+    assert json.loads((tmp_path / "run" / "status.json").read_text(encoding="utf-8"))["state"] == "copying"
+    in_the_way.rmdir()
+    outcome = lab.run(*words)
+    assert outcome.code == 0, outcome.output
+    assert result_of(tmp_path / "run") == result_of(finished)
+
+
 def test_a_place_that_does_not_exist_is_named(lab: Lab, tmp_path: Path) -> None:
     outcome = lab.run(*WORDS, "reuse=nowhere", f"hydra.run.dir={tmp_path}/run")
     assert outcome.code == 1
