@@ -78,6 +78,7 @@ class CleanSeries:
         names: of the columns.
         values: float64 (rows, columns), NaN where missing.
         step: in microseconds.
+        lines: of the file, where each row is; the first of those that a row is the mean of.
         report: every trap met on the way, counted.
     """
 
@@ -85,6 +86,7 @@ class CleanSeries:
     names: tuple[str, ...]
     values: np.ndarray
     step: int
+    lines: np.ndarray
     report: dict[str, Any] = field(default_factory=dict)
 
     def column(self, name: str) -> np.ndarray:
@@ -135,7 +137,7 @@ def clean(
         rules: of `arrange`.
 
     Raises:
-        DataError: an unreadable time or number (with its line), a `step` that does not fit, or forbidden duplicates.
+        DataError: an unreadable time or number (with its line), and what `arrange` raises.
     """
     times = parse_times(frame, time_column, time_format, source)
     rows = Rows(times, parse_numbers(frame, columns, source, decimal), lines_of(frame))
@@ -171,11 +173,12 @@ def arrange(
             before it, and the last bin of `mean` ends with it, so that a forecast starts from the latest reading.
 
     Raises:
-        DataError: a `step` that does not fit, or forbidden duplicates.
+        DataError: a `step` that does not fit, forbidden duplicates, or a number that float32 can't hold.
     """
     step_us = duration("step", step)
     report: dict[str, Any] = {"rows_read": len(rows.times), "resampled_away": 0}
     values = _mark_missing(rows.values, columns, missing_values, report)
+    require_float32(values, columns, rows.lines, source)
     names = tuple(columns)
     if wind is not None:
         speed, angle = values[:, names.index(wind["speed"])], np.deg2rad(values[:, names.index(wind["direction"])])
@@ -208,7 +211,7 @@ def arrange(
     rows = rows.take(kept)
 
     gaps = np.flatnonzero(np.diff(rows.times) > step_us)
-    series = CleanSeries(rows.times.astype("datetime64[us]"), names, rows.values, step_us, report)
+    series = CleanSeries(rows.times.astype("datetime64[us]"), names, rows.values, step_us, rows.lines, report)
     report["gaps"] = [
         {"after": str(series.times[row]), "minutes": (rows.times[row + 1] - rows.times[row]) / _MICROSECONDS["min"]}
         for row in gaps
@@ -226,6 +229,20 @@ def _mark_missing(
         counts = dict(zip(columns, found.sum(axis=0).tolist(), strict=True))
         report[key] = {name: count for name, count in counts.items() if count}
     return np.where(marked, np.nan, values)
+
+
+def require_float32(
+    values: np.ndarray, columns: Sequence[str], lines: np.ndarray, source: str, scale: Any = 1.0
+) -> None:
+    """Raise a DataError with the line of the first of `values` that, divided by `scale`, is infinite in float32."""
+    large = np.abs(values / scale) > np.finfo(np.float32).max
+    if large.any():
+        row, column = np.argwhere(large)[0]
+        raise DataError(
+            f"{source}, line {lines[row]}: {values[row, column]:g} in column {columns[column]!r} is too large to "
+            f"compute with ({int(large.sum())} such cells); correct it, leave the cell empty if the value is missing, "
+            "or set data.missing_values to name it"
+        )
 
 
 def _every(times: np.ndarray, step: int, source: str) -> int:

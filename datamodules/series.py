@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
 
-from .cleaning import WIND, CleanSeries, clean, duration, instant, spell
+from .cleaning import WIND, CleanSeries, clean, duration, instant, require_float32, spell
 from .sampling import ResumableLoader, split_loader
 from .sources import SPLITS, DataError, Source, at_least, file_sha256, one_of, path_text
 from .streaming import read_table
@@ -22,6 +22,7 @@ from .windows import CALENDAR, Climatology, WindowDataset, features_of, forward_
 logger = logging.getLogger(__name__)
 
 SAMPLE = "sample_climate"
+FAR = 1000  # interquartile ranges from the median: no reading lies there, but what files write for a missing one may
 TORN = 0.1  # share of the rows within a window of a gap that is worth a warning
 
 
@@ -158,7 +159,8 @@ class SeriesDataModule(pl.LightningDataModule):
         if self._sets:
             return
         frame, file = self._read()
-        series = clean(frame, **self._cleaning, source=str(file or self.name))
+        source = str(file or self.name)
+        series = clean(frame, **self._cleaning, source=source)
         splits = self._split_rows(series)
         features = features_of(series, self._features, self._calendar)
         target = series.column(self._target)
@@ -178,6 +180,7 @@ class SeriesDataModule(pl.LightningDataModule):
 
         train = splits["train"]
         mean, std = self._fit_scaler(observed[train])
+        require_float32(known, [*self._names, self._target], series.lines, source, std)
         climatology = Climatology.fit(series.times[train], target[train])
         self.facts = self._facts(mean, std, climatology)
         tables = ((known[:, :-1] - mean[:-1]) / std[:-1], known[:, -1], target, climatology.predict(series.times))
@@ -410,6 +413,7 @@ class SeriesDataModule(pl.LightningDataModule):
             "unexpected": self._unexpected(frame, file),
             **frame.attrs,
             **series.report,
+            "far_off": self._far_off(series, splits["train"]),
             "rows_after_test_until": unused,
             "reach_back": self._reach_back,
             "splits": {name: {**ends.get(name, {}), **found[name]} for name in SPLITS},
@@ -430,6 +434,29 @@ class SeriesDataModule(pl.LightningDataModule):
             ),
         )
         return report
+
+    def _far_off(self, series: CleanSeries, train: slice) -> dict[str, int]:
+        """How many values of each column no training value is anywhere near; a warning says where and what to do."""
+        counts, found = {}, []
+        for name in self._cleaning["columns"]:
+            values = series.column(name)
+            seen = values[train][~np.isnan(values[train])]
+            low, median, high = np.quantile(seen, [0.25, 0.5, 0.75]) if len(seen) else (0.0, 0.0, 0.0)
+            far = np.abs(values - median) > FAR * (high - low)
+            if high > low and far.any():
+                counts[name], row = int(far.sum()), int(far.argmax())
+                of_line = "mean from line" if self._cleaning["resample"] == "mean" else "line"
+                found.append(
+                    f"{counts[name]} of {name!r}, the first {values[row]:g} at {series.times[row]} "
+                    f"({of_line} {series.lines[row]})"
+                )
+        if found:
+            logger.warning(
+                "%s: values more than %d interquartile ranges from the training median: %s; if they stand for missing "
+                "readings, set data.missing_values, now %s, to name them as well",
+                *(self.name, FAR, "; ".join(found), self._cleaning["missing_values"]),
+            )
+        return counts
 
     def _unexpected(self, frame: pd.DataFrame, file: Path | None) -> dict[str, Any]:
         """How a known file differs from what it should be."""

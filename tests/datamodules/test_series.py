@@ -396,6 +396,65 @@ def test_missing_values_are_never_trained_on_nor_scored_and_are_counted(tmp_path
     assert [data.report["splits"][s]["cells_filled"] for s in ("train", "val", "test")] == [4, 2, 1]
 
 
+MARK = 9.96921e36  # netCDF's for a missing float
+
+
+def test_values_far_from_all_others_are_warned_of_once_and_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    frame = hourly(range(96))
+    frame.loc[[60, 70], "T (degC)"] = MARK
+    frame.loc[10, "p"] = -1e20
+    data = ready(tmp_path, frame)
+    [warning] = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert "2 of 'T (degC)', the first 9.96921e+36 at 2020-01-03T12:00:00.000000 (line 62)" in warning
+    assert "1 of 'p', the first -1e+20 at 2020-01-01T10:00:00.000000 (line 12)" in warning
+    assert "set data.missing_values, now [-9999], to name them as well" in warning
+    assert data.report["far_off"] == {"T (degC)": 2, "p": 1}
+    assert whole(data, "val")["targets"].max() == np.float32(MARK)
+
+
+def test_what_is_named_a_missing_value_is_no_more_far_off(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    frame = hourly(range(96))
+    frame.loc[60, "T (degC)"] = MARK
+    data = ready(tmp_path, frame, missing_values=[-9999, MARK])
+    assert not caplog.text
+    assert data.report["far_off"] == {}
+    assert data.report["missing_values"] == {"T (degC)": 1}
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_value_is_far_off_beyond_a_thousand_interquartile_ranges_of_the_training_split(
+    sign: int, tmp_path: Path
+) -> None:
+    frame = hourly(range(96))
+    low, median, high = frame["p"][:48].quantile([0.25, 0.5, 0.75])
+    for ranges, expected in ((999, {}), (1001, {"p": 1})):
+        frame.loc[90, "p"] = median + sign * ranges * (high - low)  # of the test split
+        assert ready(tmp_path, frame).report["far_off"] == expected
+
+
+def test_where_most_training_values_are_the_same_none_is_far_off(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rain = np.where(np.arange(96) % 10 == 0, 5.0, 0.0)
+    assert ready(tmp_path, hourly(range(96), pressure=rain)).report["far_off"] == {}
+    assert not caplog.text
+
+
+@pytest.mark.parametrize(("value", "small"), [(1e39, False), (-1e300, False), (MARK, True)])
+def test_a_number_that_is_infinite_in_float32_is_refused_with_its_line(
+    value: float, small: bool, tmp_path: Path
+) -> None:
+    frame = hourly(range(96))
+    if small:
+        frame["p"] = 1e-3 * (frame["p"] - 990) / 96  # the scaled value is beyond float32
+    frame.loc[60, "p"] = value
+    with pytest.raises(DataError, match=r"series\.csv, line 62: .* in column 'p' is too large .* \(1 such cells\)"):
+        ready(tmp_path, frame)
+    assert ready(tmp_path, frame, missing_values=[value]).report["missing_values"] == {"p": 1}
+
+
 def test_usual_words_for_no_reading_are_missing_values(tmp_path: Path) -> None:
     words = ["NA", "n/a", "#N/A", "NaN", "null", "None", "-", "--", " ", "---", "***", "///", "?", "缺测", "无"]
     frame = hourly(range(96)).astype(str)
@@ -716,6 +775,7 @@ def test_without_the_file_the_sample_is_used_and_says_so(
     assert (data.name, data.is_sample) == ("jena_climate", False)
     data.setup()
     assert (data.name, data.is_sample) == ("sample_climate", True)
+    assert data.report["far_off"] == {}
     assert any(record.levelno == logging.WARNING and "jena.csv" in record.message for record in caplog.records)
 
 
@@ -756,6 +816,7 @@ def jena() -> SeriesDataModule:
 @real
 def test_the_traps_of_the_real_record_are_counted(jena: SeriesDataModule) -> None:
     report = jena.report
+    assert report["far_off"] == {}
     assert (report["rows_read"], report["duplicates"], report["backward_jumps"]) == (70_092, 24, 2)
     assert report["missing_values"] == {"wv (m/s)": 3}
     # 90 minutes: where the rows of the block recorded twice, half an hour off, have been dropped.

@@ -493,6 +493,16 @@ def test_ten_minute_readings_are_resampled_back_from_the_last_one(
     assert found["time"].iloc[0] == times[-3] + pd.Timedelta("1h")
 
 
+def test_a_reading_that_is_infinite_in_float32_is_refused_with_its_line(
+    finished: Callable[[str], Path], readings: pd.DataFrame, tmp_path: Path
+) -> None:
+    broken = readings.copy()
+    broken.loc[broken.index[-3], "p (mbar)"] = 1e39
+    message = rf"line {len(readings) - 1}: 1e\+39 in column 'p .mbar.' is too large .* if the value is missing$"
+    with pytest.raises(DataError, match=message):
+        made(run=finished("forecast"), input=write(broken, tmp_path / "t.csv"), output=tmp_path / "out.csv")
+
+
 def test_a_target_is_printed_as_its_column_is_called(
     finished: Callable[[str], Path], readings: pd.DataFrame, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
