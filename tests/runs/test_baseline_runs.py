@@ -70,7 +70,9 @@ def test_a_baseline_built_from_its_checkpoint_predicts_the_same(
     config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
     data = build_datamodule(config)  # type: ignore[arg-type]
     rebuilt = load_task(folder / "checkpoints" / "best.ckpt")
-    answers = np.concatenate([rebuilt.predict_step(batch, 0).numpy() for batch in data.test_dataloader()])
+    batches = list(data.test_dataloader())
+    answers = np.concatenate([rebuilt.predict_step(batch, 0).numpy() for batch in batches])
+    answers = answers[np.concatenate([batch["index"].numpy() for batch in batches]).argsort()]
     kept = pd.read_parquet(folder / "predictions.parquet")
     if task == "cls":
         classes = [name for name in map(str, kept) if name.startswith("p(")]
