@@ -6,6 +6,7 @@ import contextlib
 import logging
 import shutil
 import signal
+import sys
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -49,6 +50,10 @@ def run(config: DictConfig) -> float | None:
     overrides = list(settings.overrides.task)
     before = _status_as_it_stands(folder)
     signal.signal(signal.SIGTERM, _stop)
+    if sweeping:  # Lightning starts further processes by these words: their sweep is to have the same folder
+        place = "hydra.sweep.dir='" + Path(settings.sweep.dir).as_posix().replace("'", "\\'") + "'"
+        if place not in sys.argv:
+            sys.argv.append(place)
     try:
         metrics = _run(config, folder, overrides, sweeping)
     except (Exception, SystemExit, KeyboardInterrupt) as error:
@@ -78,7 +83,7 @@ def _run(config: DictConfig, folder: Path, overrides: list[str], sweeping: bool)
         return _resume(config, folder, overrides)
     settings = plain(config)
     check_targets(settings, config.trust)
-    if _MAIN and _begun(folder):
+    if _begun(folder):
         others = [key for key in differing([read_config(folder), settings]) if key not in INCONSEQUENTIAL]
         if not sweeping or others:
             what = f"a run with another {', '.join(others)}" if sweeping else "a run already"
@@ -88,6 +93,9 @@ def _run(config: DictConfig, folder: Path, overrides: list[str], sweeping: bool)
         return _resume(config, folder, [word for word in overrides if _key(word) in INCONSEQUENTIAL])
     if config.reuse is not None and (twin := _twin(settings, Path(config.reuse), folder)) is not None:
         return _copy(twin, settings, folder, overrides)
+    if _MAIN:
+        for name in (BEST, LAST):  # of half a copy: the other processes would take them for half a training
+            (folder / "checkpoints" / name).unlink(missing_ok=True)
     return _start(settings, folder, overrides)
 
 
@@ -258,7 +266,11 @@ def _finished(folder: Path) -> bool:
 
 
 def _begun(folder: Path) -> bool:
-    """Whether there is something to go on from; half a copy is begun anew."""
+    """Whether there is something to go on from; half a copy is begun anew.
+
+    All processes of a training find the same, though they don't look at the same time: there is no checkpoint before
+    they have met.
+    """
     copying = _read_status(folder).get("state") == COPYING
     return not copying and any((folder / "checkpoints" / name).exists() for name in (BEST, LAST))
 
