@@ -107,15 +107,16 @@ def _twin(settings: dict[str, Any], place: Path, folder: Path) -> Path | None:
     """
     if not place.is_dir():
         raise ConfigError(f"reuse={place}: there is no such folder")
+    source = getattr(build_datamodule(settings), "source", None)
+    if source is None:  # one of your own: its files aren't known
+        return None
+    sha256 = source.digest()
     for path in sorted(place.rglob("metrics.json")):
-        with contextlib.suppress(CheckpointError, ValueError):  # a damaged folder is nobody's twin
+        with contextlib.suppress(OSError, KeyError, CheckpointError, ConfigError):  # a damaged folder is nobody's twin
             twin = path.parent
-            same = {*differing([read_config(twin), settings])} <= {*INCONSEQUENTIAL}
-            if twin == folder or not same or not _finished(twin):
+            if twin == folder or not _finished(twin) or read_json(twin / "data_report.json")["sha256"] != sha256:
                 continue
-            source = getattr(build_datamodule(settings), "source", None)  # the files of one of your own aren't known
-            sha256 = read_json(twin / "data_report.json")["sha256"]
-            if source is not None and sha256 == source.digest() and read_json(path):
+            if {*differing([read_config(twin), settings])} <= {*INCONSEQUENTIAL} and read_json(path):
                 return twin
     return None
 

@@ -65,6 +65,9 @@ def test_neither_an_unfinished_nor_a_damaged_run_is_copied(lab: Lab, finished: P
     for name, (file, text) in enumerate([("status.json", '{"state": "running"}'), *damage.items()]):
         shutil.copytree(finished, tmp_path / "others" / f"{name}")
         (tmp_path / "others" / f"{name}" / file).write_text(text, encoding="utf-8")
+    for file in ("config.yaml", "data_report.json"):
+        shutil.copytree(finished, tmp_path / "others" / f"without {file}")
+        (tmp_path / "others" / f"without {file}" / file).unlink()
     outcome = lab.run(*WORDS, f"reuse={tmp_path}/others", f"hydra.run.dir={tmp_path}/run")
     assert outcome.code == 0, outcome.output
     assert "copied" not in outcome.output
