@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout
 
-from rnn_cells.backends import check_name, choose, name_of, reasons
+from rnn_cells.backends import check_name, choose, name_of, reasons, scan_layer
 from rnn_cells.cells import Cell, GRUCell, LSTMCell, RNNCell, State
 
 log = logging.getLogger(__name__)
@@ -155,17 +155,13 @@ class Recurrent(nn.Module):
         for layer in range(self.num_layers):
             if layer > 0:
                 sequence = dropout(sequence, self.dropout, self.training)
-            outputs = []
-            for direction in range(self.directions):
-                index = layer * self.directions + direction
-                cell = self.cells[index]
-                if self.training and self.recurrent_dropout > 0:
-                    cell = _thinned(cell, self.recurrent_dropout)
-                backend = choose(self.backend, cell, sequence)
-                output, final = backend.scan(cell, sequence, initial[index], lengths, direction == 1)
-                outputs.append(output)
-                finals.append(final)
-            sequence = torch.cat(outputs, dim=-1) if self.bidirectional else outputs[0]
+            part = slice(layer * self.directions, (layer + 1) * self.directions)
+            cells = list(self.cells[part])
+            if self.training and self.recurrent_dropout > 0:
+                cells = [_thinned(cell, self.recurrent_dropout) for cell in cells]
+            backend = choose(self.backend, cells[0], sequence)
+            sequence, states = scan_layer(backend, cells, sequence, initial[part], lengths)
+            finals += states
         self.chosen_backend = name_of(backend)
         stacked = tuple(torch.stack(tensors) for tensors in zip(*finals, strict=True))
         output = sequence.transpose(0, 1) if self.batch_first else sequence
