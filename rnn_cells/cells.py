@@ -64,7 +64,7 @@ class Cell(nn.Module):
 
     def initial_state(self, batch_size: int) -> State:
         """Zeros, on the weights' device and in their dtype."""
-        return tuple(self.weight_hh.new_zeros(batch_size, self.hidden_size) for _ in self.state_names)
+        return self.weight_hh.new_zeros(len(self.state_names), batch_size, self.hidden_size).unbind()
 
     def reset_parameters(self, init: str = "torch") -> None:
         """Draw new matrices and biases; what else a cell learns stays as its constructor has made it.

@@ -163,7 +163,10 @@ class Recurrent(nn.Module):
             sequence, states = scan_layer(backend, cells, sequence, initial[part], lengths)
             finals += states
         self.chosen_backend = name_of(backend)
-        stacked = tuple(torch.stack(tensors) for tensors in zip(*finals, strict=True))
+        if len(finals) == 1:  # a view: on a GPU, every call of torch costs as much as a few steps
+            stacked = tuple(tensor.unsqueeze(0) for tensor in finals[0])
+        else:
+            stacked = tuple(torch.stack(tensors) for tensors in zip(*finals, strict=True))
         output = sequence.transpose(0, 1) if self.batch_first else sequence
         first, *others = stacked
         return output, stacked if others else first

@@ -437,13 +437,19 @@ class BenchmarkConfig:
     """A comparison of our layers with torch.nn's."""
 
     cells: list[str] = option(
-        [], "layers that are timed", choices=("lstm", "bilstm", "gru", "gru_after", "rnn", "lstm_ragged")
+        [],
+        "layers that are timed",
+        choices=("lstm", "bilstm", "gru", "gru_after", "rnn", "lstm_ragged", "gru_ragged"),
     )
-    shapes: list[list[int]] = option([], "each: steps, batch, input_size, hidden_size")
+    shapes: list[list[int]] = option([], "each: steps, batch, input_size, hidden_size; if none, some for the device")
     modes: list[str] = option([], "what is timed", choices=("train", "infer"))
     backend: str = option("auto", "implementation of the scan")
     device: str = option("cpu", "cpu or cuda")
-    dtype: str = option("float32", "of the arithmetic", choices=("float32", "float64"))
+    dtype: Optional[str] = option(
+        None,
+        "of the arithmetic; if not given float32, on a GPU tf32 (its products in TF32); bfloat16: by autocast",
+        choices=("float32", "float64", "tf32", "bfloat16"),
+    )
     threads: int = option(2, "CPU threads", least=1)
     repeats: int = option(9, "alternating measurements, whose median counts", least=1)
     trainings: list[str] = option([], "tasks whose training epoch is timed", choices=("cls", "forecast"))

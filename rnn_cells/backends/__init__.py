@@ -31,11 +31,12 @@ def choose(name: str, cell: Cell, x: Tensor) -> ModuleType:
         ValueError: there is no such backend, or it can't run here (the message says why).
     """
     if name == "auto":
-        obstacles = reasons(cell, x)
-        name = next(other for other, reason in obstacles.items() if reason is None)
-        faster = [f"not {other}: {reason}" for other, reason in obstacles.items() if reason is not None]
-        _announce("; ".join([f"backend auto runs {type(cell).__name__} on {name}", *faster]))
-        return BACKENDS[name]
+        faster: list[str] = []
+        for name, backend in BACKENDS.items():
+            if (reason := backend.why_not(cell, x)) is None:
+                _announce("; ".join([f"backend auto runs {type(cell).__name__} on {name}", *faster]))
+                return backend
+            faster.append(f"not {name}: {reason}")
     check_name(name)
     if reason := BACKENDS[name].why_not(cell, x):
         raise ValueError(f"backend {name!r} can't run {type(cell).__name__} here: {reason}")

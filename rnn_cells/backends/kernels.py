@@ -1,16 +1,21 @@
-"""The kernels of the triton backend: the loop over time of one layer, in one launch each way.
+"""The kernels of the triton backend: a whole scan, forward or backward, in one launch.
 
 Legend: T steps, B batch, H hidden_size, D directions, G gates, S blocks that are kept of a step, R rows of a tile.
 
 A program owns R sequences, one direction and UNITS of the hidden units, from the first step to the last. It loads the
 recurrent weights of its units once, before the loop, and keeps the state in registers. Where one multiprocessor can't
-hold all weights, SPLIT programs share the units of the same rows: after each step they leave their part of the state in
-a `mail` that the others read, and wait for each other.
+hold all weights, SPLIT programs share the units of the same rows: after each step they leave their part of the state
+in a `mail` that the others read, and wait for each other (MEET). Where even their part of the weights is too much, they
+STREAM it from the cache.
 
-The input's part of the gates, `x W`, comes in `gates` (T, B, D, S, H), in whose place a training leaves the gates' values,
-and backward their gradients. Arithmetic, state and accumulators are float32; the operands of matrix products are of the
-type of `mail`.
+The input's part of the gates, `x W`, comes in `gates` (T, B, D, S, H), in whose place a training leaves the gates'
+values, and backward their gradients. Arithmetic, state and sums are float32; the operands of matrix products are of the
+type of `weight`, and PRECISION says how float32 ones are multiplied. What a step reads of memory is fetched during the
+step before it.
 """
+
+# Triton's Python: constants turn into `constexpr` by themselves, and tensors have no types.
+# pyright: reportArgumentType=false, reportOperatorIssue=false
 
 import triton
 import triton.language as tl
@@ -19,6 +24,7 @@ RNN = tl.constexpr(0)
 LSTM = tl.constexpr(1)
 GRU = tl.constexpr(2)
 GRU_AFTER = tl.constexpr(3)
+CHUNK = tl.constexpr(64)  # of the hidden units, when weights are streamed
 
 
 @triton.jit
@@ -27,46 +33,16 @@ def _tanh(x):
 
 
 @triton.jit
-def _meet(counter, target, MEET: tl.constexpr):
-    """Wait for the other programs of these rows; what they have stored before can be read afterwards."""
-    if MEET:
-        tl.debug_barrier()
-        tl.atomic_add(counter, 1, sem="release")
-        while tl.atomic_add(counter, 0, sem="acquire") < target:
-            pass
-        tl.debug_barrier()
-
-
-@triton.jit
-def _blocks(pointers, mask, stride, COUNT: tl.constexpr):
-    """The same place in COUNT blocks that lie `stride` apart: four tensors, of which the last may be repetitions."""
-    block_0 = tl.load(pointers, mask=mask, other=0)
-    block_1, block_2, block_3 = block_0, block_0, block_0
-    if COUNT > 1:
-        block_1 = tl.load(pointers + stride, mask=mask, other=0)
-        block_2 = tl.load(pointers + 2 * stride, mask=mask, other=0)
-    if COUNT > 3:
-        block_3 = tl.load(pointers + 3 * stride, mask=mask, other=0)
-    return block_0, block_1, block_2, block_3
-
-
-@triton.jit
-def _read(pointers, mask):
-    """What other programs have written: past the first-level cache, which doesn't see it."""
-    return tl.load(pointers, mask=mask, other=0, cache_modifier=".cg")
-
-
-@triton.jit
-def _rows(order, lengths, tile, steps, batch, ROWS: tl.constexpr, RAGGED: tl.constexpr):
+def _rows(order, lengths, tile, steps, batch, R: tl.constexpr):
     """Which sequences a tile holds, how long each one is (0: none), and whether it is one at all."""
-    place = tile * ROWS + tl.arange(0, ROWS)
+    place = tile * R + tl.arange(0, R)
     present = place < batch
-    if RAGGED:
-        row = tl.load(order + place, mask=present, other=0).to(tl.int64)
-        length = tl.load(lengths + row, mask=present, other=0).to(tl.int32)
-    else:
+    if lengths is None:
         row = place.to(tl.int64)
         length = tl.where(present, steps, 0)
+    else:
+        row = tl.load(order + place, mask=present, other=0).to(tl.int64)
+        length = tl.load(lengths + row, mask=present, other=0).to(tl.int32)
     return row, length, present
 
 
@@ -76,13 +52,112 @@ def _has(length, step):
     return tl.minimum(step, length - 1 - step) >= 0
 
 
+@triton.jit
+def _pack(a, b, c, d, R: tl.constexpr, UNITS: tl.constexpr):
+    """Four blocks (R, UNITS) beside each other: one store, and one change of layout, instead of four."""
+    blocks = tl.join(tl.join(a, c), tl.join(b, d))
+    return tl.reshape(tl.permute(blocks, (0, 2, 3, 1)), (R, 4 * UNITS))
+
+
+@triton.jit
+def _unpack(packed, R: tl.constexpr, UNITS: tl.constexpr):
+    """The four blocks of `_pack`, in float32."""
+    blocks = tl.permute(tl.reshape(packed, (R, 2, 2, UNITS)), (0, 3, 1, 2))
+    first, second = tl.split(blocks)
+    a, c = tl.split(first)
+    b, d = tl.split(second)
+    return a.to(tl.float32), b.to(tl.float32), c.to(tl.float32), d.to(tl.float32)
+
+
+@triton.jit
+def _weights(matrices, mask, stride, G: tl.constexpr, STREAM: tl.constexpr):
+    """One tensor per gate, `stride` apart; the last may be repetitions. Nothing is loaded of what is streamed."""
+    if STREAM:
+        u_0, u_1, u_2, u_3 = 0, 0, 0, 0
+    else:
+        u_0 = tl.load(matrices, mask=mask, other=0)
+        u_1, u_2, u_3 = u_0, u_0, u_0
+        if G > 1:
+            u_1 = tl.load(matrices + stride, mask=mask, other=0)
+            u_2 = tl.load(matrices + 2 * stride, mask=mask, other=0)
+        if G > 3:
+            u_3 = tl.load(matrices + 3 * stride, mask=mask, other=0)
+    return u_0, u_1, u_2, u_3
+
+
+@triton.jit
+def _read(pointers, mask):
+    """What other programs have written: past the first-level cache, which doesn't see it."""
+    return tl.load(pointers, mask=mask, other=0, cache_modifier=".cg")
+
+
+@triton.jit
+def _letter(pointers, present, H: tl.constexpr, PADDED: tl.constexpr, STREAM: tl.constexpr):
+    """A row of mail (R, PADDED); nothing, where `_times` reads it itself."""
+    if STREAM:
+        letter = 0
+    else:
+        every = tl.arange(0, PADDED)
+        letter = _read(pointers + every[None, :], present[:, None] & (every < H)[None, :])
+    return letter
+
+
+@triton.jit
+def _times(
+    total,
+    letter,
+    u,
+    pointers,
+    matrix,
+    present,
+    ahead,
+    H: tl.constexpr,
+    UNITS: tl.constexpr,
+    STREAM: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """`total + letter u`; what is streamed lies at `pointers` (R, 1) and `matrix` (1, UNITS), in rows `ahead` apart."""
+    if STREAM:
+        unit = tl.program_id(2) * UNITS + tl.arange(0, UNITS)
+        for start in range(0, H, CHUNK):
+            k = start + tl.arange(0, CHUNK)
+            part = _read(pointers + k[None, :], present[:, None] & (k < H)[None, :])
+            weights = tl.load(matrix + k[:, None] * ahead, mask=(k < H)[:, None] & (unit < H)[None, :], other=0)
+            total = tl.dot(part, weights, total, input_precision=PRECISION)
+    else:
+        total = tl.dot(letter, u, total, input_precision=PRECISION)
+    return total
+
+
+@triton.jit
+def _acquire(counter):
+    """Its value, for every thread: what was released before it was set is visible to the thread from here on."""
+    address = counter.to(tl.uint64, bitcast=True)
+    return tl.inline_asm_elementwise(
+        "ld.acquire.gpu.global.u32 $0, [$1];", "=r,l", [address], dtype=tl.int32, is_pure=False, pack=1
+    )
+
+
+@triton.jit
+def _meet(counter, target, MEET: tl.constexpr):
+    """Wait for the other programs of these rows; what they have stored before can be read afterwards."""
+    if MEET:
+        tl.debug_barrier()
+        tl.atomic_add(counter, 1, sem="release")
+        while _acquire(counter) < target:
+            pass
+
+
 @triton.jit(do_not_specialize=["first", "last", "steps", "batch", "first_tile", "backwards"])
 def forward(
     gates,
-    out,
+    hs,
     cells,
     weight,
-    bias,
+    bias_ih,
+    bias_hh,
+    h0,
+    c0,
     hn,
     cn,
     mail,
@@ -103,164 +178,207 @@ def forward(
     PADDED: tl.constexpr,
     UNITS: tl.constexpr,
     SPLIT: tl.constexpr,
+    STREAM: tl.constexpr,
     MEET: tl.constexpr,
-    ROWS: tl.constexpr,
-    RAGGED: tl.constexpr,
-    BIAS: tl.constexpr,
-    SAVE: tl.constexpr,
+    R: tl.constexpr,
     PRECISION: tl.constexpr,
+    SAVE: tl.constexpr,
 ):
     """Steps `first` to `last` of a layer.
 
     Args:
-        gates: (T, B, D, S, H), the input's part in the first G blocks; with SAVE, each step's values come in its place.
-        out: (T, B, D, H), written where a sequence has a step.
-        cells: (T, B, D, H), each step's c, written with SAVE.
+        gates: (T, B, D, S, H), `x W` in the first G blocks; with SAVE, each step's values come in its place.
+            Those of an RNN are the outputs.
+        hs: (T + 2, B, D, H): outputs, written where a sequence has a step, and the initial state where the first step
+            looks for the one before it.
+        cells: (T, B, D, H), each step's c of an LSTM, written with SAVE.
         weight: (D, G*H, H), of the products' type.
-        bias: (D, G*H), read with BIAS.
-        hn, cn: (D, B, H), float32: the state before, and afterwards the state behind the last step.
-        mail: (2, D, B, 2, H), read and written if SPLIT > 1; before the first step it holds h in [first % 2, :, :, 0].
-        counters: zeros, one per tile and direction.
-        order: (B,), the sequences by length; with RAGGED.
-        lengths: (B,); with RAGGED.
+        bias_ih, bias_hh: (D, G*H), or both None.
+        h0, c0: (D, B, H), the state before step `first`.
+        hn, cn: (D, B, H), gets the state behind step `last`.
+        mail: (2, D, B, 2, H), if SPLIT > 1; h is in [first % 2, :, :, 0].
+        counters: zeros, one per tile and direction, if SPLIT > 1.
+        order: (B,), the sequences by length; None if all have all steps.
+        lengths: (B,), or None.
         first, last, steps, batch: which steps, of how many; B.
         first_tile: of this launch.
         backwards: 1 if the first direction is the one from a sequence's end to its start.
     """
     tile = first_tile + tl.program_id(0)
     direction = tl.program_id(1)
-    counter = counters + tile * D + direction
-    row, length, present = _rows(order, lengths, tile, steps, batch, ROWS, RAGGED)
+    row, length, present = _rows(order, lengths, tile, steps, batch, R)
     end = tl.minimum(tl.max(length), last)
     unit = tl.program_id(2) * UNITS + tl.arange(0, UNITS)
     every = tl.arange(0, PADDED)
     own = present[:, None] & (unit < H)[None, :]
-    whole = present[:, None] & (every < H)[None, :]
+    column = tl.arange(0, 4 * UNITS)
+    four = (column // UNITS * H + tl.program_id(2) * UNITS + column % UNITS)[None, :]
+    own_four = present[:, None] & (tl.program_id(2) * UNITS + column % UNITS < H)[None, :]
 
     dtype = weight.dtype.element_ty
     square = (every < H)[:, None] & (unit < H)[None, :]
-    matrices = weight + direction * (G * H * H) + unit[None, :] * H + every[:, None]  # transposed
-    u_0, u_1, u_2, u_3 = _blocks(matrices, square, H * H, G)
-    b_0, b_1, b_2, b_3 = 0.0, 0.0, 0.0, 0.0
-    if BIAS:
-        b_0, b_1, b_2, b_3 = _blocks(bias + direction * (G * H) + unit, unit < H, H, G)
-        b_0, b_1, b_2, b_3 = b_0[None, :], b_1[None, :], b_2[None, :], b_3[None, :]
+    U_0 = weight + direction * (G * H * H) + unit[None, :] * H  # transposed: its rows are columns of the product
+    U_1, U_2, U_3 = U_0 + H * H, U_0 + 2 * H * H, U_0 + 3 * H * H
+    u_0, u_1, u_2, u_3 = _weights(U_0 + every[:, None], square, H * H, G, STREAM)
+    a_2 = tl.zeros((1, UNITS), tl.float32)
+    b_0, b_1, b_2, b_3 = a_2, a_2, a_2, a_2
+    if bias_ih is not None:
+        biases = direction * (G * H) + unit[None, :]
+        a_0, a_1, a_2, a_3 = _weights(bias_ih + biases, (unit < H)[None, :], H, G, False)
+        b_0, b_1, b_2, b_3 = _weights(bias_hh + biases, (unit < H)[None, :], H, G, False)
+        b_0, b_1, b_3 = b_0 + a_0, b_1 + a_1, b_3 + a_3
+        if KIND != GRU_AFTER:  # whose reset gate acts on one of the two
+            b_2 += a_2
     state = (direction * batch + row)[:, None] * H + unit[None, :]
-    h = tl.load(hn + state, mask=own, other=0)
+    h = tl.load(h0 + state, mask=own, other=0).to(tl.float32)
     c = h
     if KIND == LSTM:
-        c = tl.load(cn + state, mask=own, other=0)
-    letter = ((direction * batch + row) * (2 * H))[:, None]
-    slot = D * batch.to(tl.int64) * (2 * H)
-    if SPLIT == 1:
-        before = h.to(dtype)
-    else:
-        before = _read(mail + (first % 2) * slot + letter + every[None, :], whole)
+        c = tl.load(c0 + state, mask=own, other=0).to(tl.float32)
 
     reverse = direction + backwards > 0
+    if SAVE and first == 0:
+        corner = tl.where(reverse, steps + 1, 0) * batch.to(tl.int64) * (D * H)
+        tl.store(hs + corner + (row * D + direction)[:, None] * H + unit[None, :], h, mask=own)
+    if SPLIT > 1:
+        counter = counters + tile * D + direction
+        letters = mail + ((direction * batch + row) * (2 * H))[:, None]
+        slot = D * batch.to(tl.int64) * (2 * H)
+        source = letters + first % 2 * slot
+        before = _letter(source, present, H, PADDED, STREAM)
+    else:
+        source = h0
+        before = h.to(dtype)
+    out = hs + batch.to(tl.int64) * (D * H)
     time = tl.where(reverse, length - 1 - first, first)
-    mask = own & _has(length, first)[:, None]
+    has = _has(length, first)[:, None]
     place = ((time * batch.to(tl.int64) + row) * D + direction)[:, None]
-    x_0, x_1, x_2, x_3 = _blocks(gates + place * (S * H) + unit[None, :], mask, H, G)
+    if KIND == RNN:
+        x = tl.load(gates + place * H + unit[None, :], mask=own & has, other=0)
+    else:
+        x = tl.load(gates + place * (S * H) + four, mask=own_four & has, other=0)
     for step in range(first, end):
-        kept = gates + place * (S * H) + unit[None, :]
+        time = tl.where(reverse, length - 2 - step, step + 1)
+        next_has = _has(length, step + 1)[:, None]
+        next_place = ((time * batch.to(tl.int64) + row) * D + direction)[:, None]
         if KIND == RNN:
-            new = _tanh(x_0 + tl.dot(before, u_0, input_precision=PRECISION) + b_0)
-        elif KIND == LSTM:
-            i = tl.sigmoid(x_0 + tl.dot(before, u_0, input_precision=PRECISION) + b_0)
-            f = tl.sigmoid(x_1 + tl.dot(before, u_1, input_precision=PRECISION) + b_1)
-            g = _tanh(x_2 + tl.dot(before, u_2, input_precision=PRECISION) + b_2)
-            o = tl.sigmoid(x_3 + tl.dot(before, u_3, input_precision=PRECISION) + b_3)
-            c = tl.where(mask, f * c + i * g, c)
-            new = o * _tanh(c)
-            if SAVE:
-                tl.store(kept, i, mask=mask)
-                tl.store(kept + H, f, mask=mask)
-                tl.store(kept + 2 * H, g, mask=mask)
-                tl.store(kept + 3 * H, o, mask=mask)
-                tl.store(cells + place * H + unit[None, :], c, mask=mask)
+            next_x = tl.load(gates + next_place * H + unit[None, :], mask=own & next_has, other=0)
         else:
-            r = tl.sigmoid(x_0 + tl.dot(before, u_0, input_precision=PRECISION) + b_0)
-            z = tl.sigmoid(x_1 + tl.dot(before, u_1, input_precision=PRECISION) + b_1)
-            if KIND == GRU_AFTER:
-                past = tl.dot(before, u_2, input_precision=PRECISION) + b_2
-                n = _tanh(x_2 + r * past)
+            next_x = tl.load(gates + next_place * (S * H) + four, mask=own_four & next_has, other=0)
+        zero = tl.zeros((R, UNITS), tl.float32)
+        y_0 = _times(zero, before, u_0, source, U_0, present, 1, H, UNITS, STREAM, PRECISION) + b_0
+        if KIND == RNN:
+            new = _tanh(x.to(tl.float32) + y_0)
+        else:
+            x_0, x_1, x_2, x_3 = _unpack(x, R, UNITS)
+            y_1 = _times(zero, before, u_1, source, U_1, present, 1, H, UNITS, STREAM, PRECISION) + b_1
+            if KIND == LSTM:
+                y_2 = _times(zero, before, u_2, source, U_2, present, 1, H, UNITS, STREAM, PRECISION) + b_2
+                y_3 = _times(zero, before, u_3, source, U_3, present, 1, H, UNITS, STREAM, PRECISION) + b_3
+                i, f, o = tl.sigmoid(x_0 + y_0), tl.sigmoid(x_1 + y_1), tl.sigmoid(x_3 + y_3)
+                g = _tanh(x_2 + y_2)
+                c = tl.where(has, f * c + i * g, c)
+                new = o * _tanh(c)
+                kept = _pack(i, f, g, o, R, UNITS)
             else:
-                past = r * h
-                if SPLIT == 1:
-                    read = past.to(dtype)
+                r, z = tl.sigmoid(x_0 + y_0), tl.sigmoid(x_1 + y_1)
+                if KIND == GRU_AFTER:
+                    y_2 = _times(zero, before, u_2, source, U_2, present, 1, H, UNITS, STREAM, PRECISION)
+                    past = y_2 + b_2
+                    n = _tanh(x_2 + a_2 + r * past)
                 else:
-                    tl.store(mail + letter + H + unit[None, :], past, mask=own)
-                    _meet(counter, (2 * (step - first) + 1) * SPLIT, MEET)
-                    read = _read(mail + letter + H + every[None, :], whole)
-                n = _tanh(x_2 + tl.dot(read, u_2, input_precision=PRECISION) + b_2)
-            new = z * h + (1 - z) * n
-            if SAVE:
-                tl.store(kept, r, mask=mask)
-                tl.store(kept + H, z, mask=mask)
-                tl.store(kept + 2 * H, n, mask=mask)
-                tl.store(kept + 3 * H, past, mask=mask)
-        h = tl.where(mask, new, h)
-        if SPLIT == 1:
-            before = h.to(dtype)
-        else:
-            target = mail + ((step + 1) % 2) * slot + letter
-            tl.store(target + unit[None, :], h, mask=own)
+                    past = r * h
+                    if SPLIT > 1:
+                        tl.store(letters + H + unit[None, :], past, mask=own)
+                        _meet(counter, (2 * (step - first) + 1) * SPLIT, MEET)
+                        resets = _letter(letters + H, present, H, PADDED, STREAM)
+                        y_2 = _times(zero, resets, u_2, letters + H, U_2, present, 1, H, UNITS, STREAM, PRECISION)
+                    else:
+                        y_2 = tl.dot(past.to(dtype), u_2, input_precision=PRECISION)
+                    n = _tanh(x_2 + y_2 + b_2)
+                new = z * h + (1 - z) * n
+                kept = _pack(r, z, n, past, R, UNITS)
+        h = tl.where(has, new, h)
+        if SPLIT > 1:
+            source = letters + (step + 1) % 2 * slot
+            tl.store(source + unit[None, :], h, mask=own)
             if KIND == GRU:
                 _meet(counter, (2 * (step - first) + 2) * SPLIT, MEET)
             else:
                 _meet(counter, (step - first + 1) * SPLIT, MEET)
-            before = _read(target + every[None, :], whole)
-        tl.store(out + place * H + unit[None, :], h, mask=mask)
-        time = tl.where(reverse, length - 2 - step, step + 1)
-        mask = own & _has(length, step + 1)[:, None]
-        place = ((time * batch.to(tl.int64) + row) * D + direction)[:, None]
-        x_0, x_1, x_2, x_3 = _blocks(gates + place * (S * H) + unit[None, :], mask, H, G)
+            before = _letter(source, present, H, PADDED, STREAM)
+        else:
+            before = h.to(dtype)
+        tl.store(out + place * H + unit[None, :], h, mask=own & has)
+        if SAVE and KIND != RNN:
+            tl.store(gates + place * (S * H) + four, kept.to(gates.dtype.element_ty), mask=own_four & has)
+            if KIND == LSTM:
+                tl.store(cells + place * H + unit[None, :], c, mask=own & has)
+        x, has, place = next_x, next_has, next_place
     tl.store(hn + state, h, mask=own)
     if KIND == LSTM:
         tl.store(cn + state, c, mask=own)
 
 
 @triton.jit
-def _letters(pointers, mask, H: tl.constexpr, KIND: tl.constexpr):
-    """The gradients of the blocks that `h U` is in; the others are repetitions."""
-    block_0 = _read(pointers, mask)
-    block_1, block_2, block_3 = block_0, block_0, block_0
+def _through(
+    rest,
+    e_0,
+    e_1,
+    e_2,
+    e_3,
+    u_0,
+    u_1,
+    u_2,
+    u_3,
+    source,
+    matrix,
+    present,
+    KIND: tl.constexpr,
+    H: tl.constexpr,
+    UNITS: tl.constexpr,
+    STREAM: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """The gradient of h: from those of the blocks that `h U` is in, and the rest that comes without a product."""
+    rest = _times(rest, e_0, u_0, source, matrix, present, H, H, UNITS, STREAM, PRECISION)
     if KIND != RNN:
-        block_1 = _read(pointers + H, mask)
+        rest = _times(rest, e_1, u_1, source + H, matrix + H * H, present, H, H, UNITS, STREAM, PRECISION)
     if KIND == LSTM:
-        block_2 = _read(pointers + 2 * H, mask)
-    if KIND == LSTM or KIND == GRU_AFTER:
-        block_3 = _read(pointers + 3 * H, mask)
-    return block_0, block_1, block_2, block_3
+        rest = _times(rest, e_2, u_2, source + 2 * H, matrix + 2 * H * H, present, H, H, UNITS, STREAM, PRECISION)
+        rest = _times(rest, e_3, u_3, source + 3 * H, matrix + 3 * H * H, present, H, H, UNITS, STREAM, PRECISION)
+    if KIND == GRU_AFTER:
+        rest = _times(rest, e_3, u_2, source + 3 * H, matrix + 2 * H * H, present, H, H, UNITS, STREAM, PRECISION)
+    return rest
 
 
 @triton.jit
-def _through(rest, e_0, e_1, e_2, e_3, u_0, u_1, u_2, u_3, KIND: tl.constexpr, PRECISION: tl.constexpr):
-    """The gradient of h, from those of the blocks that `h U` is in, and the rest that comes without a product."""
-    rest = tl.dot(e_0, u_0, rest, input_precision=PRECISION)
+def _letters(source, present, KIND: tl.constexpr, H: tl.constexpr, PADDED: tl.constexpr, STREAM: tl.constexpr):
+    """The gradients that `_through` multiplies; the others are repetitions."""
+    e_0 = _letter(source, present, H, PADDED, STREAM)
+    e_1, e_2, e_3 = e_0, e_0, e_0
     if KIND != RNN:
-        rest = tl.dot(e_1, u_1, rest, input_precision=PRECISION)
+        e_1 = _letter(source + H, present, H, PADDED, STREAM)
     if KIND == LSTM:
-        rest = tl.dot(e_2, u_2, rest, input_precision=PRECISION)
-        rest = tl.dot(e_3, u_3, rest, input_precision=PRECISION)
-    if KIND == GRU_AFTER:
-        rest = tl.dot(e_3, u_2, rest, input_precision=PRECISION)
-    return rest
+        e_2 = _letter(source + 2 * H, present, H, PADDED, STREAM)
+    if KIND == LSTM or KIND == GRU_AFTER:
+        e_3 = _letter(source + 3 * H, present, H, PADDED, STREAM)
+    return e_0, e_1, e_2, e_3
 
 
 @triton.jit(do_not_specialize=["first", "last", "steps", "batch", "first_tile", "backwards"])
 def backward(
     gates,
     dgates,
-    out,
+    hs,
     cells,
     dout,
     weight,
     h0,
     c0,
-    dh,
-    dc,
+    dhn,
+    dcn,
+    dh0,
+    dc0,
     mail,
     counters,
     order,
@@ -279,93 +397,131 @@ def backward(
     PADDED: tl.constexpr,
     UNITS: tl.constexpr,
     SPLIT: tl.constexpr,
+    STREAM: tl.constexpr,
     MEET: tl.constexpr,
-    ROWS: tl.constexpr,
-    RAGGED: tl.constexpr,
+    R: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """The gradients of a layer's steps, from a sequence's end to its start; what `forward` doesn't explain is:
+    """The gradients of a layer's steps, from a sequence's end to its start.
+
+    What `forward` doesn't explain is:
 
     Args:
         gates: what `forward` left of each step.
         dgates: (T, B, D, S, H), may be `gates`: the gradients of the gates before their functions. Of a GRU the first
             three blocks belong to `x W`; with KIND GRU_AFTER the last one belongs to `h U_n` instead of the third, and
-            with KIND GRU it isn't written.
-        out: outputs of `forward`.
-        dout: their gradient.
-        h0, c0: (D, B, H), float32, the initial state.
-        dh, dc: (D, B, H), float32: the gradient of the final state, and afterwards that of the initial one.
-        mail: (2, D, B, S, H), zeros, read and written if SPLIT > 1.
-        first, last: which steps, counted from each tile's last one; `dh` is complete when `last` is
-            beyond `steps`.
+            with KIND GRU it is left as it was.
+        dout: (T, B, D, H) or None, the gradient of the outputs.
+        h0, c0: the initial state.
+        dhn, dcn: (D, B, H) or None, the gradient of the final state.
+        dh0, dc0: (D, B, H), gets that of the initial one.
+        mail: (2, D, B, S, H), zeros, if SPLIT > 1.
+        first, last: which steps, counted from each tile's last one; `last` is `steps + 1` at the end.
     """
     tile = first_tile + tl.program_id(0)
     direction = tl.program_id(1)
-    counter = counters + tile * D + direction
-    row, length, present = _rows(order, lengths, tile, steps, batch, ROWS, RAGGED)
+    row, length, present = _rows(order, lengths, tile, steps, batch, R)
     longest = tl.max(length)
     unit = tl.program_id(2) * UNITS + tl.arange(0, UNITS)
     every = tl.arange(0, PADDED)
     own = present[:, None] & (unit < H)[None, :]
-    whole = present[:, None] & (every < H)[None, :]
+    column = tl.arange(0, 4 * UNITS)
+    four = (column // UNITS * H + tl.program_id(2) * UNITS + column % UNITS)[None, :]
+    own_four = present[:, None] & (tl.program_id(2) * UNITS + column % UNITS < H)[None, :]
 
     dtype = weight.dtype.element_ty
     square = (every < H)[:, None] & (unit < H)[None, :]
-    matrices = weight + direction * (G * H * H) + every[:, None] * H + unit[None, :]
-    u_0, u_1, u_2, u_3 = _blocks(matrices, square, H * H, G)
+    matrix = weight + direction * (G * H * H) + unit[None, :]
+    u_0, u_1, u_2, u_3 = _weights(matrix + every[:, None] * H, square, H * H, G, STREAM)
     state = (direction * batch + row)[:, None] * H + unit[None, :]
-    dstate = tl.load(dh + state, mask=own, other=0)
-    dcell, initial = dstate, dstate
+    dh = tl.zeros((R, UNITS), tl.float32)
+    dc = dh
+    initial = dh  # c0 or h0
+    if dhn is not None:
+        dh = tl.load(dhn + state, mask=own, other=0).to(tl.float32)
     if KIND == LSTM:
-        dcell = tl.load(dc + state, mask=own, other=0)
-        initial = tl.load(c0 + state, mask=own, other=0)
+        initial = tl.load(c0 + state, mask=own, other=0).to(tl.float32)
+        if dcn is not None:
+            dc = tl.load(dcn + state, mask=own, other=0).to(tl.float32)
     elif KIND != RNN:
-        initial = tl.load(h0 + state, mask=own, other=0)
-    letter = ((direction * batch + row) * (S * H))[:, None]
-    slot = D * batch.to(tl.int64) * (S * H)
-    if SPLIT == 1:
-        e_0 = tl.zeros((ROWS, PADDED), dtype)
-        e_1, e_2, e_3 = e_0, e_0, e_0
+        initial = tl.load(h0 + state, mask=own, other=0).to(tl.float32)
+    if SPLIT > 1:
+        counter = counters + tile * D + direction
+        letters = mail + ((direction * batch + row) * (S * H))[:, None]
+        slot = D * batch.to(tl.int64) * (S * H)
+        source = letters + tl.minimum(first, longest) % 2 * slot
+        e_0, e_1, e_2, e_3 = _letters(source, present, KIND, H, PADDED, STREAM)
     else:
-        e_0, e_1, e_2, e_3 = _letters(mail + tl.minimum(first, longest) % 2 * slot + letter + every[None, :], whole, H, KIND)
+        source = dh0
+        e_0 = tl.zeros((R, PADDED), dtype)
+        e_1, e_2, e_3 = e_0, e_0, e_0
 
     reverse = direction + backwards > 0
+    out = hs + batch.to(tl.int64) * (D * H)
     forth = tl.where(reverse, -batch * D, batch * D)  # from a step's place to the next one's
     step = longest - 1 - first
-    mask = own & _has(length, step)[:, None]
+    has = _has(length, step)[:, None]
     time = tl.where(reverse, length - 1 - step, step)
     place = ((time * batch.to(tl.int64) + row) * D + direction)[:, None]
-    x_0, x_1, x_2, x_3 = _blocks(gates + place * (S * H) + unit[None, :], mask, H, S)
-    y = tl.load(dout + place * H + unit[None, :], mask=mask, other=0)
-    now, past = x_0, x_0  # c or h of this step, and of the one before it
-    earlier = own & _has(length, step - 1)[:, None]
+    if KIND == RNN:
+        x = tl.load(gates + place * H + unit[None, :], mask=own & has, other=0)
+    else:
+        x = tl.load(gates + place * (S * H) + four, mask=own_four & has, other=0)
+    y = dh
+    if dout is not None:
+        y = tl.load(dout + place * H + unit[None, :], mask=own & has, other=0)
+    # An LSTM's c of this step and of the one before it; of a GRU, h of the one before it.
+    now, past = dh, dh
     if KIND == LSTM:
-        now = tl.load(cells + place * H + unit[None, :], mask=mask, other=0)
-        past = tl.load(cells + (place - forth) * H + unit[None, :], mask=earlier, other=0)
+        now = tl.load(cells + place * H + unit[None, :], mask=own & has, other=0)
+        past = tl.load(cells + (place - forth) * H + unit[None, :], mask=own & _has(length, step - 1)[:, None], other=0)
     elif KIND != RNN:
-        past = tl.load(out + (place - forth) * H + unit[None, :], mask=earlier, other=0)
-    for back in range(first, tl.minimum(longest, last)):
-        dstate = _through(dstate, e_0, e_1, e_2, e_3, u_0, u_1, u_2, u_3, KIND, PRECISION)
-        dy = y + tl.where(mask, dstate, 0)
-        if SPLIT > 1:
-            target = mail + (back + 1) % 2 * slot + letter
+        past = tl.load(out + (place - forth) * H + unit[None, :], mask=own & _has(length, step - 1)[:, None], other=0)
+    # One turn more than there are steps: the gradient of the initial state still lacks a product.
+    for back in range(first, tl.minimum(longest + 1, last)):
+        step = longest - 1 - back
+        next_has = _has(length, step - 1)[:, None]
+        next_place = place - forth
         if KIND == RNN:
-            h = x_0.to(tl.float32)
+            next_x = tl.load(gates + next_place * H + unit[None, :], mask=own & next_has, other=0)
+        else:
+            next_x = tl.load(gates + next_place * (S * H) + four, mask=own_four & next_has, other=0)
+        next_y = y
+        if dout is not None:
+            next_y = tl.load(dout + next_place * H + unit[None, :], mask=own & next_has, other=0)
+        next_past = past
+        older = own & _has(length, step - 2)[:, None]
+        if KIND == LSTM:
+            next_past = tl.load(cells + (next_place - forth) * H + unit[None, :], mask=older, other=0)
+        elif KIND != RNN:
+            next_past = tl.load(out + (next_place - forth) * H + unit[None, :], mask=older, other=0)
+
+        dh = _through(
+            dh, e_0, e_1, e_2, e_3, u_0, u_1, u_2, u_3, source, matrix, present, KIND, H, UNITS, STREAM, PRECISION
+        )
+        dy = tl.where(has, dh, 0)
+        if dout is not None:
+            dy += y.to(tl.float32)
+        if SPLIT > 1:
+            source = letters + (back + 1) % 2 * slot
+        if KIND == RNN:
+            h = x.to(tl.float32)
             d_0 = dy * (1 - h * h)
             d_1, d_2, d_3, rest = d_0, d_0, d_0, tl.zeros_like(d_0)
         elif KIND == LSTM:
-            i, f, g, o = x_0.to(tl.float32), x_1.to(tl.float32), x_2.to(tl.float32), x_3.to(tl.float32)
+            i, f, g, o = _unpack(x, R, UNITS)
             tanh_c = _tanh(now.to(tl.float32))
             c = tl.where(step > 0, past.to(tl.float32), initial)
-            dc_here = tl.where(mask, dcell + dy * o * (1 - tanh_c * tanh_c), 0)
+            dc_here = tl.where(has, dc + dy * o * (1 - tanh_c * tanh_c), 0)
             d_0 = dc_here * g * i * (1 - i)
             d_1 = dc_here * c * f * (1 - f)
             d_2 = dc_here * i * (1 - g * g)
             d_3 = dy * tanh_c * o * (1 - o)
-            dcell = tl.where(mask, dc_here * f, dcell)
+            dc = tl.where(has, dc_here * f, dc)
             rest = tl.zeros_like(d_0)
+            left = _pack(d_0, d_1, d_2, d_3, R, UNITS)
         else:
-            r, z, n, product = x_0.to(tl.float32), x_1.to(tl.float32), x_2.to(tl.float32), x_3.to(tl.float32)
+            r, z, n, product = _unpack(x, R, UNITS)
             h = tl.where(step > 0, past.to(tl.float32), initial)
             d_1 = dy * (h - n) * z * (1 - z)
             d_2 = dy * (1 - z) * (1 - n * n)
@@ -373,54 +529,44 @@ def backward(
             if KIND == GRU_AFTER:
                 d_0 = d_2 * product * r * (1 - r)
                 d_3 = d_2 * r
+                left = _pack(d_0, d_1, d_2, d_3, R, UNITS)
             else:
-                if SPLIT == 1:
-                    e_2 = d_2.to(dtype)
-                else:
-                    tl.store(target + 2 * H + unit[None, :], d_2, mask=own)
+                dproduct = tl.zeros_like(d_2)
+                if SPLIT > 1:
+                    tl.store(source + 2 * H + unit[None, :], d_2, mask=own)
                     _meet(counter, (2 * (back - first) + 1) * SPLIT, MEET)
-                    e_2 = _read(target + 2 * H + every[None, :], whole)
-                dproduct = tl.dot(e_2, u_2, input_precision=PRECISION)
+                    e_2 = _letter(source + 2 * H, present, H, PADDED, STREAM)
+                    theirs, matrix_2 = source + 2 * H, matrix + 2 * H * H
+                    dproduct = _times(dproduct, e_2, u_2, theirs, matrix_2, present, H, H, UNITS, STREAM, PRECISION)
+                else:
+                    dproduct = tl.dot(d_2.to(dtype), u_2, input_precision=PRECISION)
                 d_0 = dproduct * h * r * (1 - r)
-                d_3 = d_0
+                d_3 = product
                 rest += dproduct * r
-        dstate = tl.where(mask, rest, dstate)
-        left = dgates + place * (S * H) + unit[None, :]
-        tl.store(left, d_0, mask=mask)
-        if KIND != RNN:
-            tl.store(left + H, d_1, mask=mask)
-            tl.store(left + 2 * H, d_2, mask=mask)
-            if KIND != GRU:
-                tl.store(left + 3 * H, d_3, mask=mask)
-        if SPLIT == 1:
-            e_0, e_1, e_2, e_3 = d_0.to(dtype), d_1.to(dtype), d_2.to(dtype), d_3.to(dtype)
-        else:
-            tl.store(target + unit[None, :], d_0, mask=own)
+                left = _pack(d_0, d_1, d_2, product, R, UNITS)
+        dh = tl.where(has, rest, dh)
+        if SPLIT > 1:
+            tl.store(source + unit[None, :], d_0, mask=own)
             if KIND != RNN:
-                tl.store(target + H + unit[None, :], d_1, mask=own)
-                if KIND == LSTM:
-                    tl.store(target + 2 * H + unit[None, :], d_2, mask=own)
-                if KIND != GRU:
-                    tl.store(target + 3 * H + unit[None, :], d_3, mask=own)
+                tl.store(source + H + unit[None, :], d_1, mask=own)
+            if KIND == LSTM:
+                tl.store(source + 2 * H + unit[None, :], d_2, mask=own)
+            if KIND == LSTM or KIND == GRU_AFTER:
+                tl.store(source + 3 * H + unit[None, :], d_3, mask=own)
             if KIND == GRU:
                 _meet(counter, (2 * (back - first) + 2) * SPLIT, MEET)
             else:
                 _meet(counter, (back - first + 1) * SPLIT, MEET)
-            e_0, e_1, e_2, e_3 = _letters(target + every[None, :], whole, H, KIND)
-        # What the next turn needs is on its way while the products are made.
-        step -= 1
-        mask = own & _has(length, step)[:, None]
-        earlier = own & _has(length, step - 1)[:, None]
-        place -= forth
-        x_0, x_1, x_2, x_3 = _blocks(gates + place * (S * H) + unit[None, :], mask, H, S)
-        y = tl.load(dout + place * H + unit[None, :], mask=mask, other=0)
+            e_0, e_1, e_2, e_3 = _letters(source, present, KIND, H, PADDED, STREAM)
+        else:
+            e_0, e_1, e_2, e_3 = d_0.to(dtype), d_1.to(dtype), d_2.to(dtype), d_3.to(dtype)
+        if KIND == RNN:
+            tl.store(dgates + place * H + unit[None, :], d_0, mask=own & has)
+        else:
+            tl.store(dgates + place * (S * H) + four, left.to(dgates.dtype.element_ty), mask=own_four & has)
         if KIND == LSTM:
             now = past
-            past = tl.load(cells + (place - forth) * H + unit[None, :], mask=earlier, other=0)
-        elif KIND != RNN:
-            past = tl.load(out + (place - forth) * H + unit[None, :], mask=earlier, other=0)
-    if last > steps:
-        dstate = _through(dstate, e_0, e_1, e_2, e_3, u_0, u_1, u_2, u_3, KIND, PRECISION)
-    tl.store(dh + state, dstate, mask=own)
+        x, y, past, has, place = next_x, next_y, next_past, next_has, next_place
+    tl.store(dh0 + state, dh, mask=own)
     if KIND == LSTM:
-        tl.store(dc + state, dcell, mask=own)
+        tl.store(dc0 + state, dc, mask=own)

@@ -2,15 +2,15 @@
 
 The products of all steps with the input's weights, and those that give the weights' gradients, are torch's. In float32
 they and the kernels use TF32 where torch's products may (`torch.set_float32_matmul_precision("high")`); otherwise the
-kernels split each factor into three such numbers, which is as exact as float32. Under autocast the operands are of its
-type; state and sums stay float32.
+kernels split each factor into two such numbers, which is as exact as float32. Under autocast the operands are of its
+type; state and sums stay float32. Nothing waits for the GPU, and nothing is summed in an order that changes: the same
+call gives the same bits.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib.util
-import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -24,42 +24,40 @@ RNN_KIND, LSTM_KIND, GRU_KIND, GRU_AFTER_KIND = range(4)  # as in kernels.py
 GATES = (1, 4, 3, 3)
 BLOCKS = (1, 4, 4, 4)  # kept of each step: the gates, and the product that a GRU's reset gate belongs to
 ROWS = 16  # sequences per program: the least that a tensor core multiplies
-WEIGHT_BYTES = 128 << 10  # of recurrent weights per program
-LEAST_UNITS = 16
+LEAST_UNITS = 32  # per program
+WHOLE_BYTES = 64 << 10  # of recurrent weights, up to which one program takes all
+SCRATCH_BYTES = 24 << 10  # of shared memory, for changes of layout
+LETTER_BYTES = 1 << 10  # of one sequence's state that a program reads at once: it stands in registers
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def why_not(cell: Cell, x: Tensor) -> str | None:
     """What keeps this backend from running `cell` on `x`."""
-    kind = _kind(cell)
-    if kind is None:
+    if _kind(cell) is None:
         return f"it knows RNNCell, GRUCell and LSTMCell, not {type(cell).__name__}"
-    if reason := _why_not_here(x.device):
+    if reason := _why_not_on(x.device):
         return reason
     if x.dtype not in DTYPES:
         return f"it computes in float32, bfloat16 and float16, not {str(x.dtype).removeprefix('torch.')}"
     weight, mixed = cell.weight_hh, torch.is_autocast_enabled(x.device.type)
-    if weight.device != x.device or not (mixed or weight.dtype == x.dtype) or weight.dtype not in DTYPES:
+    if weight.device != x.device or weight.dtype not in DTYPES or not (mixed or weight.dtype == x.dtype):
         return f"the input is {x.dtype} on {x.device}, the weights are {weight.dtype} on {weight.device}"
     inside = torch._C._functorch.peek_interpreter_stack() is not None  # pyright: ignore[reportAttributeAccessIssue]
     if inside or forward_ad._current_level >= 0:
         return "it has no forward derivatives, and torch.func can't look into it"
     if torch.compiler.is_exporting():
         return "torch.export can't look into it"
-    if _plan(kind, cell.hidden_size, *_arithmetic(x)) is None:
-        return f"a GPU's multiprocessors can't hold {cell.hidden_size} hidden units in this precision"
     return None
 
 
 @functools.cache
-def _why_not_here(device: torch.device) -> str | None:
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    if device.type != "cuda" and not interpreted:
+def _why_not_on(device: torch.device) -> str | None:
+    if device.type != "cuda":
         return f"the tensors are on {device.type}"
     if importlib.util.find_spec("triton") is None:
-        return "the package triton is not installed (on Linux, torch's CUDA builds bring it)"
-    if not interpreted and torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0):
-        return f"{torch.cuda.get_device_name(device)} is older than Ampere (compute capability 8.0)"
+        return "the package triton is missing (on Linux, torch's CUDA builds bring it)"
+    if torch.version.hip or torch.cuda.get_device_capability(device) < (8, 0):
+        return f"{torch.cuda.get_device_name(device)} is no NVIDIA GPU of compute capability 8.0 or later"
     return None
 
 
@@ -84,10 +82,16 @@ def _scan(
     if lengths is not None:
         dense = lengths.device.type == "cpu" and bool((lengths == len(x)).all())
         lengths = None if dense else lengths.to(x.device, torch.int32, non_blocking=True)
-    weights = [w for cell in cells for w in (cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh)]
-    inputs = (x, *weights, *(tensor for state in states for tensor in state))
+    inputs: list[Any] = [x]
+    for cell in cells:
+        inputs += (cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh)
+    for state in states:
+        inputs += state
     learning = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs)
-    problem = _Problem(_kind(cells[0]), len(cells), int(reverse), *_arithmetic(x))
+    device = x.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    precision = "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    problem = _Problem(_kind(cells[0]), len(cells), int(reverse), dtype, precision)
     output, *finals = _Scan.apply(problem, lengths, learning, *inputs)
     names = len(states[0])
     return output, [tuple(finals[start : start + names]) for start in range(0, len(finals), names)]
@@ -100,296 +104,300 @@ def _kind(cell: Cell) -> Any:
     return {RNNCell: RNN_KIND, LSTMCell: LSTM_KIND}.get(type(cell))
 
 
-def _arithmetic(x: Tensor) -> tuple[torch.dtype, str]:
-    """The operands' type, and how float32 ones are multiplied."""
-    device = x.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-    return dtype, "tf32" if torch.get_float32_matmul_precision() != "highest" else "tf32x3"
-
-
 class _Problem(NamedTuple):
     """What the shapes don't say."""
 
     kind: int
     directions: int
     backwards: int
-    dtype: torch.dtype
-    precision: str
+    dtype: torch.dtype  # of the products' operands
+    precision: str  # of float32 products
 
 
 class _Plan(NamedTuple):
-    """How the hidden units are shared out: `split` programs have `units` each, `padded` is H's next power of two."""
+    """How the hidden units are shared out: `split` programs have `units` each; `padded` is H's next power of two."""
 
     padded: int
     units: int
     split: int
-    warps: int
+    stream: bool
+
+    @property
+    def warps(self) -> int:
+        return 8 if self.units >= 64 else 4
 
 
 @functools.cache
-def _plan(kind: int, hidden: int, dtype: torch.dtype, precision: str) -> _Plan | None:
-    padded = max(LEAST_UNITS, 1 << (hidden - 1).bit_length())
-    size = dtype.itemsize * (2 if dtype == torch.float32 and precision == "tf32x3" else 1)
-    units = padded
-    while units > LEAST_UNITS and GATES[kind] * padded * units * size > WEIGHT_BYTES:
-        units //= 2
-    if GATES[kind] * padded * units * size > WEIGHT_BYTES:
+def _plan(problem: _Problem, hidden: int, batch: int, device: torch.device) -> _Plan:
+    """Few units per program make a step short, and one program for all of them saves the waiting."""
+    gates, padded = GATES[problem.kind], max(LEAST_UNITS, 1 << (hidden - 1).bit_length())
+    size = problem.dtype.itemsize
+    if problem.dtype == torch.float32 and problem.precision == "tf32x3":
+        size *= 2  # of each factor's two parts
+    multiprocessors, memory = _capacity(device)
+
+    def fits(units: int) -> bool:
+        return gates * padded * units * size + gates * padded * ROWS * size + SCRATCH_BYTES <= memory
+
+    # The interpreter runs one program after the other, and this kind's meet in the middle of a step.
+    alone = device.type != "cuda" and problem.kind == GRU_KIND
+    if padded <= LEAST_UNITS or alone or (gates * padded * padded * size <= WHOLE_BYTES and fits(padded)):
+        return _Plan(padded, padded, 1, False)
+    units = LEAST_UNITS
+    stream = not fits(units) or padded * size > LETTER_BYTES
+    if not stream:  # rather more units than sequences that have to wait for others to be finished
+        if gates == 1 and fits(2 * units):
+            units *= 2
+        programs = -(-batch // ROWS) * problem.directions
+        while units < padded and fits(2 * units) and programs * -(-hidden // units) > multiprocessors:
+            units *= 2
+    return _Plan(padded, units, -(-hidden // units), stream)
+
+
+@functools.cache
+def _capacity(device: torch.device) -> tuple[int, int]:
+    """Multiprocessors, and bytes of shared memory for a program."""
+    if device.type != "cuda":
+        return 132, 227 << 10
+    properties = torch.cuda.get_device_properties(device)
+    return properties.multi_processor_count, properties.shared_memory_per_block_optin
+
+
+def _missing(lengths: Tensor, steps: int) -> Tensor:
+    """(T, B): where a sequence has no step."""
+    return torch.arange(steps, device=lengths.device)[:, None] >= lengths
+
+
+def _stack(tensors: Sequence[Any]) -> Any:
+    """(D, …), without a copy if there is one direction; None if all are missing."""
+    if len(tensors) == 1:
+        return None if tensors[0] is None else tensors[0].contiguous().unsqueeze(0)
+    if all(tensor is None for tensor in tensors):
         return None
-    split = -(-hidden // units)
-    return _Plan(padded, units, split, warps=8 if units >= 64 else 4)
+    like = next(tensor for tensor in tensors if tensor is not None)
+    return torch.stack([torch.zeros_like(like) if tensor is None else tensor for tensor in tensors])
 
 
-class _Sequences(NamedTuple):
-    """Lengths on the GPU, which is never waited for; both None if all sequences have all steps."""
+class _Inputs(NamedTuple):
+    """The tensors of a scan, those of both directions together; without a copy if there is one."""
 
-    lengths: Tensor | None
-    order: Tensor | None
+    x: Tensor  # (T, B, I)
+    projection: Tensor  # (D*S*H, I), `weight_ih` as the blocks lie in memory: the fourth one of a GRU is zero
+    weight: Tensor  # (D, G*H, H)
+    bias_ih: Tensor | None  # (D, G*H)
+    bias_hh: Tensor | None
+    h0: Tensor  # (D, B, H)
+    c0: Tensor | None
+    lengths: Tensor | None  # (B,)
+    order: Tensor | None  # (B,): the sequences by length, so that those of a program end together
 
-    def missing(self, steps: int) -> Tensor:
-        """(T, B, 1): where a sequence has no step."""
-        assert self.lengths is not None
-        times = torch.arange(steps, device=self.lengths.device)
-        return (times[:, None] >= self.lengths).unsqueeze(-1)
+
+def _gather(problem: _Problem, lengths: Tensor | None, tensors: Sequence[Any]) -> _Inputs:
+    kind, dtype, count = problem.kind, problem.dtype, 4 * problem.directions
+    x, weights, states = tensors[0], tensors[1 : 1 + count], tensors[1 + count :]
+    projection = _stack([weight.to(dtype) for weight in weights[::4]])
+    if BLOCKS[kind] > GATES[kind]:
+        blocks = projection.unflatten(1, (GATES[kind], -1))
+        projection = torch.nn.functional.pad(blocks, (0, 0, 0, 0, 0, 1)).flatten(1, 2)
+    lstm = kind == LSTM_KIND
+    return _Inputs(
+        x=x.to(dtype),
+        projection=projection.flatten(0, 1),
+        weight=_stack([weight.to(dtype) for weight in weights[1::4]]),
+        bias_ih=_stack(weights[2::4]),
+        bias_hh=_stack(weights[3::4]),
+        h0=_stack(states[:: 2 if lstm else 1]),
+        c0=_stack(states[1::2]) if lstm else None,
+        lengths=lengths,
+        order=None if lengths is None else lengths.argsort(descending=True),
+    )
 
 
 class _Scan(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, problem: _Problem, lengths: Tensor | None, learning: bool, *inputs: Any) -> Any:
-        x, weights, states = _take_apart(problem, inputs)
-        sequences = _Sequences(lengths, None if lengths is None else lengths.argsort(descending=True))
-        sequence = x.to(problem.dtype)
-        if lengths is not None:  # a NaN in the padding must reach neither outputs nor gradients
-            sequence = sequence.masked_fill(sequences.missing(len(x)), 0)
-        initial = [torch.stack([state[index] for state in states]).float() for index in range(len(states[0]))]
-        matrices = torch.stack([w.weight_hh.to(problem.dtype) for w in weights])
-        gates, cells, output, finals = _forward(problem, sequences, sequence, weights, matrices, initial, learning)
+    def forward(ctx: Any, problem: _Problem, lengths: Tensor | None, learning: bool, *tensors: Any) -> Any:
+        inputs = _gather(problem, lengths, tensors)
+        gates, cells, hs, finals = _forward(problem, inputs, learning)
         if learning:
-            ctx.save_for_backward(output, sequence, matrices, *initial, *inputs)
-            ctx.problem, ctx.sequences, ctx.gates, ctx.cells = problem, sequences, gates, cells
-        kinds = [tensor.dtype for tensor in states[0]]
-        return output, *(
-            final[direction].to(kind)
-            for direction in range(problem.directions)
-            for final, kind in zip(finals, kinds, strict=True)
-        )
+            ctx.save_for_backward(hs, *inputs)
+            ctx.problem, ctx.gates, ctx.cells = problem, gates, cells
+            ctx.set_materialize_grads(False)
+        return hs[1:-1].flatten(2), *(final[direction] for direction in range(problem.directions) for final in finals)
 
     @staticmethod
-    def backward(ctx: Any, doutput: Tensor, *dfinals: Tensor) -> Any:
+    def backward(ctx: Any, doutput: Tensor | None, *dfinals: Tensor | None) -> Any:
         if torch.is_grad_enabled():  # create_graph: what comes out of a kernel would count as constant
             raise RuntimeError("the triton backend has no second derivatives: use backend='reference'")
-        problem, sequences = ctx.problem, ctx.sequences
-        count = 2 if problem.kind == LSTM_KIND else 1
-        output, sequence, matrices, *rest = ctx.saved_tensors
-        initial, inputs = rest[:count], rest[count:]
-        _, weights, _ = _take_apart(problem, inputs)
+        problem: _Problem = ctx.problem
+        hs, *tensors = ctx.saved_tensors
+        inputs = _Inputs(*tensors)
         gates, cells, ctx.gates, ctx.cells = ctx.gates, ctx.cells, None, None
         if gates is None:  # a second backward through the same graph: the first one has overwritten them
-            gates, cells, _, _ = _forward(problem, sequences, sequence, weights, matrices, initial, True)
-        dstates = [torch.stack(dfinals[index::count]).float() for index in range(count)]
+            gates, cells, hs, _ = _forward(problem, inputs, True)
+        # Those of an RNN are its outputs.
         dgates = torch.empty_like(gates) if problem.kind == RNN_KIND else gates
-        doutput = doutput.to(problem.dtype).contiguous()
-        _backward(problem, sequences, gates, dgates, output, cells, doutput, matrices, initial, dstates)
-        if sequences.lengths is not None:
-            dgates.masked_fill_(sequences.missing(len(output))[..., None, None], 0)
-        dx, gradients = _products(problem, sequences, dgates, output, sequence, weights, initial[0], ctx.needs_input_grad[3])
-        per_state = [dstate[direction] for direction in range(problem.directions) for dstate in dstates]
-        return None, None, None, dx, *gradients, *per_state
-
-
-class _Weights(NamedTuple):
-    weight_ih: Tensor
-    weight_hh: Tensor
-    bias_ih: Tensor | None
-    bias_hh: Tensor | None
-
-
-def _take_apart(problem: _Problem, inputs: Sequence[Any]) -> tuple[Tensor, list[_Weights], list[State]]:
-    """x, the weights of each direction, and its initial state."""
-    x, *rest = inputs
-    weights = [_Weights(*rest[4 * direction : 4 * direction + 4]) for direction in range(problem.directions)]
-    tensors = rest[4 * problem.directions :]
-    count = len(tensors) // problem.directions
-    return x, weights, [tuple(tensors[start : start + count]) for start in range(0, len(tensors), count)]
+        names = 1 if inputs.c0 is None else 2
+        dh0, dc0 = torch.empty_like(inputs.h0), None if inputs.c0 is None else torch.empty_like(inputs.c0)
+        _, batch, directions, blocks, hidden = gates.shape
+        plan = _plan(problem, hidden, batch, gates.device)
+        _launch(
+            "backward",
+            problem,
+            plan,
+            gates=gates,
+            dgates=dgates,
+            hs=hs,
+            cells=cells,
+            dout=None if doutput is None else doutput.to(problem.dtype).contiguous(),
+            weight=inputs.weight,
+            h0=inputs.h0,
+            c0=inputs.c0,
+            dhn=_stack(dfinals[::names]),
+            dcn=None if dc0 is None else _stack(dfinals[1::names]),
+            dh0=dh0,
+            dc0=dc0,
+            mail=gates.new_zeros(2, directions, batch, blocks, hidden) if plan.split > 1 else None,
+            order=inputs.order,
+            lengths=inputs.lengths,
+        )
+        del gates, cells  # the products need the memory
+        gradients = _products(problem, inputs, dgates, hs, needs_dx=ctx.needs_input_grad[3])
+        states = (tensor[direction] for direction in range(directions) for tensor in (dh0, dc0) if tensor is not None)
+        return None, None, None, *gradients, *states
 
 
 def _forward(
-    problem: _Problem,
-    sequences: _Sequences,
-    x: Tensor,
-    weights: list[_Weights],
-    matrices: Tensor,
-    initial: list[Tensor],
-    learning: bool,
-) -> tuple[Tensor, Tensor | None, Tensor, list[Tensor]]:
-    """Gates (T, B, D, S, H), an LSTM's cells (T, B, D, H), outputs (T, B, D*H) and the final state (D, B, H)."""
-    kind, directions, dtype = problem.kind, problem.directions, problem.dtype
+    problem: _Problem, inputs: _Inputs, learning: bool
+) -> tuple[Tensor, Tensor | None, Tensor, tuple[Tensor, ...]]:
+    """Gates (T, B, D, S, H), an LSTM's cells (T, B, D, H), outputs between initial states (T + 2, B, D, H), finals."""
+    kind, directions, x = problem.kind, problem.directions, inputs.x
     steps, batch, _ = x.shape
-    hidden = matrices.shape[2]
-    ragged = sequences.lengths is not None
-    gates = x.new_empty(steps, batch, directions, BLOCKS[kind], hidden)
-    flat, table = x.reshape(steps * batch, -1), gates.view(steps * batch, directions, -1)
-    for direction, (weight_ih, _, bias_ih, _) in enumerate(weights):
-        projected, matrix = table[:, direction, : GATES[kind] * hidden], weight_ih.to(dtype).t()
-        if bias_ih is None:
-            torch.mm(flat, matrix, out=projected)
-        else:
-            torch.addmm(bias_ih.to(dtype), flat, matrix, out=projected)
-    if kind == RNN_KIND:  # all that it keeps is its output
-        output = gates.view(steps, batch, -1)
-    else:
-        output = (torch.zeros if ragged else torch.empty)(steps, batch, directions * hidden, dtype=dtype, device=x.device)
-    cells = x.new_empty(steps, batch, directions, hidden) if learning and kind == LSTM_KIND else None
-    biased = weights[0].bias_hh is not None
-    bias = torch.stack([w.bias_hh for w in weights]) if biased else None  # pyright: ignore[reportArgumentType]
-    finals = [tensor.clone() for tensor in initial]
-    plan = _plan(kind, hidden, dtype, problem.precision)
-    assert plan is not None
+    hidden = inputs.weight.shape[2]
+    # Behind a sequence's end outputs are zero.
+    hs = (x.new_empty if inputs.lengths is None else x.new_zeros)(steps + 2, batch, directions, hidden)
+    shape = (steps, batch, directions, BLOCKS[kind], hidden)
+    gates = hs[1:-1].unsqueeze(3) if kind == RNN_KIND else x.new_empty(shape)
+    torch.mm(x.reshape(steps * batch, -1), inputs.projection.t(), out=gates.view(steps * batch, -1))
+    plan = _plan(problem, hidden, batch, x.device)
     mail = None
     if plan.split > 1:
         mail = x.new_empty(2, directions, batch, 2, hidden)
-        mail[0, :, :, 0] = initial[0]
-    cn = finals[1] if kind == LSTM_KIND else None
-    tensors = (gates, output, cells, matrices, bias, finals[0], cn, mail)
-    _launch("forward", problem, plan, sequences, steps, batch, hidden, tensors, BIAS=biased, SAVE=learning)
-    if ragged and kind == RNN_KIND:
-        output.masked_fill_(sequences.missing(steps), 0)
-    return gates, cells, output, finals
+        mail[0, :, :, 0] = inputs.h0
+    cells = x.new_empty(steps, batch, directions, hidden) if learning and kind == LSTM_KIND else None
+    hn, cn = torch.empty_like(inputs.h0), None if inputs.c0 is None else torch.empty_like(inputs.c0)
+    _launch(
+        "forward",
+        problem,
+        plan,
+        gates=gates,
+        hs=hs,
+        cells=cells,
+        weight=inputs.weight,
+        bias_ih=inputs.bias_ih,
+        bias_hh=inputs.bias_hh,
+        h0=inputs.h0,
+        c0=inputs.c0,
+        hn=hn,
+        cn=cn,
+        mail=mail,
+        order=inputs.order,
+        lengths=inputs.lengths,
+        SAVE=learning,
+    )
+    if inputs.lengths is not None and kind == RNN_KIND:
+        hs[1:-1].masked_fill_(_missing(inputs.lengths, steps)[..., None, None], 0)
+    return gates, cells, hs, (hn,) if cn is None else (hn, cn)
 
 
-def _backward(
-    problem: _Problem,
-    sequences: _Sequences,
-    gates: Tensor,
-    dgates: Tensor,
-    output: Tensor,
-    cells: Tensor | None,
-    doutput: Tensor,
-    matrices: Tensor,
-    initial: list[Tensor],
-    dstates: list[Tensor],
-) -> None:
-    """Fill `dgates`, and make gradients of the initial state of those of the final one."""
-    kind = problem.kind
-    steps, batch, directions, blocks, hidden = gates.shape
-    plan = _plan(kind, hidden, problem.dtype, problem.precision)
-    assert plan is not None
-    mail = gates.new_zeros(2, directions, batch, blocks, hidden) if plan.split > 1 else None
-    c0, dc = (initial[1], dstates[1]) if kind == LSTM_KIND else (None, None)
-    tensors = (gates, dgates, output, cells, doutput, matrices, initial[0], c0, dstates[0], dc, mail)
-    _launch("backward", problem, plan, sequences, steps, batch, hidden, tensors)
+CARRIED = {"h0": "hn", "c0": "cn", "dhn": "dh0", "dcn": "dc0"}
+"""What a launch that goes on from another one takes from it."""
 
 
-def _launch(
-    name: str,
-    problem: _Problem,
-    plan: _Plan,
-    sequences: _Sequences,
-    steps: int,
-    batch: int,
-    hidden: int,
-    tensors: tuple[Tensor | None, ...],
-    **constants: Any,
-) -> None:
-    """Run a kernel over all rows: at once, or where programs wait for each other as many as the GPU can hold."""
+def _launch(name: str, problem: _Problem, plan: _Plan, **arguments: Any) -> None:
+    """Run a kernel over all sequences: at once, or where programs wait for each other as many as the GPU holds."""
     from rnn_cells.backends import kernels
 
-    kernel = getattr(kernels, name)
-    device = tensors[0].device  # pyright: ignore[reportOptionalMemberAccess]
+    steps, batch, directions, blocks, hidden = arguments["gates"].shape
+    device = arguments["gates"].device
     tiles = -(-batch // ROWS)
-    interpreted = device.type != "cuda"
-    together = plan.split > 1 and not interpreted
-    at_once = max(1, _multiprocessors(device) // (plan.split * problem.directions)) if together else tiles
-    # The interpreter runs one program after the other: they meet where a launch ends.
-    turns = [(turn, turn + 1) for turn in range(steps + 1)] if interpreted and plan.split > 1 else [(0, steps + 1)]
-    options = {"launch_cooperative_grid": True} if together else {}
+    interpreted = device.type != "cuda"  # with TRITON_INTERPRET=1, for tests
+    at_once, options = tiles, {}
+    if plan.split > 1 and not interpreted:
+        at_once = max(1, _capacity(device)[0] // (plan.split * directions))
+        options["launch_cooperative_grid"] = True  # an error rather than programs that wait for some that never start
+    # The interpreter runs one program after the other: there they meet between launches.
+    turns = [(turn, turn + 1) for turn in range(steps + 1)] if plan.split > 1 and interpreted else [(0, steps + 1)]
     for first_tile in range(0, tiles, at_once):
-        grid = (min(at_once, tiles - first_tile), problem.directions, plan.split)
+        grid = (min(at_once, tiles - first_tile), directions, plan.split)
         for first, last in turns:
-            counters = torch.zeros(tiles * problem.directions if plan.split > 1 else 1, dtype=torch.int32, device=device)
-            kernel[grid](
-                *tensors,
-                counters,
-                sequences.order,
-                sequences.lengths,
-                *(first, last, steps, batch, first_tile, problem.backwards),
+            if first > 0:
+                arguments |= {ours: arguments[theirs] for ours, theirs in CARRIED.items() if theirs in arguments}
+            getattr(kernels, name)[grid](
+                **arguments,
+                counters=torch.zeros(tiles * directions, dtype=torch.int32, device=device) if plan.split > 1 else None,
+                first=first,
+                last=last,
+                steps=steps,
+                batch=batch,
+                first_tile=first_tile,
+                backwards=problem.backwards,
                 KIND=problem.kind,
                 H=hidden,
                 G=GATES[problem.kind],
-                S=BLOCKS[problem.kind],
-                D=problem.directions,
+                S=blocks,
+                D=directions,
                 PADDED=plan.padded,
                 UNITS=plan.units,
                 SPLIT=plan.split,
-                MEET=together,
-                ROWS=ROWS,
-                RAGGED=sequences.lengths is not None,
+                STREAM=plan.stream,
+                MEET=plan.split > 1 and not interpreted,
+                R=ROWS,
                 PRECISION=problem.precision,
                 num_warps=plan.warps,
                 num_stages=1,  # more would read ahead of what the loop writes
-                **constants,
                 **options,
             )
 
 
-@functools.cache
-def _multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count
-
-
-def _products(
-    problem: _Problem,
-    sequences: _Sequences,
-    dgates: Tensor,
-    output: Tensor,
-    x: Tensor,
-    weights: list[_Weights],
-    h0: Tensor,
-    needs_dx: bool,
-) -> tuple[Tensor | None, list[Any]]:
+def _products(problem: _Problem, inputs: _Inputs, dgates: Tensor, hs: Tensor, needs_dx: bool) -> list[Any]:
     """The gradients that are products over all steps: of x, and of each direction's weights and biases."""
     steps, batch, directions, blocks, hidden = dgates.shape
-    rows, gates = steps * batch, GATES[problem.kind]
-    table, inputs = dgates.view(rows, directions, blocks * hidden), x.reshape(rows, -1)
-    hs = output.view(steps, batch, directions, hidden)
-    dx: Any = None
-    gradients: list[Any] = []
-    for direction, (weight_ih, _, bias_ih, _) in enumerate(weights):
-        ours = table[:, direction]
-        of_x = ours[:, : gates * hidden]
-        if needs_dx:
-            matrix = weight_ih.to(problem.dtype)
-            dx = of_x @ matrix if dx is None else dx.addmm_(of_x, matrix)
-        # What the recurrent weights were multiplied with: the output one step before; at the first one h0.
-        reverse = direction + problem.backwards > 0
-        if reverse:
-            later, before = ours[: rows - batch], hs[1:, :, direction].reshape(rows - batch, hidden)
-            if sequences.lengths is None:
-                first = ours[rows - batch :]
-            else:
-                last = (sequences.lengths.long() - 1).clamp(min=0)
-                first = ours.view(steps, batch, -1)[last, torch.arange(batch, device=last.device)]
-        else:
-            later, before = ours[batch:], hs[:-1, :, direction].reshape(rows - batch, hidden)
-            first = ours[:batch]
-        start = h0[direction].to(problem.dtype)
+    rows, kind, x = steps * batch, problem.kind, inputs.x
+    if inputs.lengths is not None:  # a NaN in the padding must not reach the gradients
+        missing = _missing(inputs.lengths, steps)
+        dgates.masked_fill_(missing[..., None, None, None], 0)
+        x = x.masked_fill(missing[..., None], 0)
+    table, by_direction = dgates.view(rows, -1), dgates.view(rows, directions, -1).permute(1, 2, 0)
 
-        def of_h(block: slice) -> Tensor:
-            return torch.addmm(first[:, block].t() @ start, later[:, block].t(), before)  # noqa: B023
-
-        units = slice(0, hidden), slice(0, 2 * hidden), slice(2 * hidden, 3 * hidden), slice(3 * hidden, 4 * hidden)
-        if problem.kind == GRU_KIND:
-            of_past = ours[:, units[2]].t() @ ours[:, units[3]]
-            dweight_hh = torch.cat([of_h(units[1]), of_past])
-        elif problem.kind == GRU_AFTER_KIND:
-            dweight_hh = torch.cat([of_h(units[1]), of_h(units[3])])
-        else:
-            dweight_hh = of_h(slice(0, blocks * hidden))
-        gradients += [of_x.t() @ inputs, dweight_hh]
-        if bias_ih is None:
-            gradients += [None, None]
-            continue
-        sums = ours.sum(0, dtype=torch.float32)
-        dbias_ih = sums[: gates * hidden]
-        after = problem.kind == GRU_AFTER_KIND
-        gradients += [dbias_ih, torch.cat([sums[units[1]], sums[units[3]]]) if after else dbias_ih]
-    return None if dx is None else dx.view(x.shape), gradients
+    dweight_ih = (table.t() @ x.reshape(rows, -1)).view(directions, blocks, hidden, -1)
+    del x  # if it is a copy, the gradient of x takes its place
+    # What `h U` was the product of: the outputs one step before, forwards from hs[0] on, backwards from hs[2] on.
+    ahead = 2 * batch * directions * hidden
+    strides = (ahead + hidden, directions * hidden, 1)
+    before = hs.as_strided((directions, rows, hidden), strides, hs.storage_offset() + problem.backwards * ahead)
+    dweight_hh = torch.bmm(by_direction, before)
+    if inputs.lengths is not None and (problem.backwards or directions == 2):
+        # Backwards, the first step of a sequence that ends early finds a zero there instead of its initial state.
+        early = torch.where((inputs.lengths < steps)[:, None], inputs.h0[-1], 0).to(problem.dtype)
+        last = (inputs.lengths.long() - 1).clamp(min=0)
+        firsts = dgates[last, torch.arange(batch, device=last.device), -1].flatten(1)
+        dweight_hh[-1].addmm_(firsts.t(), early)
+    dweight_hh = dweight_hh.view(directions, blocks, hidden, hidden)
+    if kind == GRU_KIND:
+        candidate, past = (dgates[:, :, :, block].reshape(rows, directions, hidden) for block in (2, 3))
+        of_past = torch.bmm(candidate.permute(1, 2, 0), past.transpose(0, 1))
+        dweight_hh = torch.cat([dweight_hh[:, :2], of_past.unsqueeze(1)], dim=1)
+    elif kind == GRU_AFTER_KIND:
+        dweight_hh = torch.cat([dweight_hh[:, :2], dweight_hh[:, 3:]], dim=1)
+    dbias_ih = dbias_hh = [None] * directions
+    if inputs.bias_ih is not None:
+        # In two steps: one sum over so many rows takes the memory of two such tables.
+        sums = dgates.view(steps, batch, -1).sum(0, dtype=torch.float32).sum(0).view(directions, -1)
+        dbias_ih = dbias_hh = sums[:, : GATES[kind] * hidden]
+        if kind == GRU_AFTER_KIND:
+            dbias_hh = torch.cat([sums[:, : 2 * hidden], sums[:, 3 * hidden :]], dim=1)
+    gradients = [(table @ inputs.projection).view(steps, batch, -1) if needs_dx else None]
+    for direction in range(directions):
+        of_x = dweight_ih[direction, : GATES[kind]].reshape(GATES[kind] * hidden, -1)
+        gradients += [of_x, dweight_hh[direction].reshape(-1, hidden), dbias_ih[direction], dbias_hh[direction]]
+    return gradients

@@ -17,7 +17,7 @@ from rich.progress import track
 from rich.table import Table
 
 from runs import figures
-from runs.benchmark.layers import Case, check, measure
+from runs.benchmark.layers import Case, check, defaults, measure
 from runs.benchmark.trainings import measure_training
 from runs.build import plain
 from runs.report import write_json
@@ -35,7 +35,7 @@ def run(config: DictConfig) -> None:
         RuntimeError: our results differ from those of `torch.nn`.
     """
     validate(config)
-    settings = plain(config)
+    settings = defaults(plain(config))
     check(settings)
     folder = Path(HydraConfig.get().runtime.output_dir)
     torch.set_num_threads(settings["threads"])
@@ -55,7 +55,10 @@ def run(config: DictConfig) -> None:
         figures.save(figures.ratios(ratios, labels), folder / "ratios")
         _print_layers(rows, ratios, labels)
     quieten()
-    trainings = [measure_training(task, settings["batches"]) for task in track(settings["trainings"], "trainings")]
+    trainings = [
+        measure_training(task, settings["batches"], settings["device"])
+        for task in track(settings["trainings"], "trainings")
+    ]
     write_json(folder / "trainings.json", trainings)
     _print_trainings(trainings)
     log.info(f"benchmark.json, trainings.json and ratios.png are in {folder}")
@@ -76,7 +79,9 @@ def _print_layers(rows: list[dict[str, Any]], ratios: dict[str, list[float]], la
         table.add_row(name, *(f"{value:.2f}" for value in [*values, mean]))
     Console().print(table)
     backends = ", ".join(sorted({row["backend"] for row in rows}))
+    where = torch.cuda.get_device_name() if rows[0]["device"].startswith("cuda") else "CPU"
     log.info(f"columns: steps, batch, input_size, hidden_size; mean: geometric; backend: {backends}")
+    log.info(f"{rows[0]['dtype']} on {where}")
 
 
 def _print_trainings(trainings: list[dict[str, Any]]) -> None:

@@ -7,7 +7,9 @@ import re
 import statistics
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,13 +22,30 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from rnn_cells import BACKENDS, GRU, Recurrent, from_torch
 from runs.schema import ConfigError
 
-TOLERANCE = {"float32": 1e-4, "float64": 1e-9}  # of sums over a whole batch, relative to their largest entry
+# Of sums over a whole batch, relative to their largest entry.
+TOLERANCE = {"float32": 1e-4, "float64": 1e-9, "tf32": 1e-2, "bfloat16": 5e-2}
 WARM_UP = 2
 KINDS: dict[str, type[nn.RNNBase]] = {
     **{"lstm": nn.LSTM, "bilstm": nn.LSTM, "lstm_ragged": nn.LSTM},
-    **{"gru": nn.GRU, "gru_after": nn.GRU, "rnn": nn.RNN},
+    **{"gru": nn.GRU, "gru_after": nn.GRU, "gru_ragged": nn.GRU, "rnn": nn.RNN},
 }
 """What each cell of the benchmark is timed against. `torch.nn` has no GRU of the source's form (`gru`)."""
+
+SHAPES = {
+    "cpu": (
+        *([50, 64, 128, 128], [64, 128, 128, 128], [64, 128, 300, 256]),
+        *([120, 256, 19, 128], [120, 128, 1, 64], [720, 128, 14, 64]),
+    ),
+    "cuda": ([128, 256, 128, 128], [128, 64, 300, 256], [120, 128, 1, 64], [720, 512, 19, 128]),
+}
+"""What is timed on each kind of device if nothing else is asked for: steps, batch, input_size, hidden_size."""
+
+
+def defaults(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings with what depends on the device: shapes, and TF32 on a GPU, as `torch.nn` has it there."""
+    kind = "cuda" if settings["device"].startswith("cuda") else "cpu"
+    dtype = settings["dtype"] or ("tf32" if kind == "cuda" else "float32")
+    return {**settings, "shapes": settings["shapes"] or SHAPES[kind], "dtype": dtype}
 
 
 def check(settings: dict[str, Any]) -> None:
@@ -36,6 +55,8 @@ def check(settings: dict[str, Any]) -> None:
             raise ConfigError(f"shapes={shape} is not allowed: each has steps, batch, input_size and hidden_size")
     if settings["backend"] not in (known := ("auto", *BACKENDS)):
         raise ConfigError(f"backend={settings['backend']} is not allowed: it must be one of {', '.join(known)}")
+    if settings["dtype"] in ("tf32", "bfloat16") and not settings["device"].startswith("cuda"):
+        raise ConfigError(f"dtype={settings['dtype']} is for device=cuda")
     try:
         torch.zeros(1, device=settings["device"])
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts that it is there
@@ -73,17 +94,32 @@ class Case:
             if source_form
             else from_torch(theirs, self.backend)
         )
-        return {
-            name: layer.to(self.device, getattr(torch, self.dtype))
-            for name, layer in (("ours", ours), ("torch", theirs))
-        }
+        return {name: layer.to(self.device, self._parameters) for name, layer in (("ours", ours), ("torch", theirs))}
+
+    @property
+    def _parameters(self) -> torch.dtype:
+        """The parameters' type."""
+        return torch.float64 if self.dtype == "float64" else torch.float32
+
+    @contextmanager
+    def arithmetic(self) -> Iterator[None]:
+        """Both sides multiply in the same precision."""
+        matmul, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+        torch.set_float32_matmul_precision("high" if self.dtype == "tf32" else "highest")
+        torch.backends.cudnn.allow_tf32 = self.dtype == "tf32"
+        try:
+            with torch.autocast("cuda", torch.bfloat16, enabled=self.dtype == "bfloat16"):
+                yield
+        finally:
+            torch.set_float32_matmul_precision(matmul)
+            torch.backends.cudnn.allow_tf32 = cudnn
 
     @cached_property
     def batch(self) -> tuple[Tensor, Tensor | None]:
         """Random inputs (T, B, I), and lengths like those of reviews, whose mean is 0.4 of the longest."""
         torch.manual_seed(0)
         steps, batch, inputs, _ = self.shape
-        x = torch.randn(steps, batch, inputs).to(self.device, getattr(torch, self.dtype)).requires_grad_(self.train)
+        x = torch.randn(steps, batch, inputs).to(self.device, self._parameters).requires_grad_(self.train)
         if not self.cell.endswith("_ragged"):
             return x, None
         lengths = (torch.rand(batch) ** 1.5 * steps).long().clamp(1, steps)
@@ -101,34 +137,43 @@ class Case:
         return pad_packed_sequence(layer(packed)[0], total_length=len(x))[0]
 
     def seconds(self, side: str) -> float:
-        """Time of one call."""
-        with torch.set_grad_enabled(self.train):
-            self._synchronise()
-            started = time.perf_counter()
-            output = self.forward(side)
-            if self.train:
-                output.sum().backward()
-            self._synchronise()
-            return time.perf_counter() - started
+        """Time of one call, on a GPU between two events there."""
+        with torch.set_grad_enabled(self.train), self.arithmetic():
+            if not self.device.startswith("cuda"):
+                started = time.perf_counter()
+                self._call(side)
+                return time.perf_counter() - started
+            torch.cuda.synchronize(self.device)
+            started, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            started.record()
+            self._call(side)
+            ended.record()
+            torch.cuda.synchronize(self.device)
+            return started.elapsed_time(ended) / 1e3
+
+    def _call(self, side: str) -> None:
+        output = self.forward(side)
+        if self.train:
+            output.sum().backward()
 
     def compare(self) -> None:
         """Raise a RuntimeError unless outputs and, in training, all gradients agree."""
         results = []
         for side in ("ours", "torch"):
-            output = self.forward(side)
-            inputs = [self.batch[0], *self.layers[side].parameters()]
-            gradients = torch.autograd.grad(output.square().sum(), inputs) if self.train else []
+            with self.arithmetic():
+                output = self.forward(side)
+                inputs = [self.batch[0], *self.layers[side].parameters()]
+                gradients = torch.autograd.grad(output.float().square().sum(), inputs) if self.train else []
             results.append([output.detach(), *gradients])
         for mine, other in zip(*results, strict=True):
             difference = (mine - other).abs().max() / other.abs().max().clamp(min=1)
             if not difference < TOLERANCE[self.dtype]:
+                broken = [side for side, each in (("ours", mine), ("torch.nn", other)) if not each.isfinite().all()]
+                why = f" (not finite: {', '.join(broken)})" if broken else ""
                 raise RuntimeError(
-                    f"{self.layers['ours']} differs from torch.nn by {difference:.2e}; nothing was timed"
+                    f"{self.cell} {self.shape} in {self.dtype} differs from torch.nn by {difference:.2e}{why}; "
+                    "nothing was timed"
                 )
-
-    def _synchronise(self) -> None:
-        if self.device.startswith("cuda"):
-            torch.cuda.synchronize(self.device)
 
 
 def measure(case: Case, repeats: int) -> dict[str, Any]:
@@ -147,6 +192,8 @@ def measure(case: Case, repeats: int) -> dict[str, Any]:
         "layers": layer.num_layers,
         "lengths": "dense" if case.batch[1] is None else "ragged",
         "mode": "train" if case.train else "infer",
+        "device": case.device,
+        "dtype": case.dtype,
         "ours_ms": ours_ms,
         "torch_ms": torch_ms,
         "ratio": statistics.median(a / b for a, b in times),

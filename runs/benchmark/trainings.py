@@ -18,16 +18,18 @@ from runs.build import build_datamodule, build_task, plain
 from tasks import Task
 
 MODELS = {"cls": "bilstm", "forecast": "lstm"}
+TRAINERS = {"cpu": "cpu", "cuda": "gpu"}
 WARM_UP = 3  # batches
 
 
-def measure_training(task: str, batches: int) -> dict[str, Any]:
+def measure_training(task: str, batches: int, device: str = "cpu") -> dict[str, Any]:
     """Seconds of a training epoch of `task`, ours and with `torch.nn` inside, from `batches` of its batches.
 
     The two take turns, three times. `around` is the share of our time that goes to loading batches, logging and
     everything else around the training step; `per_second` counts tokens, or windows.
     """
-    config = plain(hydra.compose("config", [f"task={task}", f"model={MODELS[task]}", "trainer=cpu"]))
+    trainer = TRAINERS[device.partition(":")[0]]
+    config = plain(hydra.compose("config", [f"task={task}", f"model={MODELS[task]}", f"trainer={trainer}"]))
     datamodule = build_datamodule(config)
     datamodule.setup()
     loader = datamodule.train_dataloader()
@@ -77,7 +79,9 @@ def _train(model: Task, datamodule: Any, config: dict[str, Any], batches: int) -
     with tempfile.TemporaryDirectory() as folder:
         profiler = SimpleProfiler()
         trainer = pl.Trainer(
-            accelerator="cpu",
+            accelerator=config["trainer"]["accelerator"],
+            devices=1,
+            precision=config["trainer"]["precision"],
             max_epochs=1,
             limit_train_batches=WARM_UP + batches,
             limit_val_batches=0,

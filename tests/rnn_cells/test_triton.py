@@ -1,0 +1,311 @@
+"""The triton backend against the reference in float64: on a GPU if there is one, otherwise in Triton's interpreter
+(see `tests/conftest.py`), past `why_not`, which allows nothing but a GPU.
+
+The interpreter shows that the arithmetic is right; races, layouts and precision only show on a GPU.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+from functools import partial
+
+import pytest
+import torch
+
+from rnn_cells import LSTM, GRUCell, LSTMCell, RNNCell, to_torch
+from rnn_cells.backends import reference, scan_layer, triton
+
+pytest.importorskip("triton")
+
+CELLS = {"RNN": RNNCell, "GRU": GRUCell, "GRU_reset_after": partial(GRUCell, reset_after=True), "LSTM": LSTMCell}
+every_cell = pytest.mark.parametrize("cell_type", CELLS.values(), ids=CELLS)
+BATCH, STEPS, INPUT, HIDDEN = 18, 4, 3, 33  # two programs, of which the second one has two sequences
+LENGTHS = [4, 0, 1, 3, 2, 4, 4, 1, 0, 2, 3, 3, 1, 4, 2, 2, 1, 3]
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture
+def shared(monkeypatch):
+    """Programs share the hidden units of a sequence, although one could hold them all."""
+    monkeypatch.setattr(triton, "WHOLE_BYTES", 0)
+    triton._plan.cache_clear()
+    yield
+    triton._plan.cache_clear()
+
+
+@pytest.fixture
+def streamed(shared, monkeypatch):
+    """They read the weights anew in each step."""
+    monkeypatch.setattr(triton, "LETTER_BYTES", 0)
+
+
+def problem(cell_type, directions=1, sizes=(BATCH, STEPS, INPUT, HIDDEN), bias=True):
+    """Cells, inputs and initial states."""
+    batch, steps, inputs, hidden = sizes
+    cells = [cell_type(inputs, hidden, bias=bias).to() for _ in range(directions)]
+    x = torch.randn(steps, batch, inputs, device=DEVICE)
+    states = [tuple(torch.randn(batch, hidden, device=DEVICE) for _ in cell.state_names) for cell in cells]
+    return cells, x, states
+
+
+def results(run, cells, x, states, lengths, dtype, used=slice(None)):
+    """Outputs, final states, and the gradients of a random function of the `used` ones of them."""
+    x = x.detach().to(dtype).requires_grad_()
+    states = [tuple(tensor.to(dtype).requires_grad_() for tensor in state) for state in states]
+    output, finals = run(cells, x, states, lengths)
+    found = [output, *(tensor for final in finals for tensor in final)]
+    dice = torch.Generator().manual_seed(1)
+    weights = [torch.randn(tensor.shape, generator=dice).to(tensor) for tensor in found]
+    pairs = list(zip(found, weights, strict=True))[used]
+    loss = torch.stack([(tensor.double() * weight).sum() for tensor, weight in pairs]).sum()
+    leaves = [x, *(tensor for state in states for tensor in state), *(p for cell in cells for p in cell.parameters())]
+    gradients = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
+    return [*found, *gradients]
+
+
+def expected(cells, x, states, lengths, reverse=False, used=slice(None)):
+    """What the reference gives in float64."""
+
+    def run(cells, x, states, lengths):
+        if reverse:
+            output, final = reference.scan(cells[0], x, states[0], lengths, True)
+            return output, [final]
+        return scan_layer(reference, cells, x, states, lengths)
+
+    for cell in cells:
+        cell.double()
+    found = results(run, cells, x, states, lengths, torch.float64, used)
+    for cell in cells:
+        cell.float()
+    return found
+
+
+def ours(cells, x, states, lengths, reverse=False, used=slice(None)):
+    def run(cells, x, states, lengths):
+        if reverse:
+            output, final = triton.scan(cells[0], x, states[0], lengths, True)
+            return output, [final]
+        return scan_layer(triton, cells, x, states, lengths)
+
+    return results(run, cells, x, states, lengths, torch.float32, used)
+
+
+def assert_close(found, wanted, tolerance=1e-5):
+    """Errors in proportion to the norm of each result."""
+    for index, (tensor, exact) in enumerate(zip(found, wanted, strict=True)):
+        error = (tensor.double() - exact).norm() / exact.norm().clamp(min=1e-3)
+        assert error < tolerance, f"result {index} of {tuple(exact.shape)}: {error:.1e}"
+
+
+@pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["dense", "ragged"])
+@pytest.mark.parametrize("way", ["forwards", "reverse", "both"])
+@every_cell
+def test_outputs_states_and_gradients_match_the_reference(cell_type, way, lengths):
+    cells, x, states = problem(cell_type, directions=2 if way == "both" else 1)
+    lengths = None if lengths is None else torch.tensor(lengths, device=DEVICE)
+    reverse = way == "reverse"
+    assert_close(ours(cells, x, states, lengths, reverse), expected(cells, x, states, lengths, reverse))
+
+
+# The interpreter runs one program after the other, and this GRU's wait for each other within a step.
+splittable = [name for name in CELLS if name != "GRU" or torch.cuda.is_available()]
+
+
+@pytest.mark.parametrize("sharing", ["shared", "streamed"])
+@pytest.mark.parametrize("way", ["reverse", "both"])
+@pytest.mark.parametrize("name", splittable)
+def test_programs_that_share_the_hidden_units_match_the_reference(request, name, way, sharing):
+    request.getfixturevalue(sharing)
+    cells, x, states = problem(CELLS[name], directions=2 if way == "both" else 1, sizes=(BATCH, 3, INPUT, 70))
+    plan = triton._plan(triton._Problem(triton._kind(cells[0]), 1, 0, torch.float32, "tf32x3"), 70, BATCH, x.device)
+    assert plan.split > 1
+    assert plan.stream == (sharing == "streamed")
+    lengths = torch.tensor(LENGTHS, device=DEVICE).clamp(max=3)
+    reverse = way == "reverse"
+    assert_close(ours(cells, x, states, lengths, reverse), expected(cells, x, states, lengths, reverse))
+
+
+@every_cell
+def test_nothing_of_the_padding_is_read(cell_type):
+    cells, x, states = problem(cell_type, directions=2)
+    lengths = torch.tensor(LENGTHS, device=DEVICE)
+    clean = ours(cells, x, states, lengths)
+    padding = torch.arange(STEPS, device=DEVICE)[:, None] >= lengths
+    poisoned = ours(cells, torch.where(padding[..., None], float("nan"), x), states, lengths)
+    assert all(torch.equal(mine, other) for mine, other in zip(poisoned, clean, strict=True))
+    assert torch.all(clean[0][padding] == 0)
+
+
+@pytest.mark.parametrize("used", [slice(0, 1), slice(1, 2), slice(-1, None)], ids=["outputs", "first", "last"])
+@every_cell
+def test_gradients_match_when_only_one_result_is_used(cell_type, used):
+    cells, x, states = problem(cell_type, directions=2)
+    assert_close(ours(cells, x, states, None, used=used), expected(cells, x, states, None, used=used))
+
+
+@every_cell
+def test_cells_without_bias_match_the_reference(cell_type):
+    cells, x, states = problem(cell_type, bias=False)
+    assert_close(ours(cells, x, states, None), expected(cells, x, states, None))
+
+
+@pytest.mark.parametrize(
+    "sizes", [(1, 1, 1, 1), (16, 2, 1, 16), (17, 3, 5, 65)], ids=lambda s: "B{}-T{}-I{}-H{}".format(*s)
+)
+@every_cell
+def test_odd_sizes_match_the_reference(cell_type, sizes):
+    cells, x, states = problem(cell_type, sizes=sizes)
+    assert_close(ours(cells, x, states, None), expected(cells, x, states, None))
+
+
+@every_cell
+def test_a_second_backward_gives_the_same_gradients(cell_type):
+    (cell,), x, (state,) = problem(cell_type)
+    loss = triton.scan(cell, x.requires_grad_(), state)[0].square().sum()
+    leaves = [x, *cell.parameters()]
+    first, second = (torch.autograd.grad(loss, leaves, retain_graph=True) for _ in range(2))
+    assert all(torch.equal(mine, other) for mine, other in zip(first, second, strict=True))
+
+
+@every_cell
+def test_without_gradients_the_outputs_are_the_same(cell_type):
+    (cell,), x, (state,) = problem(cell_type)
+    learning, final = triton.scan(cell, x, state)
+    with torch.no_grad():
+        output, last = triton.scan(cell, x, state)
+    assert torch.equal(output, learning)
+    assert all(torch.equal(mine, other) for mine, other in zip(last, final, strict=True))
+
+
+def test_second_derivatives_are_refused():
+    (cell,), x, (state,) = problem(LSTMCell)
+    output, _ = triton.scan(cell, x.requires_grad_(), state)
+    with pytest.raises(RuntimeError, match="no second derivatives: use backend='reference'"):
+        torch.autograd.grad(output.sum(), x, create_graph=True)
+
+
+@every_cell
+def test_under_autocast_products_are_in_half_precision_and_states_in_single(cell_type):
+    # The interpreter can't multiply bfloat16.
+    (cell,), x, (state,) = problem(cell_type)
+    with torch.autocast(DEVICE, torch.float16):
+        output, final = triton.scan(cell, x, state)
+    assert output.dtype == torch.float16
+    assert all(tensor.dtype == torch.float32 for tensor in final)
+    wanted, last = reference.scan(cell, x, state)
+    assert_close([output, *final], [wanted.double(), *(tensor.double() for tensor in last)], 5e-3)
+    assert not torch.equal(output.float(), wanted)
+
+
+def test_a_stack_matches_torch(monkeypatch):
+    monkeypatch.setattr(triton, "why_not", lambda cell, x: None)
+    layer = LSTM(INPUT, 20, num_layers=2, bidirectional=True, backend="triton").to(DEVICE)
+    x = torch.randn(5, 6, INPUT, device=DEVICE)
+    output, (h, c) = layer(x)
+    wanted, (h_n, c_n) = to_torch(layer).double()(x.double())
+    assert_close([output, h, c], [wanted, h_n, c_n])
+    assert layer.chosen_backend == "triton"
+
+
+class OwnCell(RNNCell):
+    """Might have equations of its own."""
+
+
+def test_what_it_cannot_run_has_a_reason(monkeypatch):
+    assert triton.why_not(OwnCell(2, 3), torch.zeros(1, 1, 2)) == (
+        "it knows RNNCell, GRUCell and LSTMCell, not OwnCell"
+    )
+    assert triton.why_not(LSTMCell(2, 3), torch.zeros(1, 1, 2)) == "the tensors are on cpu"
+    monkeypatch.setattr(triton, "_why_not_on", lambda device: None)
+    assert "not float64" in str(triton.why_not(LSTMCell(2, 3).double(), torch.zeros(1, 1, 2, dtype=torch.float64)))
+    mixed = str(triton.why_not(LSTMCell(2, 3), torch.zeros(1, 1, 2, dtype=torch.bfloat16)))
+    assert mixed == "the input is torch.bfloat16 on cpu, the weights are torch.float32 on cpu"
+    with torch.autocast("cpu"):
+        assert triton.why_not(LSTMCell(2, 3), torch.zeros(1, 1, 2, dtype=torch.bfloat16)) is None
+
+
+@pytest.mark.parametrize("memory", [99 << 10, 163 << 10, 227 << 10], ids=["consumer", "A100", "H100"])
+def test_every_plan_covers_all_units_and_fits_into_shared_memory(monkeypatch, memory):
+    monkeypatch.setattr(triton, "_capacity", lambda device: (132, memory))
+    triton._plan.cache_clear()
+    arithmetic = [(torch.float32, "tf32x3", 8), (torch.float32, "tf32", 4), (torch.bfloat16, "tf32", 2)]
+    for kind, (dtype, precision, size), hidden, batch in itertools.product(
+        range(4), arithmetic, (1, 16, 33, 64, 100, 128, 200, 256, 300, 512, 1000), (1, 100, 5000)
+    ):
+        each = triton._Problem(kind, 2, 0, dtype, precision)
+        plan = triton._plan(each, hidden, batch, torch.device("cuda"))
+        assert plan.padded >= hidden
+        assert (plan.split - 1) * plan.units < hidden <= plan.split * plan.units
+        assert plan.split > 1 or not plan.stream
+        assert plan.split > 1 or plan.units == plan.padded
+        assert plan.stream or triton.GATES[kind] * plan.padded * plan.units * size < memory
+    triton._plan.cache_clear()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="triton compiles on Linux only")
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("GRU", "LSTM")),
+        *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("RNN", "GRU_reset_after")),
+    ],
+)
+def test_the_kernels_compile_in_every_combination_of_types_and_arguments(name):
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "tests.rnn_cells.compile_kernels", name]
+    outcome = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert outcome.returncode == 0, outcome.stderr[-2000:]
+    assert f"{name}: 4 times forward, " in outcome.stdout
+
+
+@needs_gpu
+@pytest.mark.parametrize("hidden", [64, 128, 256, 512])
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
+@every_cell
+def test_each_precision_keeps_its_promise_on_a_gpu(cell_type, precision, hidden):
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    cells, x, states = problem(cell_type, directions=2, sizes=(50, 24, 20, hidden))
+    lengths = torch.randint(0, 25, (50,), device=DEVICE)
+    try:
+        with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bfloat16"):
+            found = ours(cells, x, states, lengths)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    tolerance = {"float32": 1e-5, "tf32": 5e-3, "bfloat16": 2e-2}[precision]
+    assert_close(found, expected(cells, x, states, lengths), tolerance)
+
+
+@needs_gpu
+def test_more_sequences_than_the_gpu_holds_at_once_match_the_reference():
+    cells, x, states = problem(GRUCell, directions=2, sizes=(3000, 5, 3, 256))
+    assert_close(ours(cells, x, states, None), expected(cells, x, states, None))
+
+
+@needs_gpu
+def test_a_training_step_can_be_captured_in_a_cuda_graph():
+    layer = LSTM(8, 128, bidirectional=True, batch_first=False, backend="triton").cuda()
+    x = torch.randn(20, 40, 8, device=DEVICE)
+    lengths = torch.randint(0, 21, (40,), device=DEVICE)
+
+    def step():
+        output, (h, _) = layer(x, lengths=lengths)
+        return torch.autograd.grad(output.square().sum() + h.sum(), list(layer.parameters()))
+
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    x.normal_()
+    lengths.random_(0, 21)
+    graph.replay()
+    assert all(torch.equal(mine, other) for mine, other in zip(captured, step(), strict=True))
