@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from rnn_cells.backends.arguments import check
 from rnn_cells.cells import Cell, GRUCell, LSTMCell, RNNCell, State
 
 log = logging.getLogger(__name__)
@@ -63,31 +64,16 @@ def scan(
     Raises:
         ValueError: sizes, types or lengths don't fit together.
     """
-    _check(cell, x, state, lengths)
+    check(cell, x, state, lengths)
+    for name, tensor in zip(cell.state_names, state, strict=True):
+        if tensor.dtype != x.dtype:
+            raise ValueError(f"{name} must be of {x.dtype} like the input, got {tensor.dtype}")
     if lengths is not None:
         lengths = None if bool((lengths == len(x)).all()) else lengths.to("cpu")
     inputs = (x, cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh, *state)
     learning = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs)
     output, *final = _Scan.apply(_kind(cell), lengths, reverse, learning, *inputs)
     return output, tuple(final)
-
-
-def _check(cell: Cell, x: Tensor, state: State, lengths: Tensor | None) -> None:
-    """Native code trusts its pointers: nothing may get there that doesn't fit."""
-    steps, batch, inputs = x.shape
-    if inputs != cell.input_size or steps == 0:
-        raise ValueError(f"input must be (T, B, {cell.input_size}) with at least one step, got {tuple(x.shape)}")
-    for name, tensor in zip(cell.state_names, state, strict=True):
-        if tensor.shape != (batch, cell.hidden_size) or (tensor.dtype, tensor.device) != (x.dtype, x.device):
-            expected = f"({batch}, {cell.hidden_size}) of {x.dtype} on {x.device}"
-            raise ValueError(
-                f"{name} must be {expected}, got {tuple(tensor.shape)} of {tensor.dtype} on {tensor.device}"
-            )
-    if lengths is None:
-        return
-    whole = not lengths.dtype.is_floating_point
-    if lengths.shape != (batch,) or not whole or (batch and not 0 <= int(lengths.min()) <= int(lengths.max()) <= steps):
-        raise ValueError(f"lengths must be {batch} integers between 0 and {steps}, got {lengths.tolist()}")
 
 
 def _kind(cell: Cell) -> int | None:

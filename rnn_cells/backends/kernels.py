@@ -43,6 +43,7 @@ def _rows(order, lengths, tile, steps, batch, R: tl.constexpr):
     else:
         row = tl.load(order + place, mask=present, other=0).to(tl.int64)
         length = tl.load(lengths + row, mask=present, other=0).to(tl.int32)
+        length = tl.minimum(tl.maximum(length, 0), steps)  # nobody has looked at them
     return row, length, present
 
 

@@ -9,6 +9,7 @@ call gives the same bits.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from rnn_cells.backends.arguments import check
 from rnn_cells.cells import Cell, GRUCell, LSTMCell, RNNCell, State
 
 RNN_KIND, LSTM_KIND, GRU_KIND, GRU_AFTER_KIND = range(4)  # as in kernels.py
@@ -64,7 +66,11 @@ def _why_not_on(device: torch.device) -> str | None:
 def scan(
     cell: Cell, x: Tensor, state: State, lengths: Tensor | None = None, reverse: bool = False
 ) -> tuple[Tensor, State]:
-    """Run `cell` over the steps of `x`; see `rnn_cells.scan`."""
+    """Run `cell` over the steps of `x`; see `rnn_cells.scan`.
+
+    Raises:
+        ValueError: sizes, devices or lengths don't fit together.
+    """
     output, (final,) = _scan([cell], x, [state], lengths, reverse)
     return output, final
 
@@ -79,6 +85,8 @@ def scan_both(
 def _scan(
     cells: Sequence[Cell], x: Tensor, states: Sequence[State], lengths: Tensor | None, reverse: bool
 ) -> tuple[Tensor, list[State]]:
+    for cell, state in zip(cells, states, strict=True):
+        check(cell, x, state, lengths)
     if lengths is not None:
         dense = lengths.device.type == "cpu" and bool((lengths == len(x)).all())
         lengths = None if dense else lengths.to(x.device, torch.int32, non_blocking=True)
@@ -277,7 +285,7 @@ def _forward(
     hs = (x.new_empty if inputs.lengths is None else x.new_zeros)(steps + 2, batch, directions, hidden)
     shape = (steps, batch, directions, BLOCKS[kind], hidden)
     gates = hs[1:-1].unsqueeze(3) if kind == RNN_KIND else x.new_empty(shape)
-    torch.mm(x.reshape(steps * batch, -1), inputs.projection.t(), out=gates.view(steps * batch, -1))
+    torch.mm(x.reshape(-1, x.shape[2]), inputs.projection.t(), out=gates.view(-1, inputs.projection.shape[0]))
     plan = _plan(problem, hidden, batch, x.device)
     mail = None
     if plan.split > 1:
@@ -321,7 +329,7 @@ def _launch(name: str, problem: _Problem, plan: _Plan, **arguments: Any) -> None
     device = arguments["gates"].device
     tiles = -(-batch // ROWS)
     interpreted = device.type != "cuda"  # with TRITON_INTERPRET=1, for tests
-    at_once, options = tiles, {}
+    at_once, options = max(1, tiles), {}
     if plan.split > 1 and not interpreted:
         at_once = max(1, _capacity(device)[0] // (plan.split * directions))
         options["launch_cooperative_grid"] = True  # an error rather than programs that wait for some that never start
@@ -332,31 +340,34 @@ def _launch(name: str, problem: _Problem, plan: _Plan, **arguments: Any) -> None
         for first, last in turns:
             if first > 0:
                 arguments |= {ours: arguments[theirs] for ours, theirs in CARRIED.items() if theirs in arguments}
-            getattr(kernels, name)[grid](
-                **arguments,
-                counters=torch.zeros(tiles * directions, dtype=torch.int32, device=device) if plan.split > 1 else None,
-                first=first,
-                last=last,
-                steps=steps,
-                batch=batch,
-                first_tile=first_tile,
-                backwards=problem.backwards,
-                KIND=problem.kind,
-                H=hidden,
-                G=GATES[problem.kind],
-                S=blocks,
-                D=directions,
-                PADDED=plan.padded,
-                UNITS=plan.units,
-                SPLIT=plan.split,
-                STREAM=plan.stream,
-                MEET=plan.split > 1 and not interpreted,
-                R=ROWS,
-                PRECISION=problem.precision,
-                num_warps=plan.warps,
-                num_stages=1,  # more would read ahead of what the loop writes
-                **options,
-            )
+            launch = getattr(kernels, name)[grid]
+            counters = torch.zeros(tiles * directions, dtype=torch.int32, device=device) if plan.split > 1 else None
+            with contextlib.nullcontext() if interpreted else torch.cuda.device(device):  # Triton takes the current one
+                launch(
+                    **arguments,
+                    counters=counters,
+                    first=first,
+                    last=last,
+                    steps=steps,
+                    batch=batch,
+                    first_tile=first_tile,
+                    backwards=problem.backwards,
+                    KIND=problem.kind,
+                    H=hidden,
+                    G=GATES[problem.kind],
+                    S=blocks,
+                    D=directions,
+                    PADDED=plan.padded,
+                    UNITS=plan.units,
+                    SPLIT=plan.split,
+                    STREAM=plan.stream,
+                    MEET=plan.split > 1 and not interpreted,
+                    R=ROWS,
+                    PRECISION=problem.precision,
+                    num_warps=plan.warps,
+                    num_stages=1,  # more would read ahead of what the loop writes
+                    **options,
+                )
 
 
 def _products(problem: _Problem, inputs: _Inputs, dgates: Tensor, hs: Tensor, needs_dx: bool) -> list[Any]:
@@ -367,9 +378,10 @@ def _products(problem: _Problem, inputs: _Inputs, dgates: Tensor, hs: Tensor, ne
         missing = _missing(inputs.lengths, steps)
         dgates.masked_fill_(missing[..., None, None, None], 0)
         x = x.masked_fill(missing[..., None], 0)
-    table, by_direction = dgates.view(rows, -1), dgates.view(rows, directions, -1).permute(1, 2, 0)
+    table = dgates.view(rows, directions * blocks * hidden)
+    by_direction = table.view(rows, directions, blocks * hidden).permute(1, 2, 0)
 
-    dweight_ih = (table.t() @ x.reshape(rows, -1)).view(directions, blocks, hidden, -1)
+    dweight_ih = (table.t() @ x.reshape(rows, x.shape[2])).view(directions, blocks, hidden, -1)
     del x  # if it is a copy, the gradient of x takes its place
     # What `h U` was the product of: the outputs one step before, forwards from hs[0] on, backwards from hs[2] on.
     ahead = 2 * batch * directions * hidden
@@ -392,11 +404,16 @@ def _products(problem: _Problem, inputs: _Inputs, dgates: Tensor, hs: Tensor, ne
     dbias_ih = dbias_hh = [None] * directions
     if inputs.bias_ih is not None:
         # In two steps: one sum over so many rows takes the memory of two such tables.
-        sums = dgates.view(steps, batch, -1).sum(0, dtype=torch.float32).sum(0).view(directions, -1)
+        sums = (
+            table.view(steps, batch, directions * blocks * hidden)
+            .sum(0, dtype=torch.float32)
+            .sum(0)
+            .view(directions, -1)
+        )
         dbias_ih = dbias_hh = sums[:, : GATES[kind] * hidden]
         if kind == GRU_AFTER_KIND:
             dbias_hh = torch.cat([sums[:, : 2 * hidden], sums[:, 3 * hidden :]], dim=1)
-    gradients = [(table @ inputs.projection).view(steps, batch, -1) if needs_dx else None]
+    gradients = [(table @ inputs.projection).view(inputs.x.shape) if needs_dx else None]
     for direction in range(directions):
         of_x = dweight_ih[direction, : GATES[kind]].reshape(GATES[kind] * hidden, -1)
         gradients += [of_x, dweight_hh[direction].reshape(-1, hidden), dbias_ih[direction], dbias_hh[direction]]

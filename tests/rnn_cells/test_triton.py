@@ -165,6 +165,25 @@ def test_odd_sizes_match_the_reference(cell_type, sizes):
 
 
 @every_cell
+def test_a_batch_may_be_empty(cell_type):
+    (cell,), x, (state,) = problem(cell_type, sizes=(0, STEPS, INPUT, HIDDEN))
+    output, final = triton.scan(cell, x.requires_grad_(), state, torch.zeros(0, dtype=torch.int64))
+    assert output.shape == (STEPS, 0, HIDDEN)
+    gradients = torch.autograd.grad(output.sum() + final[0].sum(), [x, *cell.parameters()])
+    assert all(torch.all(gradient == 0) for gradient in gradients)
+
+
+def test_sizes_that_do_not_fit_are_refused():
+    (cell,), x, ((h, c),) = problem(LSTMCell)
+    with pytest.raises(ValueError, match=r"c must be \(18, 33\) on .*, got \(17, 33\)"):
+        triton.scan(cell, x, (h, c[1:]))
+    with pytest.raises(ValueError, match="input must be"):
+        triton.scan(cell, x[:, :, 1:], (h, c))
+    with pytest.raises(ValueError, match="lengths must be 18 integers between 0 and 4"):
+        triton.scan(cell, x, (h, c), torch.full((BATCH,), STEPS + 1))
+
+
+@every_cell
 def test_a_second_backward_gives_the_same_gradients(cell_type):
     (cell,), x, (state,) = problem(cell_type)
     loss = triton.scan(cell, x.requires_grad_(), state)[0].square().sum()
