@@ -156,17 +156,14 @@ class Recurrent(nn.Module):
             if layer > 0:
                 sequence = dropout(sequence, self.dropout, self.training)
             part = slice(layer * self.directions, (layer + 1) * self.directions)
-            cells = list(self.cells[part])
+            cells = list(self.cells)[part]
             if self.training and self.recurrent_dropout > 0:
                 cells = [_thinned(cell, self.recurrent_dropout) for cell in cells]
             backend = choose(self.backend, cells[0], sequence)
             sequence, states = scan_layer(backend, cells, sequence, initial[part], lengths)
             finals += states
         self.chosen_backend = name_of(backend)
-        if len(finals) == 1:  # a view: on a GPU, every call of torch costs as much as a few steps
-            stacked = tuple(tensor.unsqueeze(0) for tensor in finals[0])
-        else:
-            stacked = tuple(torch.stack(tensors) for tensors in zip(*finals, strict=True))
+        stacked = tuple(torch.stack(tensors) for tensors in zip(*finals, strict=True))
         output = sequence.transpose(0, 1) if self.batch_first else sequence
         first, *others = stacked
         return output, stacked if others else first

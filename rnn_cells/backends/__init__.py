@@ -32,11 +32,11 @@ def choose(name: str, cell: Cell, x: Tensor) -> ModuleType:
     """
     if name == "auto":
         faster: list[str] = []
-        for name, backend in BACKENDS.items():
+        for each, backend in BACKENDS.items():
             if (reason := backend.why_not(cell, x)) is None:
-                _announce("; ".join([f"backend auto runs {type(cell).__name__} on {name}", *faster]))
+                _announce("; ".join([f"backend auto runs {type(cell).__name__} on {each}", *faster]))
                 return backend
-            faster.append(f"not {name}: {reason}")
+            faster.append(f"not {each}: {reason}")
     check_name(name)
     if reason := BACKENDS[name].why_not(cell, x):
         raise ValueError(f"backend {name!r} can't run {type(cell).__name__} here: {reason}")

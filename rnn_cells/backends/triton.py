@@ -82,6 +82,7 @@ def scan_both(
     return _scan(cells, x, states, lengths, False)
 
 
+@torch.compiler.disable  # it would have to know Triton's options of a launch
 def _scan(
     cells: Sequence[Cell], x: Tensor, states: Sequence[State], lengths: Tensor | None, reverse: bool
 ) -> tuple[Tensor, list[State]]:
@@ -98,11 +99,17 @@ def _scan(
     learning = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs)
     device = x.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-    precision = "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
-    problem = _Problem(_kind(cells[0]), len(cells), int(reverse), dtype, precision)
+    problem = _Problem(_kind(cells[0]), len(cells), int(reverse), dtype, "tf32" if _allows_tf32() else "tf32x3")
     output, *finals = _Scan.apply(problem, lengths, learning, *inputs)
     names = len(states[0])
     return output, [tuple(finals[start : start + names]) for start in range(0, len(finals), names)]
+
+
+def _allows_tf32() -> bool:
+    matmul = torch.backends.cuda.matmul
+    if hasattr(matmul, "fp32_precision"):  # since torch 2.9; there the older getters fail once it was set
+        return matmul.fp32_precision == "tf32"
+    return torch.get_float32_matmul_precision() != "highest"
 
 
 def _kind(cell: Cell) -> Any:
@@ -151,13 +158,17 @@ def _plan(problem: _Problem, hidden: int, batch: int, device: torch.device) -> _
     alone = device.type != "cuda" and problem.kind == GRU_KIND
     if padded <= LEAST_UNITS or alone or (gates * padded * padded * size <= WHOLE_BYTES and fits(padded)):
         return _Plan(padded, padded, 1, False)
-    units = LEAST_UNITS
-    stream = not fits(units) or padded * size > LETTER_BYTES
-    if not stream:  # rather more units than sequences that have to wait for others to be finished
-        if gates == 1 and fits(2 * units):
-            units *= 2
-        programs = -(-batch // ROWS) * problem.directions
-        while units < padded and fits(2 * units) and programs * -(-hidden // units) > multiprocessors:
+    units = 2 * LEAST_UNITS if gates == 1 and fits(2 * LEAST_UNITS) else LEAST_UNITS
+    # Rather more units than sequences that have to wait for others to be finished.
+    programs = -(-batch // ROWS) * problem.directions
+    while 2 * units < padded and fits(2 * units) and programs * -(-hidden // units) > multiprocessors:
+        units *= 2
+    stream = (
+        not fits(units) or padded * size > LETTER_BYTES or problem.directions * -(-hidden // units) > multiprocessors
+    )
+    if stream:
+        units = LEAST_UNITS
+        while problem.directions * -(-hidden // units) > multiprocessors:
             units *= 2
     return _Plan(padded, units, -(-hidden // units), stream)
 
@@ -226,18 +237,21 @@ class _Scan(torch.autograd.Function):
     def forward(ctx: Any, problem: _Problem, lengths: Tensor | None, learning: bool, *tensors: Any) -> Any:
         inputs = _gather(problem, lengths, tensors)
         gates, cells, hs, finals = _forward(problem, inputs, learning)
+        # No view in the eyes of autograd, which allows no change of one in place.
+        shape, start = (hs.shape[0] - 2, hs.shape[1], hs.shape[2] * hs.shape[3]), hs.stride(0)
+        output = hs.new_empty(0).set_(hs.untyped_storage(), start, shape, (hs.stride(0), hs.stride(1), 1))
         if learning:
-            ctx.save_for_backward(hs, *inputs)
+            ctx.save_for_backward(output, hs, *inputs)  # with the output, so that autograd sees when it was changed
             ctx.problem, ctx.gates, ctx.cells = problem, gates, cells
             ctx.set_materialize_grads(False)
-        return hs[1:-1].flatten(2), *(final[direction] for direction in range(problem.directions) for final in finals)
+        return output, *(final[direction] for direction in range(problem.directions) for final in finals)
 
     @staticmethod
     def backward(ctx: Any, doutput: Tensor | None, *dfinals: Tensor | None) -> Any:
         if torch.is_grad_enabled():  # create_graph: what comes out of a kernel would count as constant
             raise RuntimeError("the triton backend has no second derivatives: use backend='reference'")
         problem: _Problem = ctx.problem
-        hs, *tensors = ctx.saved_tensors
+        _, hs, *tensors = ctx.saved_tensors
         inputs = _Inputs(*tensors)
         gates, cells, ctx.gates, ctx.cells = ctx.gates, ctx.cells, None, None
         if gates is None:  # a second backward through the same graph: the first one has overwritten them
@@ -269,7 +283,8 @@ class _Scan(torch.autograd.Function):
             lengths=inputs.lengths,
         )
         del gates, cells  # the products need the memory
-        gradients = _products(problem, inputs, dgates, hs, needs_dx=ctx.needs_input_grad[3])
+        with torch.autocast(hs.device.type, enabled=False):  # backward may be called inside of one
+            gradients = _products(problem, inputs, dgates, hs, needs_dx=ctx.needs_input_grad[3])
         states = (tensor[direction] for direction in range(directions) for tensor in (dh0, dc0) if tensor is not None)
         return None, None, None, *gradients, *states
 
@@ -391,7 +406,7 @@ def _products(problem: _Problem, inputs: _Inputs, dgates: Tensor, hs: Tensor, ne
     if inputs.lengths is not None and (problem.backwards or directions == 2):
         # Backwards, the first step of a sequence that ends early finds a zero there instead of its initial state.
         early = torch.where((inputs.lengths < steps)[:, None], inputs.h0[-1], 0).to(problem.dtype)
-        last = (inputs.lengths.long() - 1).clamp(min=0)
+        last = (inputs.lengths.long() - 1).clamp(0, steps - 1)
         firsts = dgates[last, torch.arange(batch, device=last.device), -1].flatten(1)
         dweight_hh[-1].addmm_(firsts.t(), early)
     dweight_hh = dweight_hh.view(directions, blocks, hidden, hidden)

@@ -57,6 +57,8 @@ def check(settings: dict[str, Any]) -> None:
         raise ConfigError(f"backend={settings['backend']} is not allowed: it must be one of {', '.join(known)}")
     if settings["dtype"] in ("tf32", "bfloat16") and not settings["device"].startswith("cuda"):
         raise ConfigError(f"dtype={settings['dtype']} is for device=cuda")
+    if settings["device"].partition(":")[0] not in SHAPES:
+        raise ConfigError(f"device={settings['device']} is not allowed: it must be one of {', '.join(SHAPES)}")
     try:
         torch.zeros(1, device=settings["device"])
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts that it is there
@@ -160,7 +162,7 @@ class Case:
         """Raise a RuntimeError unless outputs and, in training, all gradients agree."""
         results = []
         for side in ("ours", "torch"):
-            with self.arithmetic():
+            with self.arithmetic(), torch.set_grad_enabled(self.train):
                 output = self.forward(side)
                 inputs = [self.batch[0], *self.layers[side].parameters()]
                 gradients = torch.autograd.grad(output.float().square().sum(), inputs) if self.train else []

@@ -49,7 +49,7 @@ def measure_training(task: str, batches: int, device: str = "cpu") -> dict[str, 
     ours, theirs = (statistics.median(found) for found in seconds.values())
     return {
         **{"task": task, "model": MODELS[task], "data": datamodule.name, "batches": len(loader), "measured": measured},
-        **{"ours_s": ours, "torch_s": theirs},
+        **{"precision": config["trainer"]["precision"], "ours_s": ours, "torch_s": theirs},
         "ratio": statistics.median(a / b for a, b in zip(*seconds.values(), strict=True)),
         "per_second": items / ours,
         "unit": "tokens" if task == "cls" else "windows",

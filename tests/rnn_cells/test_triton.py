@@ -48,7 +48,7 @@ def streamed(shared, monkeypatch):
 def problem(cell_type, directions=1, sizes=(BATCH, STEPS, INPUT, HIDDEN), bias=True):
     """Cells, inputs and initial states."""
     batch, steps, inputs, hidden = sizes
-    cells = [cell_type(inputs, hidden, bias=bias).to() for _ in range(directions)]
+    cells = [cell_type(inputs, hidden, bias=bias).to(DEVICE) for _ in range(directions)]
     x = torch.randn(steps, batch, inputs, device=DEVICE)
     states = [tuple(torch.randn(batch, hidden, device=DEVICE) for _ in cell.state_names) for cell in cells]
     return cells, x, states
@@ -173,6 +173,36 @@ def test_a_batch_may_be_empty(cell_type):
     assert all(torch.all(gradient == 0) for gradient in gradients)
 
 
+def test_lengths_that_nobody_could_look_at_end_with_the_sequence(monkeypatch):
+    monkeypatch.setattr(triton, "check", lambda *arguments: None)  # as it does for lengths on a GPU
+    cells, x, states = problem(LSTMCell, directions=2)
+    wild = torch.tensor(LENGTHS, device=DEVICE).where(torch.tensor(LENGTHS, device=DEVICE) < STEPS, STEPS + 3)
+    wild = wild.where(wild > 0, -2)
+    tame = wild.clamp(0, STEPS)
+    found, wanted = ours(cells, x, states, wild), ours(cells, x, states, tame)
+    assert all(torch.equal(mine, other) for mine, other in zip(found, wanted, strict=True))
+
+
+def test_outputs_may_be_changed_in_place_and_a_gradient_that_needs_them_says_so():
+    (cell,), x, (state,) = problem(LSTMCell)
+    output, _ = triton.scan(cell, x.requires_grad_(), state)
+    output.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.sum().backward()
+
+
+def test_gradients_of_an_autocast_forward_are_the_same_inside_and_outside_of_autocast():
+    (cell,), x, (state,) = problem(LSTMCell)
+    lengths = torch.tensor(LENGTHS, device=DEVICE)
+    found = []
+    for inside in (True, False):
+        with torch.autocast(DEVICE, torch.float16):
+            output, _ = triton.scan(cell, x.requires_grad_(), state, lengths, True)
+        with torch.autocast(DEVICE, torch.float16, enabled=inside):
+            found.append(torch.autograd.grad(output.float().square().sum(), list(cell.parameters())))
+    assert all(torch.equal(mine, other) for mine, other in zip(*found, strict=True))
+
+
 def test_sizes_that_do_not_fit_are_refused():
     (cell,), x, ((h, c),) = problem(LSTMCell)
     with pytest.raises(ValueError, match=r"c must be \(18, 33\) on .*, got \(17, 33\)"):
@@ -249,9 +279,13 @@ def test_what_it_cannot_run_has_a_reason(monkeypatch):
         assert triton.why_not(LSTMCell(2, 3), torch.zeros(1, 1, 2, dtype=torch.bfloat16)) is None
 
 
-@pytest.mark.parametrize("memory", [99 << 10, 163 << 10, 227 << 10], ids=["consumer", "A100", "H100"])
-def test_every_plan_covers_all_units_and_fits_into_shared_memory(monkeypatch, memory):
-    monkeypatch.setattr(triton, "_capacity", lambda device: (132, memory))
+@pytest.mark.parametrize(
+    ("multiprocessors", "memory"),
+    [(16, 99 << 10), (24, 99 << 10), (108, 163 << 10), (132, 227 << 10)],
+    ids=["slice", "consumer", "A100", "H100"],
+)
+def test_every_plan_covers_all_units_and_fits_into_the_gpu(monkeypatch, multiprocessors, memory):
+    monkeypatch.setattr(triton, "_capacity", lambda device: (multiprocessors, memory))
     triton._plan.cache_clear()
     arithmetic = [(torch.float32, "tf32x3", 8), (torch.float32, "tf32", 4), (torch.bfloat16, "tf32", 2)]
     for kind, (dtype, precision, size), hidden, batch in itertools.product(
@@ -263,6 +297,7 @@ def test_every_plan_covers_all_units_and_fits_into_shared_memory(monkeypatch, me
         assert (plan.split - 1) * plan.units < hidden <= plan.split * plan.units
         assert plan.split > 1 or not plan.stream
         assert plan.split > 1 or plan.units == plan.padded
+        assert plan.split * each.directions <= multiprocessors
         assert plan.stream or triton.GATES[kind] * plan.padded * plan.units * size < memory
     triton._plan.cache_clear()
 

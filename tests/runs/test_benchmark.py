@@ -30,7 +30,7 @@ def test_every_layer_and_shape_is_timed_in_training_and_use(lab: Lab, tmp_path: 
     [
         (["shapes=[[64,128,128]]"], "shapes=[64, 128, 128] is not allowed: each has steps, batch"),
         (["backend=fpga"], "backend=fpga is not allowed: it must be one of auto, triton, cpu, reference"),
-        (["device=abacus"], "device=abacus: "),
+        (["device=abacus"], "device=abacus is not allowed: it must be one of cpu, cuda"),
         (["dtype=tf32"], "dtype=tf32 is for device=cuda"),
         pytest.param(
             ["device=cuda"],
