@@ -82,7 +82,7 @@ def scan_both(
     return _scan(cells, x, states, lengths, False)
 
 
-@torch.compiler.disable  # it would have to know Triton's options of a launch
+@torch.compiler.disable()  # it would have to know Triton's options of a launch
 def _scan(
     cells: Sequence[Cell], x: Tensor, states: Sequence[State], lengths: Tensor | None, reverse: bool
 ) -> tuple[Tensor, list[State]]:
