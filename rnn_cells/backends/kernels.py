@@ -14,9 +14,6 @@ type of `weight`, and PRECISION says how float32 ones are multiplied. What a ste
 step before it.
 """
 
-# Triton's Python: constants turn into `constexpr` by themselves, and tensors have no types.
-# pyright: reportArgumentType=false, reportOperatorIssue=false
-
 import triton
 import triton.language as tl
 
