@@ -47,8 +47,8 @@ def why_not(cell: Cell, x: Tensor) -> str | None:
     inside = torch._C._functorch.peek_interpreter_stack() is not None  # pyright: ignore[reportAttributeAccessIssue]
     if inside or forward_ad._current_level >= 0:
         return "it has no forward derivatives, and torch.func can't look into it"
-    if torch.compiler.is_exporting():
-        return "torch.export can't look into it"
+    if torch.compiler.is_compiling():
+        return "torch.compile and torch.export can't look into it"
     return None
 
 
@@ -82,7 +82,6 @@ def scan_both(
     return _scan(cells, x, states, lengths, False)
 
 
-@torch.compiler.disable()  # it would have to know Triton's options of a launch
 def _scan(
     cells: Sequence[Cell], x: Tensor, states: Sequence[State], lengths: Tensor | None, reverse: bool
 ) -> tuple[Tensor, list[State]]:
