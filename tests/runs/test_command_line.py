@@ -122,7 +122,10 @@ MISTAKES = [
     (["model=nope"], "bilstm"),
     (["data.path=missing.csv"], "missing.csv"),
     (["resume=nothing"], "nothing to resume from"),
-    (["model.encoder.backend=magic", "data.path=never_read.csv"], "model.encoder: backend must be one of auto, triton, cpu"),
+    (
+        ["model.encoder.backend=magic", "data.path=never_read.csv"],
+        "model.encoder: backend must be one of auto, triton, cpu",
+    ),
     (["task.quantiles=[0.1,0.9]", "data.path=never_read.csv"], "task.quantiles=[0.1, 0.9] is not allowed"),
     (["task.quantiles=[0.9,0.5]", "data.path=never_read.csv"], "must rise"),
     (["model=cell"], "model.encoder.cell._target_ is missing"),
