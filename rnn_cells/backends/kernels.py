@@ -45,6 +45,16 @@ def _rows(order, lengths, tile, steps, batch, R: tl.constexpr):
 
 
 @triton.jit
+def _units(present, H: tl.constexpr, UNITS: tl.constexpr):
+    """This program's hidden units, and where a step's four blocks hold them; each with the mask of a tile (R, …)."""
+    unit = tl.program_id(2) * UNITS + tl.arange(0, UNITS)
+    column = tl.arange(0, 4 * UNITS)
+    unit_of_column = tl.program_id(2) * UNITS + column % UNITS
+    four = (column // UNITS * H + unit_of_column)[None, :]
+    return unit, present[:, None] & (unit < H)[None, :], four, present[:, None] & (unit_of_column < H)[None, :]
+
+
+@triton.jit
 def _has(length, step):
     """Which sequences have this step."""
     return tl.minimum(step, length - 1 - step) >= 0
@@ -206,12 +216,8 @@ def forward(
     direction = tl.program_id(1)
     row, length, present = _rows(order, lengths, tile, steps, batch, R)
     end = tl.minimum(tl.max(length), last)
-    unit = tl.program_id(2) * UNITS + tl.arange(0, UNITS)
+    unit, own, four, own_four = _units(present, H, UNITS)
     every = tl.arange(0, PADDED)
-    own = present[:, None] & (unit < H)[None, :]
-    column = tl.arange(0, 4 * UNITS)
-    four = (column // UNITS * H + tl.program_id(2) * UNITS + column % UNITS)[None, :]
-    own_four = present[:, None] & (tl.program_id(2) * UNITS + column % UNITS < H)[None, :]
 
     dtype = weight.dtype.element_ty
     square = (every < H)[:, None] & (unit < H)[None, :]
@@ -420,12 +426,8 @@ def backward(
     direction = tl.program_id(1)
     row, length, present = _rows(order, lengths, tile, steps, batch, R)
     longest = tl.max(length)
-    unit = tl.program_id(2) * UNITS + tl.arange(0, UNITS)
+    unit, own, four, own_four = _units(present, H, UNITS)
     every = tl.arange(0, PADDED)
-    own = present[:, None] & (unit < H)[None, :]
-    column = tl.arange(0, 4 * UNITS)
-    four = (column // UNITS * H + tl.program_id(2) * UNITS + column % UNITS)[None, :]
-    own_four = present[:, None] & (tl.program_id(2) * UNITS + column % UNITS < H)[None, :]
 
     dtype = weight.dtype.element_ty
     square = (every < H)[:, None] & (unit < H)[None, :]

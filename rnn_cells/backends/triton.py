@@ -400,7 +400,7 @@ def _products(problem: _Problem, inputs: _Inputs, dgates: Tensor, hs: Tensor, ne
     # What `h U` was the product of: the outputs one step before, forwards from hs[0] on, backwards from hs[2] on.
     ahead = 2 * batch * directions * hidden
     strides = (ahead + hidden, directions * hidden, 1)
-    before = hs.as_strided((directions, rows, hidden), strides, hs.storage_offset() + problem.backwards * ahead)
+    before = hs.as_strided((directions, rows, hidden), strides, problem.backwards * ahead)
     dweight_hh = torch.bmm(by_direction, before)
     if inputs.lengths is not None and (problem.backwards or directions == 2):
         # Backwards, the first step of a sequence that ends early finds a zero there instead of its initial state.
