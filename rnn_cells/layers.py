@@ -149,7 +149,7 @@ class Recurrent(nn.Module):
         sequence = x.transpose(0, 1) if self.batch_first and x.ndim == 3 else x
         self._check_input(sequence)
         batch_size = sequence.shape[1]
-        initial = self._split_state(state, batch_size)
+        initial = None if state is None else self._check_state(state, batch_size)
         lengths = None if lengths is None else self._check_lengths(torch.as_tensor(lengths), sequence)
         finals: list[State] = []
         for layer in range(self.num_layers):
@@ -160,30 +160,27 @@ class Recurrent(nn.Module):
             if self.training and self.recurrent_dropout > 0:
                 cells = [_thinned(cell, self.recurrent_dropout) for cell in cells]
             backend = choose(self.backend, cells[0], sequence)
-            sequence, states = scan_layer(backend, cells, sequence, initial[part], lengths)
-            finals += states
+            mine = None if initial is None else tuple(tensor[part] for tensor in initial)
+            sequence, final = scan_layer(backend, cells, sequence, mine, lengths)
+            finals.append(final)
         self.chosen_backend = name_of(backend)
-        stacked = tuple(torch.stack(tensors) for tensors in zip(*finals, strict=True))
+        first, *others = finals[0] if len(finals) == 1 else map(torch.cat, zip(*finals, strict=True))
         output = sequence.transpose(0, 1) if self.batch_first else sequence
-        first, *others = stacked
-        return output, stacked if others else first
+        return output, (first, *others) if others else first
 
     def why_not(self, x: Tensor) -> dict[str, str | None]:
         """What keeps each backend, fastest first, from running this layer on input like `x`; None: nothing."""
         return reasons(self.cells[0], x)
 
-    def _split_state(self, state: Tensor | State | None, batch_size: int) -> list[State]:
-        """The initial state of each cell, from `torch.nn`'s layout."""
-        cells = list(self.cells)
-        if state is None:
-            return [cell.initial_state(batch_size) for cell in cells]
+    def _check_state(self, state: Tensor | State, batch_size: int) -> State:
+        """The tensors of an initial state."""
         tensors = (state,) if isinstance(state, Tensor) else tuple(state)
-        names = cells[0].state_names
-        expected = (len(cells), batch_size, self.hidden_size)
+        names = self.cells[0].state_names
+        expected = (len(self.cells), batch_size, self.hidden_size)
         if len(tensors) != len(names) or any(tuple(tensor.shape) != expected for tensor in tensors):
             shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors)
             raise ValueError(f"state must hold {' and '.join(names)} of shape {expected} each, got {shapes}")
-        return list(zip(*(tensor.unbind() for tensor in tensors), strict=True))
+        return tensors
 
     def _check_input(self, sequence: Tensor) -> None:
         if sequence.ndim != 3 or sequence.shape[-1] != self.input_size or len(sequence) == 0:

@@ -1,7 +1,7 @@
 """Which implementation of the scan runs: `reference` is the truth, the others are faster and must match it.
 
 A backend is a module with `scan` (the reference's signature) and `why_not(cell, x)`, a predicate that names what keeps
-it from running there, or None; it may have `scan_both`, which runs two cells in opposite directions at once. Choosing
+it from running there, or None; it may have a `scan_layer` of its own, which runs both directions at once. Choosing
 never tries and catches: an eligible backend that fails is a bug to be seen.
 """
 
@@ -44,15 +44,31 @@ def choose(name: str, cell: Cell, x: Tensor) -> ModuleType:
 
 
 def scan_layer(
-    backend: ModuleType, cells: Sequence[Cell], x: Tensor, states: Sequence[State], lengths: Tensor | None
-) -> tuple[Tensor, list[State]]:
-    """Run the cells of one layer over `x`, the second one backwards: outputs (T, B, D*H) and the final states."""
-    if len(cells) == 2 and hasattr(backend, "scan_both"):
-        return backend.scan_both(cells, x, states, lengths)
+    backend: ModuleType, cells: Sequence[Cell], x: Tensor, state: State | None = None, lengths: Tensor | None = None
+) -> tuple[Tensor, State]:
+    """Run the cells of one layer over `x`, the second one backwards.
+
+    Args:
+        backend: one of `BACKENDS`.
+        cells: D of them, one per direction.
+        x: (T, B, I).
+        state: tensors (D, B, H); the cells' own if not given.
+        lengths: as for `rnn_cells.scan`.
+
+    Returns:
+        Outputs (T, B, D*H) and the final state, laid out as `state`.
+    """
+    if hasattr(backend, "scan_layer"):
+        return backend.scan_layer(cells, x, state, lengths)
+    if state is None:
+        states = [cell.initial_state(x.shape[1]) for cell in cells]
+    else:
+        states = zip(*(tensor.unbind() for tensor in state), strict=True)
     pairs = enumerate(zip(cells, states, strict=True))
-    results = [backend.scan(cell, x, state, lengths, direction == 1) for direction, (cell, state) in pairs]
+    results = [backend.scan(cell, x, each, lengths, direction == 1) for direction, (cell, each) in pairs]
     outputs, finals = zip(*results, strict=True)
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1), list(finals)
+    final = tuple(torch.stack(tensors) for tensors in zip(*finals, strict=True))
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1), final
 
 
 def reasons(cell: Cell, x: Tensor) -> dict[str, str | None]:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from rnn_cells.backends.arguments import check
+from rnn_cells.backends.arguments import check, check_lengths
 from rnn_cells.cells import Cell, GRUCell, LSTMCell, RNNCell, State
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,9 @@ def scan(
     Raises:
         ValueError: sizes, types or lengths don't fit together.
     """
-    check(cell, x, state, lengths)
+    check(cell, x, state)
+    if lengths is not None:
+        check_lengths(lengths, x)
     for name, tensor in zip(cell.state_names, state, strict=True):
         if tensor.dtype != x.dtype:
             raise ValueError(f"{name} must be of {x.dtype} like the input, got {tensor.dtype}")

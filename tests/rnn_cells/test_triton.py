@@ -46,54 +46,50 @@ def streamed(shared, monkeypatch):
 
 
 def problem(cell_type, directions=1, sizes=(BATCH, STEPS, INPUT, HIDDEN), bias=True):
-    """Cells, inputs and initial states."""
+    """Cells, inputs and the initial state, tensors (D, B, H)."""
     batch, steps, inputs, hidden = sizes
     cells = [cell_type(inputs, hidden, bias=bias).to(DEVICE) for _ in range(directions)]
     x = torch.randn(steps, batch, inputs, device=DEVICE)
-    states = [tuple(torch.randn(batch, hidden, device=DEVICE) for _ in cell.state_names) for cell in cells]
-    return cells, x, states
+    state = tuple(torch.randn(directions, batch, hidden, device=DEVICE) for _ in cells[0].state_names)
+    return cells, x, state
 
 
-def results(run, cells, x, states, lengths, dtype, used=slice(None)):
+def single(*arguments, **options):
+    """One cell of `problem`, with a state (B, H)."""
+    (cell,), x, state = problem(*arguments, **options)
+    return cell, x, tuple(tensor[0] for tensor in state)
+
+
+def results(backend, cells, x, state, lengths, reverse, dtype, used):
     """Outputs, final states, and the gradients of a random function of the `used` ones of them."""
     x = x.detach().to(dtype).requires_grad_()
-    states = [tuple(tensor.to(dtype).requires_grad_() for tensor in state) for state in states]
-    output, finals = run(cells, x, states, lengths)
-    found = [output, *(tensor for final in finals for tensor in final)]
+    state = None if state is None else tuple(tensor.to(dtype).requires_grad_() for tensor in state)
+    if reverse:
+        output, final = backend.scan(cells[0], x, tuple(tensor[0] for tensor in state), lengths, True)
+    else:
+        output, final = scan_layer(backend, cells, x, state, lengths)
+    found = [output, *final]
     dice = torch.Generator().manual_seed(1)
     weights = [torch.randn(tensor.shape, generator=dice).to(tensor) for tensor in found]
     pairs = list(zip(found, weights, strict=True))[used]
     loss = torch.stack([(tensor.double() * weight).sum() for tensor, weight in pairs]).sum()
-    leaves = [x, *(tensor for state in states for tensor in state), *(p for cell in cells for p in cell.parameters())]
+    leaves = [x, *(state or ()), *(parameter for cell in cells for parameter in cell.parameters())]
     gradients = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
     return [*found, *gradients]
 
 
-def expected(cells, x, states, lengths, reverse=False, used=slice(None)):
+def expected(cells, x, state, lengths, reverse=False, used=slice(None)):
     """What the reference gives in float64."""
-
-    def run(cells, x, states, lengths):
-        if reverse:
-            output, final = reference.scan(cells[0], x, states[0], lengths, True)
-            return output, [final]
-        return scan_layer(reference, cells, x, states, lengths)
-
     for cell in cells:
         cell.double()
-    found = results(run, cells, x, states, lengths, torch.float64, used)
+    found = results(reference, cells, x, state, lengths, reverse, torch.float64, used)
     for cell in cells:
         cell.float()
     return found
 
 
-def ours(cells, x, states, lengths, reverse=False, used=slice(None)):
-    def run(cells, x, states, lengths):
-        if reverse:
-            output, final = triton.scan(cells[0], x, states[0], lengths, True)
-            return output, [final]
-        return scan_layer(triton, cells, x, states, lengths)
-
-    return results(run, cells, x, states, lengths, torch.float32, used)
+def ours(cells, x, state, lengths, reverse=False, used=slice(None)):
+    return results(triton, cells, x, state, lengths, reverse, torch.float32, used)
 
 
 def assert_close(found, wanted, tolerance=1e-5):
@@ -107,10 +103,10 @@ def assert_close(found, wanted, tolerance=1e-5):
 @pytest.mark.parametrize("way", ["forwards", "reverse", "both"])
 @every_cell
 def test_outputs_states_and_gradients_match_the_reference(cell_type, way, lengths):
-    cells, x, states = problem(cell_type, directions=2 if way == "both" else 1)
+    cells, x, state = problem(cell_type, directions=2 if way == "both" else 1)
     lengths = None if lengths is None else torch.tensor(lengths, device=DEVICE)
     reverse = way == "reverse"
-    assert_close(ours(cells, x, states, lengths, reverse), expected(cells, x, states, lengths, reverse))
+    assert_close(ours(cells, x, state, lengths, reverse), expected(cells, x, state, lengths, reverse))
 
 
 # The interpreter runs one program after the other, and this GRU's wait for each other within a step.
@@ -122,37 +118,65 @@ splittable = [name for name in CELLS if name != "GRU" or torch.cuda.is_available
 @pytest.mark.parametrize("name", splittable)
 def test_programs_that_share_the_hidden_units_match_the_reference(request, name, way, sharing):
     request.getfixturevalue(sharing)
-    cells, x, states = problem(CELLS[name], directions=2 if way == "both" else 1, sizes=(BATCH, 2, INPUT, 70))
-    plan = triton._plan(triton._Problem(triton._kind(cells[0]), 1, 0, torch.float32, "tf32x3"), 70, BATCH, x.device)
+    cells, x, state = problem(CELLS[name], directions=2 if way == "both" else 1, sizes=(BATCH, 2, INPUT, 70))
+    plan = triton._plan(
+        triton._Problem(triton._kind(cells[0]), 1, 0, torch.float32, torch.float32, "tf32x3"), 70, BATCH, x.device
+    )
     assert plan.split > 1
     assert plan.stream == (sharing == "streamed")
     lengths = torch.tensor(LENGTHS, device=DEVICE).clamp(max=2)
     reverse = way == "reverse"
-    assert_close(ours(cells, x, states, lengths, reverse), expected(cells, x, states, lengths, reverse))
+    assert_close(ours(cells, x, state, lengths, reverse), expected(cells, x, state, lengths, reverse))
 
 
 @every_cell
 def test_nothing_of_the_padding_is_read(cell_type):
-    cells, x, states = problem(cell_type, directions=2)
+    cells, x, state = problem(cell_type, directions=2)
     lengths = torch.tensor(LENGTHS, device=DEVICE)
-    clean = ours(cells, x, states, lengths)
+    clean = ours(cells, x, state, lengths)
     padding = torch.arange(STEPS, device=DEVICE)[:, None] >= lengths
-    poisoned = ours(cells, torch.where(padding[..., None], float("nan"), x), states, lengths)
+    poisoned = ours(cells, torch.where(padding[..., None], float("nan"), x), state, lengths)
     assert all(torch.equal(mine, other) for mine, other in zip(poisoned, clean, strict=True))
     assert torch.all(clean[0][padding] == 0)
+
+
+@pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["dense", "ragged"])
+@every_cell
+def test_the_initial_state_is_zero_if_none_is_given(cell_type, lengths):
+    cells, x, state = problem(cell_type, directions=2)
+    lengths = None if lengths is None else torch.tensor(lengths, device=DEVICE)
+    zeros = tuple(torch.zeros_like(tensor) for tensor in state)
+    found, wanted = ours(cells, x, None, lengths), ours(cells, x, zeros, lengths)
+    del wanted[2 + len(zeros) : 2 + 2 * len(zeros)]  # the gradients of the zeros
+    assert all(torch.equal(mine, other) for mine, other in zip(found, wanted, strict=True))
 
 
 @pytest.mark.parametrize("used", [slice(0, 1), slice(1, 2), slice(-1, None)], ids=["outputs", "first", "last"])
 @every_cell
 def test_gradients_match_when_only_one_result_is_used(cell_type, used):
-    cells, x, states = problem(cell_type, directions=2)
-    assert_close(ours(cells, x, states, None, used=used), expected(cells, x, states, None, used=used))
+    cells, x, state = problem(cell_type, directions=2)
+    assert_close(ours(cells, x, state, None, used=used), expected(cells, x, state, None, used=used))
+
+
+@every_cell
+def test_the_gradient_of_the_outputs_may_lie_in_memory_in_any_way(cell_type):
+    cells, x, _ = problem(cell_type, directions=2)
+    leaves = [x.requires_grad_(), *(parameter for cell in cells for parameter in cell.parameters())]
+    one = torch.randn(1, 1, 1, device=DEVICE)
+    batch_first = torch.randn(BATCH, STEPS, 2 * HIDDEN, device=DEVICE).transpose(0, 1)
+    features_first = torch.randn(2 * HIDDEN, STEPS, BATCH, device=DEVICE).permute(1, 2, 0)
+    for gradient in (one.expand(STEPS, BATCH, 2 * HIDDEN), batch_first, features_first):
+        output, _ = triton.scan_layer(cells, x)
+        found, wanted = (
+            torch.autograd.grad(output, leaves, given, retain_graph=True) for given in (gradient, gradient.contiguous())
+        )
+        assert all(torch.equal(mine, other) for mine, other in zip(found, wanted, strict=True))
 
 
 @every_cell
 def test_cells_without_bias_match_the_reference(cell_type):
-    cells, x, states = problem(cell_type, bias=False)
-    assert_close(ours(cells, x, states, None), expected(cells, x, states, None))
+    cells, x, state = problem(cell_type, bias=False)
+    assert_close(ours(cells, x, state, None), expected(cells, x, state, None))
 
 
 @pytest.mark.parametrize(
@@ -160,13 +184,13 @@ def test_cells_without_bias_match_the_reference(cell_type):
 )
 @every_cell
 def test_odd_sizes_match_the_reference(cell_type, sizes):
-    cells, x, states = problem(cell_type, sizes=sizes)
-    assert_close(ours(cells, x, states, None), expected(cells, x, states, None))
+    cells, x, state = problem(cell_type, sizes=sizes)
+    assert_close(ours(cells, x, state, None), expected(cells, x, state, None))
 
 
 @every_cell
 def test_a_batch_may_be_empty(cell_type):
-    (cell,), x, (state,) = problem(cell_type, sizes=(0, STEPS, INPUT, HIDDEN))
+    cell, x, state = single(cell_type, sizes=(0, STEPS, INPUT, HIDDEN))
     output, final = triton.scan(cell, x.requires_grad_(), state, torch.zeros(0, dtype=torch.int64))
     assert output.shape == (STEPS, 0, HIDDEN)
     gradients = torch.autograd.grad(output.sum() + final[0].sum(), [x, *cell.parameters()])
@@ -174,17 +198,17 @@ def test_a_batch_may_be_empty(cell_type):
 
 
 def test_lengths_that_nobody_could_look_at_end_with_the_sequence(monkeypatch):
-    monkeypatch.setattr(triton, "check", lambda *arguments: None)  # as it does for lengths on a GPU
-    cells, x, states = problem(LSTMCell, directions=2)
+    monkeypatch.setattr(triton, "check_lengths", lambda *arguments: None)  # as it does for lengths on a GPU
+    cells, x, state = problem(LSTMCell, directions=2)
     wild = torch.tensor(LENGTHS, device=DEVICE).where(torch.tensor(LENGTHS, device=DEVICE) < STEPS, STEPS + 3)
     wild = wild.where(wild > 0, -2)
     tame = wild.clamp(0, STEPS)
-    found, wanted = ours(cells, x, states, wild), ours(cells, x, states, tame)
+    found, wanted = ours(cells, x, state, wild), ours(cells, x, state, tame)
     assert all(torch.equal(mine, other) for mine, other in zip(found, wanted, strict=True))
 
 
 def test_outputs_may_be_changed_in_place_and_a_gradient_that_needs_them_says_so():
-    (cell,), x, (state,) = problem(LSTMCell)
+    cell, x, state = single(LSTMCell)
     output, _ = triton.scan(cell, x.requires_grad_(), state)
     output.mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
@@ -192,7 +216,7 @@ def test_outputs_may_be_changed_in_place_and_a_gradient_that_needs_them_says_so(
 
 
 def test_gradients_of_an_autocast_forward_are_the_same_inside_and_outside_of_autocast():
-    (cell,), x, (state,) = problem(LSTMCell)
+    cell, x, state = single(LSTMCell)
     lengths = torch.tensor(LENGTHS, device=DEVICE)
     found = []
     for inside in (True, False):
@@ -204,7 +228,7 @@ def test_gradients_of_an_autocast_forward_are_the_same_inside_and_outside_of_aut
 
 
 def test_sizes_that_do_not_fit_are_refused():
-    (cell,), x, ((h, c),) = problem(LSTMCell)
+    cell, x, (h, c) = single(LSTMCell)
     with pytest.raises(ValueError, match=r"c must be \(18, 33\) on .*, got \(17, 33\)"):
         triton.scan(cell, x, (h, c[1:]))
     with pytest.raises(ValueError, match="input must be"):
@@ -215,7 +239,7 @@ def test_sizes_that_do_not_fit_are_refused():
 
 @every_cell
 def test_a_second_backward_gives_the_same_gradients(cell_type):
-    (cell,), x, (state,) = problem(cell_type)
+    cell, x, state = single(cell_type)
     loss = triton.scan(cell, x.requires_grad_(), state)[0].square().sum()
     leaves = [x, *cell.parameters()]
     first, second = (torch.autograd.grad(loss, leaves, retain_graph=True) for _ in range(2))
@@ -224,7 +248,7 @@ def test_a_second_backward_gives_the_same_gradients(cell_type):
 
 @every_cell
 def test_without_gradients_the_outputs_are_the_same(cell_type):
-    (cell,), x, (state,) = problem(cell_type)
+    cell, x, state = single(cell_type)
     learning, final = triton.scan(cell, x, state)
     with torch.no_grad():
         output, last = triton.scan(cell, x, state)
@@ -233,7 +257,7 @@ def test_without_gradients_the_outputs_are_the_same(cell_type):
 
 
 def test_second_derivatives_are_refused():
-    (cell,), x, (state,) = problem(LSTMCell)
+    cell, x, state = single(LSTMCell)
     output, _ = triton.scan(cell, x.requires_grad_(), state)
     with pytest.raises(RuntimeError, match="no second derivatives: use backend='reference'"):
         torch.autograd.grad(output.sum(), x, create_graph=True)
@@ -242,7 +266,7 @@ def test_second_derivatives_are_refused():
 @every_cell
 def test_under_autocast_products_are_in_half_precision_and_states_in_single(cell_type):
     # The interpreter can't multiply bfloat16.
-    (cell,), x, (state,) = problem(cell_type)
+    cell, x, state = single(cell_type)
     with torch.autocast(DEVICE, torch.float16):
         output, final = triton.scan(cell, x, state)
     assert output.dtype == torch.float16
@@ -291,7 +315,7 @@ def test_every_plan_covers_all_units_and_fits_into_the_gpu(monkeypatch, multipro
     for kind, (dtype, precision, size), hidden, batch in itertools.product(
         range(4), arithmetic, (1, 16, 33, 64, 100, 128, 200, 256, 300, 512, 1000), (1, 100, 5000)
     ):
-        each = triton._Problem(kind, 2, 0, dtype, precision)
+        each = triton._Problem(kind, 2, 0, dtype, torch.float32, precision)
         plan = triton._plan(each, hidden, batch, torch.device("cuda"))
         assert plan.padded >= hidden
         assert (plan.split - 1) * plan.units < hidden <= plan.split * plan.units
@@ -315,7 +339,7 @@ def test_the_kernels_compile_in_every_combination_of_types_and_arguments(name):
     command = [sys.executable, "-m", "tests.rnn_cells.compile_kernels", name]
     outcome = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert outcome.returncode == 0, outcome.stderr[-2000:]
-    assert f"{name}: 4 times forward, " in outcome.stdout
+    assert f"{name}: 5 times forward, " in outcome.stdout
 
 
 @needs_gpu
@@ -324,21 +348,21 @@ def test_the_kernels_compile_in_every_combination_of_types_and_arguments(name):
 @every_cell
 def test_each_precision_keeps_its_promise_on_a_gpu(cell_type, precision, hidden):
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
-    cells, x, states = problem(cell_type, directions=2, sizes=(50, 24, 20, hidden))
+    cells, x, state = problem(cell_type, directions=2, sizes=(50, 24, 20, hidden))
     lengths = torch.randint(0, 25, (50,), device=DEVICE)
     try:
         with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bfloat16"):
-            found = ours(cells, x, states, lengths)
+            found = ours(cells, x, state, lengths)
     finally:
         torch.set_float32_matmul_precision("highest")
     tolerance = {"float32": 1e-5, "tf32": 5e-3, "bfloat16": 2e-2}[precision]
-    assert_close(found, expected(cells, x, states, lengths), tolerance)
+    assert_close(found, expected(cells, x, state, lengths), tolerance)
 
 
 @needs_gpu
 def test_more_sequences_than_the_gpu_holds_at_once_match_the_reference():
-    cells, x, states = problem(GRUCell, directions=2, sizes=(3000, 5, 3, 256))
-    assert_close(ours(cells, x, states, None), expected(cells, x, states, None))
+    cells, x, state = problem(GRUCell, directions=2, sizes=(3000, 5, 3, 256))
+    assert_close(ours(cells, x, state, None), expected(cells, x, state, None))
 
 
 @needs_gpu
