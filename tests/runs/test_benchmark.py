@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from runs.benchmark.layers import Case
 from tests.runs.lab import Lab
 
 SMALL = ["shapes=[[3,2,4,5],[2,1,3,4]]", "repeats=1", "trainings=[]"]
@@ -46,3 +47,14 @@ def test_what_cannot_be_timed_is_one_message(words: list[str], expected: str, la
     assert f"error: {expected}" in outcome.output
     assert "Traceback" not in outcome.output
     assert "Error executing job" not in outcome.output
+
+
+def test_only_results_of_ours_that_are_not_finite_stop_a_benchmark(caplog: pytest.LogCaptureFixture) -> None:
+    case = Case("rnn", train=True, shape=(3, 2, 4, 5))
+    case.compare()
+    case.layers["torch"].bias_ih_l0.data.fill_(float("nan"))
+    case.compare()
+    assert "torch.nn's result isn't finite, ours is" in caplog.text
+    case.layers["ours"].cells[0].bias_ih.data.fill_(float("nan"))
+    with pytest.raises(RuntimeError, match=r"rnn \(3, 2, 4, 5\) in float32 differs from torch.nn by nan"):
+        case.compare()
