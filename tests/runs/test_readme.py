@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from datamodules.synthetic import sample_climate, sample_reviews
 from tests.runs.lab import ROOT, Lab
@@ -91,6 +92,8 @@ def test_every_command_of_the_page_runs(command: str, lab: Lab, desk: Path) -> N
     words = shlex.split(command)[2:]
     if "data.time_column=time" in words:
         write_series(desk / "my.csv")
+    if "device=cuda" in words and not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
     outcome = lab.run(*smaller(words), folder=desk)
     assert outcome.code == 0, outcome.output
     assert "Traceback" not in outcome.output
