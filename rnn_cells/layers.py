@@ -217,6 +217,7 @@ def _thinned(cell: Cell, probability: float) -> Cell:
     # not by `copy.copy`, which `torch.compile` can't trace.
     thinned: Cell = object.__new__(type(cell))
     thinned.__dict__ = {**cell.__dict__, "_parameters": {**cell._parameters, "weight_hh": weight}}
+    thinned.__dict__["initial_state"] = cell.initial_state  # of the weights as they are
     return thinned
 
 

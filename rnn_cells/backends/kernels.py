@@ -24,7 +24,7 @@ GRU_AFTER = tl.constexpr(3)
 CHUNK = tl.constexpr(64)  # of the hidden units, when weights are streamed
 
 NUMBERS = ["first", "last", "steps", "batch", "first_tile", "backwards"]  # one kernel for all values
-GIVEN = ["weight", "bias_ih", "bias_hh", "h0", "c0", "dhn", "dcn", "order", "lengths"]  # and wherever these begin
+GIVEN = ["bias_ih", "bias_hh", "h0", "c0", "dhn", "dcn", "order", "lengths"]  # and wherever these begin
 
 
 @triton.jit

@@ -24,7 +24,6 @@ from rnn_cells.cells import Cell, GRUCell, LSTMCell, RNNCell, State
 
 RNN_KIND, LSTM_KIND, GRU_KIND, GRU_AFTER_KIND = range(4)  # as in kernels.py
 GATES = (1, 4, 3, 3)
-STATES = (1, 2, 1, 1)
 BLOCKS = (1, 4, 4, 4)  # kept of each step: the gates, and the product that a GRU's reset gate belongs to
 ROWS = 16  # sequences per program: the least that a tensor core multiplies
 LEAST_UNITS = 32  # per program
@@ -80,7 +79,10 @@ def scan(
 def scan_layer(
     cells: Sequence[Cell], x: Tensor, state: State | None = None, lengths: Tensor | None = None
 ) -> tuple[Tensor, State]:
-    """Run one cell, or one forwards and another backwards in the same launch; see `rnn_cells.backends.scan_layer`."""
+    """Run one cell, or one forwards and another backwards in the same launch; see `rnn_cells.backends.scan_layer`.
+
+    Zeros, which all cells that it runs begin with, are never made.
+    """
     for cell in cells:
         check(cell, x, state, (len(cells),))
     return _scan(cells, x, state, lengths, False)
@@ -96,17 +98,19 @@ def _scan(
     if lengths is not None:
         check_lengths(lengths, x)
         dense = lengths.device.type == "cpu" and bool((lengths == len(x)).all())
-        lengths = None if dense else lengths.to(x.device, torch.int32, non_blocking=True)
+        lengths = None if dense else lengths.to(x.device, torch.int32, non_blocking=True).contiguous()
     device = x.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-    kept = inputs[1].dtype if state is None else state[0].dtype
-    problem = _Problem(_kind(cells[0]), len(cells), int(reverse), dtype, kept, "tf32" if _allows_tf32() else "tf32x3")
+    # Zeros have the type of the weights, of which recurrent dropout leaves `weight_ih` as it is.
+    states = [inputs[1].dtype] * len(cells[0].state_names) if state is None else [tensor.dtype for tensor in state]
+    precision = "tf32" if _allows_tf32() else "tf32x3"
+    problem = _Problem(_kind(cells[0]), len(cells), int(reverse), dtype, tuple(states), precision)
     with _on(x.device):
         if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs):
             output, *final = _Scan.apply(problem, lengths, *inputs)
         else:
             _, _, hs, final = _forward(problem, _gather(problem, lengths, inputs), learning=False)
-            output = hs[1:-1].flatten(2)
+            output = _outputs(hs)
     return output, tuple(final)
 
 
@@ -137,7 +141,7 @@ class _Problem(NamedTuple):
     directions: int
     backwards: int
     dtype: torch.dtype  # of the products' operands
-    state: torch.dtype  # of the initial and final state
+    states: tuple[torch.dtype, ...]  # of the tensors of the initial and the final state
     precision: str  # of float32 products
 
 
@@ -229,7 +233,7 @@ def _gather(problem: _Problem, lengths: Tensor | None, tensors: Sequence[Any]) -
     return _Inputs(
         x=x.to(dtype),
         projection=_stack([weight.to(dtype) for weight in weights[::4]]),
-        weight=_stack([weight.to(dtype) for weight in weights[1::4]]),
+        weight=_aligned(_stack([weight.to(dtype) for weight in weights[1::4]])),
         bias_ih=_stack(weights[2::4]),
         bias_hh=_stack(weights[3::4]),
         h0=_contiguous(h0),
@@ -241,6 +245,11 @@ def _gather(problem: _Problem, lengths: Tensor | None, tensors: Sequence[Any]) -
 
 def _contiguous(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.contiguous()
+
+
+def _aligned(tensor: Tensor) -> Tensor:
+    """Beginning where the kernels can read it by 16 bytes, as all memory of torch does but not every part of it."""
+    return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
 
 
 def _columns(table: Tensor, projection: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -256,14 +265,19 @@ def _columns(table: Tensor, projection: Tensor) -> list[tuple[Tensor, Tensor]]:
     return [(table[:, start : start + width], weight) for start, weight in zip(starts, projection, strict=True)]
 
 
+def _outputs(hs: Tensor) -> Tensor:
+    """All but the first and the last step, (T, B, D*H); no view in the eyes of autograd, or nobody could change it."""
+    steps, batch, directions, hidden = hs.shape
+    shape = (steps - 2, batch, directions * hidden)
+    return hs.new_empty(0).set_(hs.untyped_storage(), hs.stride(0), shape, (hs.stride(0), hs.stride(1), 1))
+
+
 class _Scan(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, problem: _Problem, lengths: Tensor | None, *tensors: Any) -> Any:
         inputs = _gather(problem, lengths, tensors)
         gates, cells, hs, final = _forward(problem, inputs, learning=True)
-        # No view in the eyes of autograd, which allows no change of one in place.
-        shape, start = (hs.shape[0] - 2, hs.shape[1], hs.shape[2] * hs.shape[3]), hs.stride(0)
-        output = hs.new_empty(0).set_(hs.untyped_storage(), start, shape, (hs.stride(0), hs.stride(1), 1))
+        output = _outputs(hs)
         ctx.save_for_backward(output, hs, *inputs)  # with the output, so that autograd sees when it was changed
         ctx.problem, ctx.gates, ctx.cells = problem, gates, cells
         ctx.set_materialize_grads(False)
@@ -283,10 +297,10 @@ class _Scan(torch.autograd.Function):
         dgates = torch.empty_like(gates) if problem.kind == RNN_KIND else gates
         _, batch, directions, blocks, hidden = gates.shape
         plan = _plan(problem, hidden, batch, gates.device)
-        dstate = [gates.new_empty(directions, batch, hidden, dtype=problem.state) for _ in dfinal]
+        dstate = [gates.new_empty(directions, batch, hidden, dtype=dtype) for dtype in problem.states]
         dfinal = tuple(_contiguous(tensor) for tensor in dfinal)
         dout = None if doutput is None else doutput.to(problem.dtype)
-        if dout is not None and dout.stride(-1) > 1:
+        if dout is not None and (dout.stride(-1) > 1 or max(dout.stride()) >= 2**31):  # the kernel takes 32 bits
             dout = dout.contiguous()
         dout_step, dout_row, dout_unit = (0, 0, 0) if dout is None else dout.stride()
         mail = gates.new_zeros(2, directions, batch, blocks, hidden) if plan.split > 1 else None
@@ -328,7 +342,7 @@ def _forward(
         if inputs.h0 is not None:
             mail[0, :, :, 0] = inputs.h0
     cells = x.new_empty(steps, batch, directions, hidden) if learning and kind == LSTM_KIND else None
-    final = tuple(x.new_empty(directions, batch, hidden, dtype=problem.state) for _ in range(STATES[kind]))
+    final = tuple(x.new_empty(directions, batch, hidden, dtype=dtype) for dtype in problem.states)
     tensors = {
         **{"gates": gates, "hs": hs, "cells": cells, "weight": inputs.weight},
         **{"bias_ih": inputs.bias_ih, "bias_hh": inputs.bias_hh, "h0": inputs.h0, "c0": inputs.c0},
@@ -345,7 +359,8 @@ CARRIED = {"h0": "hn", "c0": "cn", "dhn": "dh0", "dcn": "dc0"}
 
 
 _compiled: dict[Any, Any] = {}
-"""What has been launched: to launch it again takes a tenth of the time that Triton needs to find it."""
+"""What has been launched. To launch it again takes a tenth of the time that Triton needs to find it; settings of Triton
+that change in between are not looked at."""
 
 
 def _launch(
@@ -360,7 +375,7 @@ def _launch(
     tiles = at_once = -(-batch // ROWS)
     meet, interpreted = plan.split > 1, gates.device.type != "cuda"  # with TRITON_INTERPRET=1, for tests
     tensors["counters"] = gates.new_zeros(tiles * directions, dtype=torch.int32) if meet else None
-    if meet:
+    if meet and not interpreted:
         at_once = max(1, _capacity(gates.device)[0] // (plan.split * directions))
     arguments = {
         **{"steps": steps, "batch": batch, "backwards": problem.backwards, **numbers},
@@ -370,9 +385,11 @@ def _launch(
     }
     # The interpreter runs one program after the other: there they meet between launches.
     turns = [(turn, turn + 1) for turn in range(steps + 1)] if meet and interpreted else [(0, steps + 1)]
-    key = (name, gates.device, problem, plan, hidden, *(number for name, number in numbers.items() if name.isupper()))
+    # All that the compiler looks at: of the other numbers and of `kernels.GIVEN` it only knows the type, and what is
+    # made here begins where it likes it to (an RNN's gates, a step into its outputs, are read one by one if H is odd).
+    key = (name, gates.device, problem, plan, hidden, *(value for each, value in numbers.items() if each.isupper()))
     key += tuple([None if tensor is None else tensor.dtype for tensor in tensors.values()])
-    for first_tile in range(0, max(1, tiles), at_once or 1):
+    for first_tile in range(0, tiles, max(1, at_once)):
         grid = (min(at_once, tiles - first_tile), directions, plan.split)
         for first, last in turns:
             if first > 0:
@@ -431,9 +448,11 @@ def _products(
     dbias_hh: Any = dbias_ih
     if dbias is not None:
         sums = dbias.sum(0)
-        dbias_ih = dbias_hh = sums[:, : GATES[kind] * hidden]
+        dbias_ih = sums[:, : GATES[kind] * hidden]
+        # In memory of its own even where it is the same: what becomes a parameter's `grad` is changed in place.
+        dbias_hh = dbias_ih.clone()
         if kind == GRU_AFTER_KIND:
-            dbias_hh = torch.cat([sums[:, : 2 * hidden], sums[:, 3 * hidden :]], dim=1)
+            dbias_hh[:, 2 * hidden :] = sums[:, 3 * hidden :]
     gradients: list[Any] = [None]
     if needs_dx:
         (part, weight), *others = columns

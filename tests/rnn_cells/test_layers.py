@@ -183,6 +183,13 @@ def test_recurrent_dropout_of_weights_that_are_computed_is_refused():
         layer(torch.zeros(BATCH, STEPS, INPUT))
 
 
+def test_recurrent_dropout_under_autocast_leaves_the_state_in_single_precision():
+    layer = LSTM(INPUT, HIDDEN, recurrent_dropout=0.5, backend="reference")
+    with torch.autocast("cpu", torch.bfloat16):
+        _, (_, c) = layer(torch.randn(2, 3, INPUT))
+    assert c.dtype == torch.float32
+
+
 def test_recurrent_dropout_under_autocast_casts_the_weights_once(layer_type):
     layer = layer_type(INPUT, HIDDEN, recurrent_dropout=0.5, backend="reference")
     kept: list[torch.Tensor] = []

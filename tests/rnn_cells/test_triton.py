@@ -22,6 +22,7 @@ pytest.importorskip("triton")
 
 CELLS = {"RNN": RNNCell, "GRU": GRUCell, "GRU_reset_after": partial(GRUCell, reset_after=True), "LSTM": LSTMCell}
 every_cell = pytest.mark.parametrize("cell_type", CELLS.values(), ids=CELLS)
+SMALL = (3, 2, 2, 5)
 BATCH, STEPS, INPUT, HIDDEN = 18, 4, 3, 33  # two programs, of which the second one has two sequences
 LENGTHS = [4, 0, 1, 3, 2, 4, 4, 1, 0, 2, 3, 3, 1, 4, 2, 2, 1, 3]
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -120,7 +121,7 @@ def test_programs_that_share_the_hidden_units_match_the_reference(request, name,
     request.getfixturevalue(sharing)
     cells, x, state = problem(CELLS[name], directions=2 if way == "both" else 1, sizes=(BATCH, 2, INPUT, 70))
     plan = triton._plan(
-        triton._Problem(triton._kind(cells[0]), 1, 0, torch.float32, torch.float32, "tf32x3"), 70, BATCH, x.device
+        triton._Problem(triton._kind(cells[0]), 1, 0, torch.float32, (torch.float32,), "tf32x3"), 70, BATCH, x.device
     )
     assert plan.split > 1
     assert plan.stream == (sharing == "streamed")
@@ -203,6 +204,39 @@ def test_lengths_that_nobody_could_look_at_end_with_the_sequence(monkeypatch):
     tame = wild.clamp(0, STEPS)
     found, wanted = ours(cells, x, state, wild), ours(cells, x, state, tame)
     assert all(torch.equal(mine, other) for mine, other in zip(found, wanted, strict=True))
+
+
+def test_lengths_may_be_a_column_of_a_table():
+    cells, x, state = problem(LSTMCell, directions=2, sizes=SMALL)
+    table = torch.tensor([[2, 0], [0, 0], [1, 0]], dtype=torch.int32, device=DEVICE)
+    found, wanted = ours(cells, x, state, table[:, 0]), ours(cells, x, state, table[:, 0].contiguous())
+    assert all(torch.equal(mine, other) for mine, other in zip(found, wanted, strict=True))
+
+
+@every_cell
+def test_gradients_add_up_over_two_backwards(cell_type):
+    cell, x, state = single(cell_type, sizes=SMALL)
+    for _ in range(2):
+        triton.scan(cell, x, state)[0].square().sum().backward()
+    once = torch.autograd.grad(triton.scan(cell, x, state)[0].square().sum(), list(cell.parameters()))
+    for parameter, gradient in zip(cell.parameters(), once, strict=True):
+        torch.testing.assert_close(parameter.grad, 2 * gradient)
+
+
+def test_each_tensor_of_the_state_keeps_its_type():
+    cell, x, (h, c) = single(LSTMCell, sizes=SMALL)
+    _, (h_n, c_n) = triton.scan(cell, x, (h.half(), c))
+    assert (h_n.dtype, c_n.dtype) == (torch.float16, torch.float32)
+
+
+def test_outputs_of_use_may_be_changed_in_place():
+    cell, x, state = single(LSTMCell, sizes=SMALL)
+    with torch.no_grad():
+        output, _ = triton.scan(cell, x, state)
+    scale = torch.ones((), device=DEVICE, requires_grad=True)
+    output.mul_(scale)
+    output.sum().backward()
+    assert scale.grad is not None
 
 
 def test_outputs_may_be_changed_in_place_and_a_gradient_that_needs_them_says_so():
@@ -313,7 +347,7 @@ def test_every_plan_covers_all_units_and_fits_into_the_gpu(monkeypatch, multipro
     for kind, (dtype, precision, size), hidden, batch in itertools.product(
         range(4), arithmetic, (1, 16, 33, 64, 100, 128, 200, 256, 300, 512, 1000), (1, 100, 5000)
     ):
-        each = triton._Problem(kind, 2, 0, dtype, torch.float32, precision)
+        each = triton._Problem(kind, 2, 0, dtype, (torch.float32,), precision)
         plan = triton._plan(each, hidden, batch, torch.device("cuda"))
         assert plan.padded >= hidden
         assert (plan.split - 1) * plan.units < hidden <= plan.split * plan.units
@@ -361,6 +395,18 @@ def test_each_precision_keeps_its_promise_on_a_gpu(cell_type, precision, hidden)
 def test_more_sequences_than_the_gpu_holds_at_once_match_the_reference():
     cells, x, state = problem(GRUCell, directions=2, sizes=(3000, 5, 3, 256))
     assert_close(ours(cells, x, state, None), expected(cells, x, state, None))
+
+
+@needs_gpu
+@every_cell
+def test_what_is_launched_again_takes_other_sizes_and_weights_from_anywhere(cell_type):
+    for batch, hidden, offset in ((18, 33, 0), (5, 33, 0), (18, 33, 1), (40, 128, 1), (40, 128, 0)):
+        cells, x, state = problem(cell_type, sizes=(batch, STEPS, INPUT, hidden))
+        for name, parameter in cells[0].named_parameters():
+            flat = torch.empty(parameter.numel() + offset, device=DEVICE)
+            moved = flat[offset:].view_as(parameter).copy_(parameter.detach())
+            setattr(cells[0], name, torch.nn.Parameter(moved))
+        assert_close(ours(cells, x, state, None), expected(cells, x, state, None))
 
 
 @needs_gpu
