@@ -100,8 +100,17 @@ def assert_close(found, wanted, tolerance=1e-5):
         assert error < tolerance, f"result {index} of {tuple(exact.shape)}: {error:.1e}"
 
 
-@pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["dense", "ragged"])
-@pytest.mark.parametrize("way", ["forwards", "reverse", "both"])
+slow_here = [] if torch.cuda.is_available() else [pytest.mark.slow]
+
+
+@pytest.mark.parametrize(
+    ("way", "lengths"),
+    [
+        *(("forwards", None), ("reverse", LENGTHS), ("both", LENGTHS)),
+        *(pytest.param(*each, marks=slow_here) for each in (("forwards", LENGTHS), ("reverse", None), ("both", None))),
+    ],
+    ids=lambda each: each if isinstance(each, str) else "dense" if each is None else "ragged",
+)
 @every_cell
 def test_outputs_states_and_gradients_match_the_reference(cell_type, way, lengths):
     cells, x, state = problem(cell_type, directions=2 if way == "both" else 1)
