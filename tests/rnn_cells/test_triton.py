@@ -66,7 +66,7 @@ def results(backend, cells, x, state, lengths, reverse, dtype, used):
     x = x.detach().to(dtype).requires_grad_()
     state = None if state is None else tuple(tensor.to(dtype).requires_grad_() for tensor in state)
     if reverse:
-        output, final = backend.scan(cells[0], x, tuple(tensor[0] for tensor in state), lengths, True)
+        output, final = backend.scan(cells[0], x, tuple(tensor[0] for tensor in state or ()), lengths, True)
     else:
         output, final = scan_layer(backend, cells, x, state, lengths)
     found = [output, *final]
