@@ -304,13 +304,13 @@ class _Scan(torch.autograd.Function):
             dout = dout.contiguous()
         dout_step, dout_row, dout_unit = (0, 0, 0) if dout is None else dout.stride()
         mail = gates.new_zeros(2, directions, batch, blocks, hidden) if plan.split > 1 else None
-        dbias = None
+        lstm, dbias = problem.kind == LSTM_KIND, None
         if inputs.bias_ih is not None:
             dbias = gates.new_empty(-(-batch // ROWS), directions, blocks * hidden, dtype=torch.float32)
         tensors = {
             **{"gates": gates, "dgates": dgates, "hs": hs, "cells": cells, "dout": dout, "weight": inputs.weight},
-            **{"h0": inputs.h0, "c0": inputs.c0, "dhn": dfinal[0], "dcn": dfinal[-1]},
-            **{"dh0": dstate[0], "dc0": dstate[-1], "dbias": dbias},
+            **{"h0": inputs.h0, "c0": inputs.c0, "dhn": dfinal[0], "dcn": dfinal[1] if lstm else None},
+            **{"dh0": dstate[0], "dc0": dstate[1] if lstm else None, "dbias": dbias},
             **{"mail": mail, "order": inputs.order, "lengths": inputs.lengths},
         }
         strides = {"dout_step": dout_step, "dout_row": dout_row, "DOUT_UNIT": min(dout_unit, 1)}
@@ -346,7 +346,8 @@ def _forward(
     tensors = {
         **{"gates": gates, "hs": hs, "cells": cells, "weight": inputs.weight},
         **{"bias_ih": inputs.bias_ih, "bias_hh": inputs.bias_hh, "h0": inputs.h0, "c0": inputs.c0},
-        **{"hn": final[0], "cn": final[-1], "mail": mail, "order": inputs.order, "lengths": inputs.lengths},
+        **{"hn": final[0], "cn": final[1] if kind == LSTM_KIND else None},
+        **{"mail": mail, "order": inputs.order, "lengths": inputs.lengths},
     }
     _launch("forward", problem, plan, tensors, {"SAVE": learning})
     if inputs.lengths is not None and kind == RNN_KIND:

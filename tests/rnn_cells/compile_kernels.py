@@ -57,7 +57,7 @@ class Compiler:
 def main(name: str) -> None:
     kernels.forward, kernels.backward = forward, backward = Compiler(kernels.forward), Compiler(kernels.backward)
     lengths = torch.tensor([2, 1])
-    cell = CELLS[name](3, 40)
+    cell = CELLS[name](3, 20)
     output, _ = backend.scan_layer([cell, cell], torch.randn(2, 2, 3))  # without an initial state
     output.sum().backward()
     for dtype, (hidden, ragged), used in product((torch.float32, torch.bfloat16), ((40, False), (70, True)), (0, 1)):
