@@ -377,6 +377,20 @@ def test_times_are_station_time_and_a_clock_change_is_a_gap_or_a_duplicate(tmp_p
     assert (train["last_target"] - train["origin"] == pd.Timedelta(hours=2)).all()
 
 
+def test_times_with_a_zone_are_in_utc_though_summer_time_ends(tmp_path: Path) -> None:
+    times = pd.date_range("2020-10-20", periods=240, freq="h", tz="UTC")
+    values = {"T (degC)": np.arange(240.0), "p": 1.0}
+    plain = pd.DataFrame({"time": times.strftime(FORMAT), **values})
+    zoned = pd.DataFrame({"time": times.tz_convert("Europe/Berlin").strftime(f"{FORMAT} %z"), **values})
+    expected, found = (
+        ready(tmp_path, frame, time_format=form, val_from="2020-10-26", test_from="2020-10-28")
+        for frame, form in ((plain, FORMAT), (zoned, f"{FORMAT} %z"))
+    )
+    assert (found.report["duplicates"], found.report["gaps"]) == (0, [])
+    first = np.array([0])
+    assert found.describe("test", first).equals(expected.describe("test", first))
+
+
 def test_missing_values_are_never_trained_on_nor_scored_and_are_counted(tmp_path: Path) -> None:
     frame = hourly(range(96))
     frame.loc[[10, 60], "T (degC)"] = -9999

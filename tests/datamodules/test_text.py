@@ -497,6 +497,27 @@ def test_another_column_and_another_limit_are_not_taken_from_the_cache(tmp_path:
     assert sum(split["rows"] for split in few.report["splits"].values()) == 60
 
 
+def test_a_file_read_wrongly_at_first_is_not_taken_from_the_cache_once_it_is_read_rightly(
+    tmp_path: Path, cache: Path
+) -> None:
+    file = tmp_path / "t.csv"
+    content = "cat;review\n" + "".join(f"{label};{words}\n" for label, words in make_rows())
+    file.write_text(content, encoding="gb18030")
+    wrong = module(file, encoding="latin-1", separator=";").facts["vocabulary"]
+    right = module(file, encoding="gb18030", separator=";").facts["vocabulary"]
+    assert "不错" in right
+    assert "不错" not in wrong
+    with pytest.raises(DataError, match="review"):
+        module(file, encoding="gb18030")  # of commas, there is one column
+
+
+def test_rows_without_a_label_are_an_error_again_though_the_cache_is_without_them(tmp_path: Path, cache: Path) -> None:
+    file = write(tmp_path / "t.csv", [*make_rows(), (" ", "text")])
+    module(file, unlabelled="drop")
+    with pytest.raises(DataError, match="is empty in 1 row"):
+        module(file)
+
+
 def test_other_texts_and_other_tokenizers_have_other_cache_entries(table: Path, cache: Path, tmp_path: Path) -> None:
     module(table)
     module(table, tokenizer="char")

@@ -243,6 +243,17 @@ def cls_words() -> list[str]:
     return [word for word in SMALL["cls"] if not word.startswith("data")]
 
 
+@pytest.mark.slow
+def test_own_texts_train_in_a_locale_that_is_not_utf_8(tmp_path: Path) -> None:
+    path, folder = write_texts(tmp_path / "评论.csv"), tmp_path / "run"
+    own = (f"data.path={path}", "data.text_column=内容", "data.target=类别", f"hydra.run.dir={folder}")
+    cache = {"RNN_LAB_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    done = python("run.py", *cls_words(), *OWN_TEXTS, *own, **NOT_UTF_8, **cache)
+    assert done.returncode == 0, done.stderr
+    assert "Error" not in done.stdout + done.stderr
+    assert "gru on 评论" in (folder / "run.log").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("quoted", [pytest.param(True, marks=pytest.mark.slow), False], ids=["quoted", "as typed"])
 def test_own_texts_train_under_a_path_with_spaces_and_chinese(quoted: bool, lab: Lab, tmp_path: Path) -> None:
     path, folder = write_texts(tmp_path / "我的 数据" / "评 论.csv"), tmp_path / "运行 结果"

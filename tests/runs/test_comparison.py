@@ -195,6 +195,16 @@ def test_a_run_that_failed_in_another_process_fails_the_sweep(tmp_path: Path, mo
     assert failures == ["1_cls_gru", "0_cls_gru"]
 
 
+def test_a_comparison_that_can_not_be_made_fails_the_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("runs.job.failures", failures := [])
+    monkeypatch.setattr("runs.comparison.write_comparison", lambda *_: 1 / 0)
+    CompareSweep().on_multirun_end(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}}))
+    assert failures == ["comparison"]
+    assert f"the comparison failed; the runs themselves are in {tmp_path}" in caplog.text
+
+
 def test_a_sweep_without_any_finished_run_is_still_reported(tmp_path: Path) -> None:
     run = tmp_path / "0_cls_gru_seed0"
     run.mkdir()

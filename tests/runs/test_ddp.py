@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from tests.runs.lab import ROOT, SMALL, Lab
@@ -43,6 +44,10 @@ def test_a_sweep_of_several_processes_goes_on_as_if_it_had_not_been_killed(lab: 
     code, output = run(lab, "-m", "seed=0,1", folder=tmp_path)
     assert code == 0, output
     (whole,) = (tmp_path / "outputs" / "sweeps").iterdir()  # one for both processes
+    metrics = json.loads((whole / FIRST / "metrics.json").read_text(encoding="utf-8"))
+    rows = pd.read_parquet(whole / FIRST / "predictions.parquet")
+    assert len(rows) == rows["row"].nunique() == sum(row["support"] for row in metrics["per_class"])
+    assert (rows["prediction"] == rows["target"]).mean() == pytest.approx(metrics["test"]["accuracy"])
 
     sweep = tmp_path / "killed"
     words = ("-m", "seed=0,1", f"hydra.sweep.dir={sweep}")

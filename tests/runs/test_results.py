@@ -163,6 +163,22 @@ def test_a_study_that_failed_has_no_section_for_its_table_may_be_another_recipes
     assert bool(re.search(remedy, caplog.text)) == (code == 1)
 
 
+@pytest.mark.parametrize("code", [130, 143])
+def test_studies_told_to_stop_stop_and_leave_the_page_as_it_is(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[list[str]] = []
+    monkeypatch.setattr("runs.results._sweep", lambda words: begun.append(words) or code)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    studies = {name: {"title": name, "command": f"model={name}"} for name in ("gru", "lstm")}
+    page = tmp_path / "RESULTS.md"
+    with pytest.raises(SystemExit) as caught:
+        run(OmegaConf.structured(ResultsConfig(studies=studies, folder=str(tmp_path / "studies"), output=str(page))))
+    assert caught.value.code == code
+    assert [words[1] for words in begun] == ["model=gru"]
+    assert not page.exists()
+
+
 SWEEP = """
 import pathlib, signal, sys, time
 def stop(number, frame):

@@ -10,17 +10,20 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Callable
+from math import inf, nan
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
 import pytest
+import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from runs import checkpoints
-from runs.checkpoints import AtomicCheckpointIO, read_checkpoint, read_json, write_atomically
+from runs.checkpoints import AtomicCheckpointIO, Recorder, read_checkpoint, read_json, write_atomically
 from runs.errors import CheckpointError, explain
 from runs.job import merge_overrides
 from runs.schema import ConfigError
@@ -104,11 +107,22 @@ def test_a_killed_run_resumed_ends_with_the_same_weights(
 
 
 @pytest.mark.slow
-def test_a_killed_run_resumed_goes_on_with_its_average_of_the_weights(lab: Lab, tmp_path: Path) -> None:
-    words = (*SMALL["forecast"], "callbacks.averaging=0.9", "task.quantiles=[0.1,0.5,0.9]")
+@pytest.mark.parametrize(
+    ("words", "step"),
+    [
+        pytest.param(("callbacks.averaging=0.9", "task.quantiles=[0.1,0.5,0.9]"), 13, id="averaged weights, quantiles"),
+        pytest.param(("optimizer=adamw", "scheduler=cosine"), 13, id="a schedule"),
+        # In the middle of the steps that are added up behind a resume point, and of no resume point's own.
+        pytest.param(("+trainer.extra.accumulate_grad_batches=2",), 5, id="accumulated gradients"),
+    ],
+)
+def test_a_killed_run_resumed_goes_on_with_what_else_it_keeps(
+    words: tuple[str, ...], step: int, lab: Lab, tmp_path: Path
+) -> None:
+    words = (*SMALL["forecast"], *words)
     outcome = lab.run(*words, f"hydra.run.dir={tmp_path / 'whole'}")
     assert outcome.code == 0, outcome.output
-    run_and_kill(lab, tmp_path / "killed", words, (13, "train"))
+    run_and_kill(lab, tmp_path / "killed", words, (step, "train"))
     assert result_of(tmp_path / "killed") == result_of(tmp_path / "whole")
 
 
@@ -166,25 +180,38 @@ def state_of(folder: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    ("step", "where"),
+    ("step", "where", "told", "kept"),
     [
-        (12, "train"),
-        pytest.param(STEPS, "fit_end", marks=pytest.mark.slow),
-        pytest.param(STEPS, "test_end", marks=pytest.mark.slow),
+        (12, "train", "SIGTERM", 12),  # behind the batch, with its resume point
+        (13, "train", "SIGINT", 12),  # at once
+        pytest.param(STEPS, "fit_end", "SIGTERM", STEPS, marks=pytest.mark.slow),
+        pytest.param(STEPS, "test_end", "SIGTERM", STEPS, marks=pytest.mark.slow),
     ],
 )
 def test_a_run_told_to_stop_says_how_to_continue_and_ends_with_the_same_weights(
-    step: int, where: str, lab: Lab, finished: Finished, tmp_path: Path
+    step: int, where: str, told: str, kept: int, lab: Lab, finished: Finished, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    outcome = lab.run(*SMALL["cls"], *killer(step, where, "SIGTERM"), f"hydra.run.dir={folder}")
-    assert (outcome.code, state_of(folder)) == (143, "interrupted"), outcome.output
+    outcome = lab.run(*SMALL["cls"], *killer(step, where, told), f"hydra.run.dir={folder}")
+    code = 128 + getattr(signal, told)
+    assert (outcome.code, state_of(folder)) == (code, "interrupted"), outcome.output
     assert f"interrupted; continue with: python run.py resume={folder}" in outcome.output
-    assert read_checkpoint(folder / "checkpoints" / "last.ckpt")["global_step"] == step  # written as the batch ended
+    assert read_checkpoint(folder / "checkpoints" / "last.ckpt")["global_step"] == kept
     set_options(folder, callbacks__extra=[])
     outcome = lab.run(f"resume={folder}")
     assert outcome.code == 0, outcome.output
     assert result_of(folder) == result_of(finished("cls"))
+
+
+@pytest.mark.parametrize("told", ["SIGTERM", pytest.param("SIGINT", marks=pytest.mark.slow)])
+def test_a_sweep_told_to_stop_begins_no_further_run_and_says_how_to_go_on(told: str, lab: Lab, tmp_path: Path) -> None:
+    sweep = ("-m", *SMALL["cls"], "seed=0,1", f"hydra.sweep.dir={tmp_path}")
+    outcome = lab.run(*sweep, *killer(12, "train", told))
+    assert outcome.code == 128 + getattr(signal, told), outcome.output
+    assert f"give its command again with hydra.sweep.dir={tmp_path}" in outcome.output
+    assert {path.parent.name: state_of(path.parent) for path in tmp_path.glob("*/status.json")} == {
+        "0_cls_gru_seed0": "interrupted"
+    }
 
 
 BASELINE = [word for word in SMALL["forecast"] if not word.startswith("model")] + ["model=persistence"]
@@ -341,6 +368,16 @@ def test_a_resumed_run_keeps_its_model_and_its_options(lab: Lab, half_done: Path
     assert "optimizer.lr=0.1" in refused(lab, f"resume={half_done}", "optimizer.lr=0.1")
     set_options(half_done, model__encoder__hidden_size=9)
     assert "checkpoint of another model" in refused(lab, f"resume={half_done}")
+
+
+def test_a_run_folder_can_not_say_itself_what_is_trusted(lab: Lab, half_done: Path, tmp_path: Path) -> None:
+    target, marker = "tests.runs.lab.touch", tmp_path / "called"
+    call = {"_target_": target, "path": str(marker)}
+    set_options(half_done, callbacks__extra=[call], trust=["tests.runs.lab"])
+    assert f"{target} is not allowed" in refused(lab, f"resume={half_done}")
+    set_options(half_done, callbacks__extra=[], data={**call, "name": "mine"})
+    assert f"{target} is not allowed" in refused(lab, "-cn", "describe", f"run={half_done}")
+    assert not marker.exists()
 
 
 @pytest.mark.parametrize(
@@ -556,6 +593,18 @@ def test_a_flipped_bit_is_refused_or_changes_nothing(small_checkpoint: Path) -> 
     assert refusals > 50
 
 
+def test_of_several_good_checkpoints_the_one_of_the_latest_step_is_named_not_the_latest_file(
+    small_checkpoint: Path,
+) -> None:
+    for step, written in {5: 2.0, 20: 1.0, 10: 3.0}.items():
+        path = small_checkpoint.with_name(f"at {step}.ckpt")
+        AtomicCheckpointIO().save_checkpoint({"global_step": step, "blueprint": {}}, path)
+        os.utime(path, (written, written))
+    small_checkpoint.write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"at 20\.ckpt is good \(step 20\)"):
+        read_checkpoint(small_checkpoint)
+
+
 def test_without_another_checkpoint_the_message_says_to_start_again(small_checkpoint: Path) -> None:
     small_checkpoint.write_bytes(small_checkpoint.read_bytes()[:-9])
     with pytest.raises(CheckpointError, match="no other checkpoint beside it: start the run again"):
@@ -585,6 +634,21 @@ def test_a_checkpoint_that_would_run_code_is_refused_and_runs_none(lab: Lab, hal
 def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"gone\.ckpt: No such file"):
         read_checkpoint(tmp_path / "gone.ckpt")
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_an_epoch_with_a_score_that_is_no_number_is_never_the_best(mode: str, tmp_path: Path) -> None:
+    recorder, saved = Recorder(tmp_path, "val/f1", mode, every_n_steps=100), []
+    trainer: Any = SimpleNamespace(state=SimpleNamespace(fn="fit"), sanity_checking=False)
+    trainer.save_checkpoint = lambda path: saved.append((trainer.current_epoch, path.name))
+    good, better = (0.5, 0.4) if mode == "min" else (0.4, 0.5)
+    scores = [(nan, nan), (nan, 0.45), (1.0, inf), (1.0, -inf), (1.0, good), (1.0, nan), (nan, better), (1.0, better)]
+    for epoch, (loss, score) in enumerate(scores):
+        trainer.current_epoch = trainer.global_step = epoch
+        trainer.callback_metrics = {"val/loss": torch.tensor(loss), "val/f1": torch.tensor(score)}
+        recorder.on_validation_end(trainer, pl.LightningModule())
+    assert [epoch for epoch, name in saved if name == "best.ckpt"] == [4, 7]
+    assert recorder.best == {"score": pytest.approx(better), "epoch": 8, "step": 7}
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
