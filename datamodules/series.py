@@ -170,10 +170,14 @@ class SeriesDataModule(pl.LightningDataModule):
         }
         segments = series.segments(breaks=() if reach else [rows.start for rows in splits.values()])
         observed = np.column_stack([features, target])
-        known = forward_fill(observed, segments, self._fill_limit) if self._missing == "ffill" else observed
+        read = np.column_stack([series.column(name) for name in self._cleaning["columns"]])
+        known, kept = (
+            forward_fill(values, segments, self._fill_limit) if self._missing == "ffill" else values
+            for values in (observed, read)
+        )
         found, starts = self._find_windows(spans, segments, np.isnan(known), np.isnan(target))
         for name, rows in splits.items():
-            filled = np.isnan(observed[rows]) & ~np.isnan(known[rows])
+            filled = np.isnan(read[rows]) & ~np.isnan(kept[rows])  # of the file, each once
             found[name] = {"rows": len(filled), "cells_filled": int(filled.sum()), **found[name]}
         self.report = self._report(frame, file, series, splits, found)
         self._require_windows(series, spans, segments, np.isnan(known), found)

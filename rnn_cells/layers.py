@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout
 
 from rnn_cells.backends import check_name, choose, name_of, reasons, scan_layer
+from rnn_cells.backends.arguments import check_lengths
 from rnn_cells.cells import Cell, GRUCell, LSTMCell, RNNCell, State
 
 log = logging.getLogger(__name__)
@@ -47,9 +48,14 @@ def scan(
 
     Returns:
         Outputs (T, B, H) and the final state, tensors (B, H).
+
+    Raises:
+        ValueError: a length, or what the backend wants, doesn't fit.
     """
     if state is None:
         state = cell.initial_state(x.shape[1])
+    if lengths is not None:
+        check_lengths(lengths, x)
     return choose(backend, cell, x).scan(cell, x, state, lengths, reverse)
 
 
@@ -150,7 +156,9 @@ class Recurrent(nn.Module):
         self._check_input(sequence)
         batch_size = sequence.shape[1]
         initial = None if state is None else self._check_state(state, batch_size)
-        lengths = None if lengths is None else self._check_lengths(torch.as_tensor(lengths), sequence)
+        if lengths is not None:
+            lengths = torch.as_tensor(lengths)
+            check_lengths(lengths, sequence)
         finals: list[State] = []
         for layer in range(self.num_layers):
             if layer > 0:
@@ -189,15 +197,6 @@ class Recurrent(nn.Module):
             raise ValueError(
                 f"input must be {layout} with at least one step and input_size={self.input_size}, got {shape}"
             )
-
-    def _check_lengths(self, lengths: Tensor, sequence: Tensor) -> Tensor:
-        steps, batch_size = sequence.shape[:2]
-        if tuple(lengths.shape) != (batch_size,) or lengths.is_floating_point() or lengths.dtype == torch.bool:
-            raise ValueError(f"lengths must be {batch_size} integers, got {lengths.dtype} of {tuple(lengths.shape)}")
-        # Only on the CPU: reading the values of a tensor on a GPU would make every call wait for it.
-        if lengths.device.type == "cpu" and batch_size and not 0 <= int(lengths.min()) <= int(lengths.max()) <= steps:
-            raise ValueError(f"lengths must lie between 0 and {steps}, got {lengths.tolist()}")
-        return lengths
 
     def extra_repr(self) -> str:
         return (

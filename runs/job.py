@@ -48,6 +48,7 @@ def run(config: DictConfig) -> float | None:
     folder = Path(settings.runtime.output_dir)
     sweeping = settings.mode == RunMode.MULTIRUN
     overrides = list(settings.overrides.task)
+    words = None if config.resume else overrides
     before = _status_as_it_stands(folder)
     signal.signal(signal.SIGTERM, _stop)
     if sweeping:  # Lightning starts further processes by these words: their sweep is to have the same folder
@@ -61,13 +62,13 @@ def run(config: DictConfig) -> float | None:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # whoever stops a group of processes may well say it twice
             advice = _how_to_continue(folder, sweeping)
             if _is_ours(folder, before):
-                _write_status(folder, "interrupted", overrides, advice)
+                _write_status(folder, "interrupted", words, advice)
             log.warning(f"interrupted; {advice}")
             raise SystemExit(code) from error
         message = explain(error, overrides)
         if _is_ours(folder, before):
             with contextlib.suppress(OSError):  # a full disk takes no status either
-                _write_status(folder, "failed", overrides, message or repr(error))
+                _write_status(folder, "failed", words, message or repr(error))
         failures.append(folder.name)
         where = f" in {folder.name}" if sweeping else ""
         log.error(f"error{where}: {message or repr(error)}", exc_info=message is None or config.debug)
@@ -135,7 +136,7 @@ def _copy(twin: Path, settings: dict[str, Any], folder: Path, overrides: list[st
     return read_json(twin / "metrics.json")
 
 
-def _start(settings: dict[str, Any], folder: Path, overrides: list[str]) -> dict[str, Any]:
+def _start(settings: dict[str, Any], folder: Path, overrides: list[str] | None) -> dict[str, Any]:
     _write_config(folder, settings)
     _write_status(folder, "running", overrides)
     metrics = train(settings, folder)
@@ -165,7 +166,7 @@ def _resume(config: DictConfig, folder: Path, overrides: list[str]) -> dict[str,
         _write_status(folder, "finished")
         return metrics
     if "baseline" in settings["model"]:  # fitted in one go: there is no half of it to continue
-        return _start(settings, folder, overrides)
+        return _start(settings, folder, None)
     if not (folder / "checkpoints" / LAST).exists():
         raise CheckpointError(
             f"nothing to resume from: {folder / 'checkpoints' / LAST} does not exist; the run stopped before its "
@@ -283,10 +284,14 @@ def _key(override: str) -> str:
 def _is_ours(folder: Path, before: bytes | None) -> bool:
     """Whether this process has begun the run of the folder: one that it refused to touch keeps the status it had.
 
-    So does half a copy, which otherwise would look like half a training.
+    So does half a copy, which otherwise would look like half a training. A failure before anything had begun gives way
+    to that of another attempt.
     """
-    changed = before is None or _status_as_it_stands(folder) != before
-    return changed and _read_status(folder).get("state") != COPYING
+    if before is None or _status_as_it_stands(folder) != before:
+        return _read_status(folder).get("state") != COPYING
+    with contextlib.suppress(ConfigError):  # a damaged status stays
+        return _read_status(folder).get("state") == "failed" and not _begun(folder)
+    return False
 
 
 def _status_as_it_stands(folder: Path) -> bytes | None:
@@ -303,9 +308,11 @@ def _read_status(folder: Path) -> dict[str, Any]:
 def _write_status(
     folder: Path, state: str, overrides: list[str] | None = None, error: str | None = None, **more: str
 ) -> None:
-    """Write `status.json`; the overrides are those that the run was first started with."""
+    """Write `status.json`; the overrides are those of the command that began the run."""
     if _MAIN:
-        overrides = _read_status(folder).get("overrides", overrides)
+        before = _read_status(folder).get("overrides")
+        if overrides is None or (before is not None and _begun(folder)):
+            overrides = before
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
         write_json(
             folder / "status.json", {"state": state, "overrides": overrides, "error": error, "time": now, **more}

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from runs.schema import INCONSEQUENTIAL, differing
@@ -21,8 +22,9 @@ def variants(
 ) -> dict[Path, str]:
     """What tells each run from the others of its model beside the seed, in the words of its command line.
 
-    Those are the overrides of keys whose value the runs don't share. Where runs of the same words differ in their
-    configurations all the same, as after a change of a recipe, that is added as key=value.
+    Those are the overrides of keys whose value the runs don't share, with the value that a run has come to. Where runs
+    of the same words differ in their configurations all the same, as after a change of a recipe, that is added as
+    key=value.
     """
     given: dict[Path, dict[str, str]] = {}
     models: dict[str, list[Path]] = {}
@@ -30,7 +32,7 @@ def variants(
         models.setdefault(of_run["model"], []).append(run)
         own = ("model", "task", *_untold(configs[run]))
         words = {word.partition("=")[0]: word for word in statuses[run]["overrides"] or []}
-        given[run] = {key: word for key, word in words.items() if key not in own}
+        given[run] = {key: _true(word, configs[run]) for key, word in words.items() if key not in own}
     telling = set()
     for runs in models.values():
         words = [given[run].items() for run in runs]
@@ -64,6 +66,16 @@ def _without(config: Any, keys: Sequence[str], prefix: str = "") -> dict[str, An
         for name, value in config.items()
         if name != "seed" and f"{prefix}{name}" not in keys
     }
+
+
+def _true(word: str, config: DictConfig) -> str:
+    """An override as it was given, unless the run has gone on with another value of its key."""
+    key = word.partition("=")[0]
+    value = OmegaConf.select(config, key, default=_ABSENT)
+    if value is _ABSENT or isinstance(value, DictConfig):  # the choice of a group says nothing of its values
+        return word
+    wanted = OverridesParser.create().parse_override(word).value()
+    return word if wanted == value else _values(config, [key])[0]
 
 
 def _shared(key: str, configs: Sequence[DictConfig]) -> bool:

@@ -144,16 +144,21 @@ class Task(pl.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip as the trainer would, but never step with a gradient that isn't finite."""
-        scales = getattr(self.trainer.precision_plugin, "scaler", None) is not None  # it skips such steps by itself
-        if gradient_clip_algorithm not in (None, "norm") or not gradient_clip_val or scales:
+        if getattr(self.trainer.precision_plugin, "scaler", None) is not None:  # it skips such steps by itself
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return
-        parameters = self.trainer.precision_plugin.main_params(optimizer)
-        if not torch.isfinite(norm := nn.utils.clip_grad_norm_(parameters, gradient_clip_val)):
+        parameters = [*self.trainer.precision_plugin.main_params(optimizer)]
+        if by_norm := gradient_clip_val and gradient_clip_algorithm in (None, "norm"):
+            norm = nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
+        else:
+            norm = nn.utils.get_total_norm(each.grad for each in parameters if each.grad is not None)
+        if not torch.isfinite(norm):
             raise DivergedError(
                 f"the gradient's norm became {norm.item()} at step {self.global_step}; nothing was updated with it. "
                 "Lower optimizer.lr"
             )
+        if not by_norm:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_train_epoch_end(self) -> None:
         self.log("train/loss", self.train_loss.compute())

@@ -2,9 +2,43 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from collections.abc import Collection
 
-from rnn_cells.cells import Cell, State
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from rnn_cells.cells import Cell, GRUCell, LSTMCell, RNNCell, State
+
+RNN_KIND, LSTM_KIND, GRU_KIND, GRU_AFTER_KIND = range(4)  # as in cpu.cpp and kernels.py
+
+
+def kind_of(cell: Cell) -> int | None:
+    """Which of the known equations a cell has."""
+    # The exact types: a subclass may have equations of its own.
+    if type(cell) is GRUCell:
+        return GRU_AFTER_KIND if cell.reset_after else GRU_KIND
+    return {RNNCell: RNN_KIND, LSTMCell: LSTM_KIND}.get(type(cell))
+
+
+def why_not(cell: Cell, x: Tensor, dtypes: Collection[torch.dtype]) -> str | None:
+    """What keeps native code from running `cell` on `x`, whose weights it wants in one of these types."""
+    if kind_of(cell) is None:
+        return f"it knows RNNCell, GRUCell and LSTMCell, not {type(cell).__name__}"
+    rows = cell.num_gates * cell.hidden_size
+    shapes = {"weight_ih": (rows, cell.input_size), "weight_hh": (rows, cell.hidden_size)}
+    if cell.bias_ih is not None or cell.bias_hh is not None:
+        shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
+    for name, shape in shapes.items():  # somebody may have put another one in its place
+        tensor = getattr(cell, name)
+        if tensor is None or tensor.shape != shape:
+            return f"{name} must be {shape}, got {None if tensor is None else tuple(tensor.shape)}"
+        if tensor.device != x.device or tensor.dtype not in dtypes:
+            return f"the input is {x.dtype} on {x.device}, the weights are {tensor.dtype} on {tensor.device}"
+    inside = torch._C._functorch.peek_interpreter_stack() is not None  # pyright: ignore[reportAttributeAccessIssue]
+    if inside or forward_ad._current_level >= 0:
+        return "it has no forward derivatives, and torch.func can't look into it"
+    return None
 
 
 def check(cell: Cell, x: Tensor, state: State | None, directions: tuple[int, ...] = ()) -> None:
@@ -26,14 +60,15 @@ def check(cell: Cell, x: Tensor, state: State | None, directions: tuple[int, ...
 
 
 def check_lengths(lengths: Tensor, x: Tensor) -> None:
-    """See that there is an integer for each sequence and, unless they are on a GPU, that it is no more than the steps.
+    """See that each sequence of `x` (T, B, I) has an integer and, on the CPU, that it is no more than there are steps.
+
+    Elsewhere, looking at them would make every call wait for them.
 
     Raises:
         ValueError: it isn't so.
     """
     steps, batch, _ = x.shape
-    fitting = lengths.shape == (batch,) and not lengths.dtype.is_floating_point
-    if fitting and batch and lengths.device.type == "cpu":  # elsewhere, looking at them would wait for them
-        fitting = 0 <= int(lengths.min()) <= int(lengths.max()) <= steps
-    if not fitting:
-        raise ValueError(f"lengths must be {batch} integers between 0 and {steps}, got {lengths.tolist()}")
+    if lengths.shape != (batch,) or lengths.is_floating_point() or lengths.dtype == torch.bool:
+        raise ValueError(f"lengths must be {batch} integers, got {lengths.dtype} of {tuple(lengths.shape)}")
+    if lengths.device.type == "cpu" and batch and not 0 <= int(lengths.min()) <= int(lengths.max()) <= steps:
+        raise ValueError(f"lengths must lie between 0 and {steps}, got {lengths.tolist()}")

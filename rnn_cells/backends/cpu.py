@@ -23,34 +23,27 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from rnn_cells.backends.arguments import check, check_lengths
-from rnn_cells.cells import Cell, GRUCell, LSTMCell, RNNCell, State
+from rnn_cells.backends import arguments
+from rnn_cells.backends.arguments import GRU_KIND, LSTM_KIND, RNN_KIND, check, kind_of
+from rnn_cells.cells import Cell, State
 
 log = logging.getLogger(__name__)
 
-RNN_KIND, LSTM_KIND, GRU_KIND, GRU_AFTER_KIND = range(4)  # as in cpu.cpp
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared")
 SOURCE = Path(__file__).with_name("cpu.cpp")
 
 
 def why_not(cell: Cell, x: Tensor) -> str | None:
     """What keeps this backend from running `cell` on `x`."""
-    if _kind(cell) is None:
-        return f"it knows RNNCell, GRUCell and LSTMCell, not {type(cell).__name__}"
     if x.device.type != "cpu":
         return f"the tensors are on {x.device.type}"
     if x.dtype not in (torch.float32, torch.float64):
         return f"it computes in float32 and float64, not {str(x.dtype).removeprefix('torch.')}"
-    weight = cell.weight_hh
-    if (weight.dtype, weight.device) != (x.dtype, x.device):
-        return f"the input is {x.dtype} on {x.device}, the weights are {weight.dtype} on {weight.device}"
+    if reason := arguments.why_not(cell, x, (x.dtype,)):
+        return reason
     if torch.is_autocast_enabled("cpu"):
         return "it has no reduced precision for autocast"
-    inside = torch._C._functorch.peek_interpreter_stack() is not None  # pyright: ignore[reportAttributeAccessIssue]
-    if inside or forward_ad._current_level >= 0:
-        return "it has no forward derivatives, and torch.func can't look into it"
     if torch.compiler.is_exporting():
         return "torch.export can't look into it"
     return _library()[1]
@@ -62,27 +55,19 @@ def scan(
     """Run `cell` over the steps of `x`; see `rnn_cells.scan`.
 
     Raises:
-        ValueError: sizes, types or lengths don't fit together.
+        ValueError: sizes or types don't fit together.
     """
     check(cell, x, state)
-    if lengths is not None:
-        check_lengths(lengths, x)
     for name, tensor in zip(cell.state_names, state, strict=True):
         if tensor.dtype != x.dtype:
             raise ValueError(f"{name} must be of {x.dtype} like the input, got {tensor.dtype}")
     if lengths is not None:
-        lengths = None if bool((lengths == len(x)).all()) else lengths.to("cpu")
+        # A copy, for backward reads it again and the caller may have changed theirs.
+        lengths = None if bool((lengths == len(x)).all()) else lengths.to("cpu", torch.int64, copy=True).contiguous()
     inputs = (x, cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh, *state)
     learning = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs)
-    output, *final = _Scan.apply(_kind(cell), lengths, reverse, learning, *inputs)
+    output, *final = _Scan.apply(kind_of(cell), lengths, reverse, learning, *inputs)
     return output, tuple(final)
-
-
-def _kind(cell: Cell) -> int | None:
-    # The exact types: a subclass may have equations of its own.
-    if type(cell) is GRUCell:
-        return GRU_AFTER_KIND if cell.reset_after else GRU_KIND
-    return {RNNCell: RNN_KIND, LSTMCell: LSTM_KIND}.get(type(cell))
 
 
 class _Problem(ctypes.Structure):
@@ -158,7 +143,7 @@ class _Scan(torch.autograd.Function):
         x, weight_ih, weight_hh, bias_ih, bias_hh, *state = contiguous
         steps, batch, _ = x.shape
         hidden = weight_hh.shape[1]
-        whole = torch.full((batch,), steps) if lengths is None else lengths.to(torch.int64).contiguous()
+        whole = torch.full((batch,), steps) if lengths is None else lengths
         output = x.new_empty(steps, batch, hidden)
         final = [torch.empty_like(tensor) for tensor in state]
         lstm = kind == LSTM_KIND

@@ -17,12 +17,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from rnn_cells.backends.arguments import check, check_lengths
-from rnn_cells.cells import Cell, GRUCell, LSTMCell, RNNCell, State
+from rnn_cells.backends import arguments
+from rnn_cells.backends.arguments import GRU_AFTER_KIND, GRU_KIND, LSTM_KIND, RNN_KIND, check, kind_of
+from rnn_cells.cells import Cell, State
 
-RNN_KIND, LSTM_KIND, GRU_KIND, GRU_AFTER_KIND = range(4)  # as in kernels.py
 GATES = (1, 4, 3, 3)
 BLOCKS = (1, 4, 4, 4)  # kept of each step: the gates, and the product that a GRU's reset gate belongs to
 ROWS = 16  # sequences per program: the least that a tensor core multiplies
@@ -35,18 +34,12 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 def why_not(cell: Cell, x: Tensor) -> str | None:
     """What keeps this backend from running `cell` on `x`."""
-    if _kind(cell) is None:
-        return f"it knows RNNCell, GRUCell and LSTMCell, not {type(cell).__name__}"
     if reason := _why_not_on(x.device):
         return reason
     if x.dtype not in DTYPES:
         return f"it computes in float32, bfloat16 and float16, not {str(x.dtype).removeprefix('torch.')}"
-    weight, mixed = cell.weight_hh, torch.is_autocast_enabled(x.device.type)
-    if weight.device != x.device or weight.dtype not in DTYPES or not (mixed or weight.dtype == x.dtype):
-        return f"the input is {x.dtype} on {x.device}, the weights are {weight.dtype} on {weight.device}"
-    inside = torch._C._functorch.peek_interpreter_stack() is not None  # pyright: ignore[reportAttributeAccessIssue]
-    if inside or forward_ad._current_level >= 0:
-        return "it has no forward derivatives, and torch.func can't look into it"
+    if reason := arguments.why_not(cell, x, DTYPES if torch.is_autocast_enabled(x.device.type) else (x.dtype,)):
+        return reason
     if torch.compiler.is_compiling():
         return "torch.compile and torch.export can't look into it"
     return None
@@ -69,7 +62,7 @@ def scan(
     """Run `cell` over the steps of `x`; see `rnn_cells.scan`.
 
     Raises:
-        ValueError: sizes, devices or lengths don't fit together.
+        ValueError: sizes or devices don't fit together.
     """
     check(cell, x, state)
     output, final = _scan([cell], x, tuple(tensor.unsqueeze(0) for tensor in state), lengths, reverse)
@@ -96,15 +89,14 @@ def _scan(
         inputs += (cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh)
     inputs += [None] * len(cells[0].state_names) if state is None else state
     if lengths is not None:
-        check_lengths(lengths, x)
         dense = lengths.device.type == "cpu" and bool((lengths == len(x)).all())
-        lengths = None if dense else lengths.to(x.device, torch.int32, non_blocking=True).contiguous()
+        lengths = None if dense else lengths.to(x.device, torch.int32, non_blocking=True, copy=True).contiguous()
     device = x.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
     # Zeros have the type of the weights, of which recurrent dropout leaves `weight_ih` as it is.
     states = [inputs[1].dtype] * len(cells[0].state_names) if state is None else [tensor.dtype for tensor in state]
     precision = "tf32" if _allows_tf32() else "tf32x3"
-    problem = _Problem(_kind(cells[0]), len(cells), int(reverse), dtype, tuple(states), precision)
+    problem = _Problem(kind_of(cells[0]), len(cells), int(reverse), dtype, tuple(states), precision)
     with _on(x.device):
         if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs):
             output, *final = _Scan.apply(problem, lengths, *inputs)
@@ -125,13 +117,6 @@ def _allows_tf32() -> bool:
     if hasattr(matmul, "fp32_precision"):  # since torch 2.9; there the older getters fail once it was set
         return matmul.fp32_precision == "tf32"
     return torch.get_float32_matmul_precision() != "highest"
-
-
-def _kind(cell: Cell) -> Any:
-    # The exact types: a subclass may have equations of its own.
-    if type(cell) is GRUCell:
-        return GRU_AFTER_KIND if cell.reset_after else GRU_KIND
-    return {RNNCell: RNN_KIND, LSTMCell: LSTM_KIND}.get(type(cell))
 
 
 class _Problem(NamedTuple):

@@ -162,7 +162,7 @@ def test_a_lack_of_memory_is_an_exception_and_no_crash():
         (torch.zeros(5, 2, 4), torch.zeros(1, 8), None, "h must be"),
         (torch.zeros(5, 2, 4), torch.zeros(2, 8, dtype=torch.float64), None, "h must be"),
         (torch.zeros(5, 2, 3), torch.zeros(2, 8), None, "input must be"),
-        (torch.zeros(5, 2, 4), torch.zeros(2, 8), torch.tensor([6, 1]), "lengths must be"),
+        (torch.zeros(5, 2, 4), torch.zeros(2, 8), torch.tensor([6, 1]), "lengths must lie"),
         (torch.zeros(5, 2, 4), torch.zeros(2, 8), torch.tensor([5]), "lengths must be"),
         (torch.zeros(5, 2, 4), torch.zeros(2, 8), torch.tensor([1.5, 1.0]), "lengths must be"),
         (torch.zeros(5, 2, 4, dtype=torch.float64), torch.zeros(2, 8, dtype=torch.float64), None, "the weights are"),
@@ -172,6 +172,39 @@ def test_a_lack_of_memory_is_an_exception_and_no_crash():
 def test_tensors_that_do_not_fit_never_reach_native_code(x, state, lengths, message):
     with pytest.raises(ValueError, match=message):
         scan(LSTMCell(4, 8), x, (state, torch.zeros_like(state)), lengths, backend="cpu")
+
+
+WEIGHTS = {
+    "another width": ("weight_ih", torch.zeros(32, 5)),
+    "another height": ("weight_hh", torch.zeros(24, 8)),
+    "a bias that is too short": ("bias_hh", torch.zeros(8)),
+    "another type": ("bias_ih", torch.zeros(32, dtype=torch.float64)),
+    "one bias": ("bias_hh", None),
+    "the other bias": ("bias_ih", None),
+}
+
+
+@compiled
+@pytest.mark.parametrize(("name", "weight"), WEIGHTS.values(), ids=WEIGHTS)
+def test_weights_that_do_not_fit_never_reach_native_code(name, weight):
+    cell, x = LSTMCell(4, 8), torch.randn(5, 2, 4)
+    setattr(cell, name, weight if weight is None else torch.nn.Parameter(weight))
+    with pytest.raises(ValueError, match=rf"{name} must be|the weights are torch.float64"):
+        scan(cell, x, backend="cpu")
+    if weight is None:
+        assert torch.equal(scan(cell, x)[0], scan(cell, x, backend="reference")[0])
+
+
+@compiled
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32], ids=str)
+def test_lengths_that_change_behind_the_forward_change_no_gradient(layer_type, dtype):
+    layer, x = layer_type(4, 8, bidirectional=True, backend="cpu"), torch.randn(2, 5, 4)
+    lengths = torch.tensor([4, 2], dtype=dtype)
+    expected = torch.autograd.grad(layer(x, lengths=lengths)[0].square().sum(), [*layer.parameters()])
+    output, _ = layer(x, lengths=lengths)
+    lengths += 1
+    found = torch.autograd.grad(output.square().sum(), [*layer.parameters()])
+    assert all(torch.equal(mine, other) for mine, other in zip(found, expected, strict=True))
 
 
 def test_without_a_compiler_auto_runs_the_reference_and_says_what_is_missing(fresh_library, tmp_path, caplog):

@@ -130,7 +130,7 @@ def test_programs_that_share_the_hidden_units_match_the_reference(request, name,
     request.getfixturevalue(sharing)
     cells, x, state = problem(CELLS[name], directions=2 if way == "both" else 1, sizes=(BATCH, 2, INPUT, 70))
     plan = triton._plan(
-        triton._Problem(triton._kind(cells[0]), 1, 0, torch.float32, (torch.float32,), "tf32x3"), 70, BATCH, x.device
+        triton._Problem(triton.kind_of(cells[0]), 1, 0, torch.float32, (torch.float32,), "tf32x3"), 70, BATCH, x.device
     )
     assert plan.split > 1
     assert plan.stream == (sharing == "streamed")
@@ -205,8 +205,7 @@ def test_a_batch_may_be_empty(cell_type):
     assert all(torch.all(gradient == 0) for gradient in gradients)
 
 
-def test_lengths_that_nobody_could_look_at_end_with_the_sequence(monkeypatch):
-    monkeypatch.setattr(triton, "check_lengths", lambda *arguments: None)  # as it does for lengths on a GPU
+def test_lengths_that_nobody_could_look_at_end_with_the_sequence():
     cells, x, state = problem(LSTMCell, directions=2)
     wild = torch.tensor(LENGTHS, device=DEVICE).where(torch.tensor(LENGTHS, device=DEVICE) < STEPS, STEPS + 3)
     wild = wild.where(wild > 0, -2)
@@ -274,8 +273,6 @@ def test_sizes_that_do_not_fit_are_refused():
         triton.scan(cell, x, (h, c[1:]))
     with pytest.raises(ValueError, match="input must be"):
         triton.scan(cell, x[:, :, 1:], (h, c))
-    with pytest.raises(ValueError, match="lengths must be 18 integers between 0 and 4"):
-        triton.scan(cell, x, (h, c), torch.full((BATCH,), STEPS + 1))
 
 
 @every_cell

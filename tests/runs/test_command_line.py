@@ -245,13 +245,16 @@ def cls_words() -> list[str]:
 
 @pytest.mark.slow
 def test_own_texts_train_in_a_locale_that_is_not_utf_8(tmp_path: Path) -> None:
-    path, folder = write_texts(tmp_path / "评论.csv"), tmp_path / "run"
-    own = (f"data.path={path}", "data.text_column=内容", "data.target=类别", f"hydra.run.dir={folder}")
+    rows = [f"{['好评', '差评'][number % 2]},很好{number}" for number in range(100)]
+    (tmp_path / "texts.csv").write_text(
+        "\n".join(["cat,review", *rows, *(f"少见,不错{number}" for number in range(3)), ""]), encoding="utf-8"
+    )
+    words = (*cls_words(), *OWN_TEXTS, f"data.path={tmp_path}/texts.csv", f"hydra.run.dir={tmp_path}/run")
     cache = {"RNN_LAB_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
-    done = python("run.py", *cls_words(), *OWN_TEXTS, *own, **NOT_UTF_8, **cache)
+    done = python("run.py", *words, **NOT_UTF_8, **cache)
     assert done.returncode == 0, done.stderr
     assert "Error" not in done.stdout + done.stderr
-    assert "gru on 评论" in (folder / "run.log").read_text(encoding="utf-8")
+    assert "split has no row of ['少见']" in (tmp_path / "run" / "run.log").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("quoted", [pytest.param(True, marks=pytest.mark.slow), False], ids=["quoted", "as typed"])

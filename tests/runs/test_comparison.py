@@ -453,6 +453,34 @@ def test_runs_that_the_command_line_tells_apart_need_no_more_words_than_it_has(t
     assert labels_of(tmp_path, *recipes) == ["gru experiment=best", "gru experiment=plain"]
 
 
+def test_a_label_says_what_a_run_has_come_to_not_what_it_began_with(tmp_path: Path) -> None:
+    longer = {"trainer": {"max_epochs": 10}}
+    write_comparison(
+        tmp_path,
+        [
+            forecast_run(tmp_path / "a", "gru", 0, ["trainer.max_epochs=5"], "2016-01-01", 1.0, longer),
+            forecast_run(tmp_path / "b", "gru", 0, ["trainer.max_epochs=20"], "2016-01-01", 2.0),
+        ],
+    )
+    labels = pd.read_csv(tmp_path / "comparison.csv")["label"].tolist()
+    assert labels == ["gru trainer.max_epochs=10", "gru trainer.max_epochs=20"]
+
+
+def test_a_job_that_was_refused_is_known_by_the_command_that_it_ran_with_at_last(lab: Lab, tmp_path: Path) -> None:
+    status = tmp_path / "0_cls_gru_seed0" / "status.json"
+    words = ("-m", *SMALL["cls"], "logger=none", f"hydra.sweep.dir={tmp_path}")
+    for rate in ("10000", "20000"):
+        assert lab.run(*words, f"optimizer.lr={rate}").code == 1
+        refused = json.loads(status.read_text(encoding="utf-8"))
+        assert f"optimizer.lr={rate}" in refused["overrides"]
+        assert f"optimizer.lr={rate}.0 is not allowed" in refused["error"]
+    outcome = lab.run(*words, "optimizer.lr=1e-2", "trainer.fast_dev_run=true")
+    assert outcome.code == 0, outcome.output
+    finished = json.loads(status.read_text(encoding="utf-8"))
+    assert finished["state"] == "finished"
+    assert {word for word in finished["overrides"] if "optimizer.lr" in word} == {"optimizer.lr=0.01"}
+
+
 def test_lists_in_labels_are_printed_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ("data.features=[a,b]", "data.features=[/c]")
     runs = [forecast_run(tmp_path / str(at), "gru", 0, [word], "2016-01-01", 1.0) for at, word in enumerate(words)]

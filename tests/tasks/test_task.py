@@ -44,6 +44,7 @@ def fit(
     *callbacks: pl.Callback,
     accumulate: int = 1,
     clip: float | None = None,
+    algorithm: str | None = None,
 ) -> None:
     trainer = pl.Trainer(
         accelerator="cpu",
@@ -56,6 +57,7 @@ def fit(
         enable_model_summary=False,
         limit_val_batches=0,
         gradient_clip_val=clip,
+        gradient_clip_algorithm=algorithm,
         callbacks=list(callbacks),
     )
     loader: Any = DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
@@ -139,20 +141,25 @@ class Spike(pl.Callback):
             gradient.view(-1)[0] = math.inf
 
 
-def test_a_gradient_that_is_not_finite_stops_before_the_weights_change() -> None:
+@pytest.mark.parametrize(("clip", "algorithm"), [(1.0, None), (1.0, "norm"), (1.0, "value"), (None, None)])
+def test_a_gradient_that_is_not_finite_stops_before_the_weights_change(
+    clip: float | None, algorithm: str | None
+) -> None:
     task, snapshots = classifier(), Snapshots()
     with pytest.raises(DivergedError, match=r"the gradient's norm became inf at step 2.*optimizer\.lr"):
-        fit(task, texts(5), snapshots, Spike(), clip=1.0)
+        fit(task, texts(5), snapshots, Spike(), clip=clip, algorithm=algorithm)
     assert len(snapshots.weights) == 2
 
 
-@pytest.mark.parametrize("clip", [None, 0.01, 1e9])
-def test_gradients_are_clipped_as_the_trainer_would(clip: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("clip", "algorithm"), [(None, None), (0.01, None), (1e9, "norm"), (1e-4, "value")])
+def test_gradients_are_clipped_as_the_trainer_would(
+    clip: float | None, algorithm: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ours = classifier()
-    fit(ours, texts(5), clip=clip)
+    fit(ours, texts(5), clip=clip, algorithm=algorithm)
     monkeypatch.delattr("tasks.task.Task.configure_gradient_clipping")
     theirs = classifier()
-    fit(theirs, texts(5), clip=clip)
+    fit(theirs, texts(5), clip=clip, algorithm=algorithm)
     torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), rtol=0, atol=0)
 
 
