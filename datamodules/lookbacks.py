@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from .cleaning import CleanSeries, spell
-from .windows import Climatology, features_of, forward_fill, runs, window_starts
+from .windows import Climatology, features_of, forward_fill, gather, window_starts
 
 SHOWN = 3  # times named in a message about many
 
@@ -50,12 +50,12 @@ class Lookbacks:
         return self.series.times[origins][:, None] + steps
 
     def batch(self, origins: np.ndarray) -> dict[str, torch.Tensor]:
-        """What a batch of `SeriesDataModule` holds but for its targets: `inputs`, `history`, `climatology`, `index`."""
+        """Of a batch of `SeriesDataModule` what a forecast needs: `inputs`, `history`, `climatology`, `index`."""
         starts = np.asarray(origins, dtype=np.int64) - self.lookback + 1
         usual = self._climatology.predict(self.times_ahead(origins).reshape(-1)).reshape(-1, self.horizon)
         batch = {
-            "inputs": runs(self._inputs, self.lookback, starts),
-            "history": runs(self._history, self.lookback, starts),
+            "inputs": gather(self._inputs, self.lookback, starts),
+            "history": gather(self._history, self.lookback, starts),
             "climatology": usual.astype(np.float32),
             "index": np.asarray(origins, dtype=np.int64),
         }

@@ -48,7 +48,7 @@ class SeriesDataModule(pl.LightningDataModule):
         missing_values: numbers that mean "missing".
         missing: `drop` drops every window with something missing; `ffill` first fills inputs (never targets) with the
             last value, at most `fill_limit` steps old.
-        duplicates, step, resample: see `clean`.
+        decimal, duplicates, step, resample: see `clean` and `arrange`.
         lookback, horizon, season: durations, multiples of `step`.
         stride: steps from one window to the next.
         split: `date` (train < `val_from` <= val < `test_from` <= test < `test_until`) or `fraction` (the last
@@ -58,6 +58,10 @@ class SeriesDataModule(pl.LightningDataModule):
             it, as they would in use; false: inputs must lie in the split as well.
         batch_size, num_workers, seed: of the batches and their order.
         sample_years, sample_seed: of the built-in sample.
+
+    Attributes:
+        sizes: `num_features` F, `lookback` L, `horizon` H, `season_length` in steps, `step_hours`.
+        facts, report: what a model, and a reader, must know of the data; filled by `setup`.
     """
 
     def __init__(
@@ -147,6 +151,13 @@ class SeriesDataModule(pl.LightningDataModule):
         dates = {"val_from": val_from, "test_from": test_from, "test_until": test_until}
         self._bounds = self._parse_dates(dates) if split == "date" else []
         self._sets: dict[str, WindowDataset] = {}
+        self.sizes = {
+            "num_features": len(self._names),
+            "lookback": self._lookback,
+            "horizon": self._horizon,
+            "season_length": self._season,
+            "step_hours": self._step / duration("step", "1h"),
+        }
         self.facts: dict[str, Any] = {}
         self.report: dict[str, Any] = {}
 
@@ -373,14 +384,10 @@ class SeriesDataModule(pl.LightningDataModule):
         text = unit.group(1) if unit else ""
         return {
             "features": names,
-            "num_features": len(names),
+            **self.sizes,
             "target": self._target,
             "target_index": names.index(self._target) if self._target in names else None,
             "unit": "°C" if text == "degC" else text,
-            "lookback": self._lookback,
-            "horizon": self._horizon,
-            "season_length": self._season,
-            "step_hours": self._step / duration("step", "1h"),
             "step": spell(self._step),
             "feature_mean": mean[:-1].tolist(),
             "feature_std": std[:-1].tolist(),

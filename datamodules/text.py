@@ -200,11 +200,11 @@ class TextDataModule(pl.LightningDataModule):
         return self._loader("train")
 
     def val_dataloader(self) -> ResumableLoader:
-        """Every validation text once, short ones first."""
+        """Every validation text once, in batches of similar length whose order is fixed and mixed."""
         return self._loader("val")
 
     def test_dataloader(self) -> ResumableLoader:
-        """Every test text once, short ones first."""
+        """Every test text once, in batches of similar length whose order is fixed and mixed."""
         return self._loader("test")
 
     def describe(self, split: str, index: np.ndarray) -> pd.DataFrame:

@@ -53,10 +53,10 @@ class WindowDataset(Dataset[dict[str, torch.Tensor]]):
         past = self.starts[index]
         future = past + self.lookback
         batch = {
-            "inputs": runs(self.inputs, self.lookback, past),
-            "targets": runs(self.targets, self.horizon, future),
-            "history": runs(self.history, self.lookback, past),
-            "climatology": runs(self.climatology, self.horizon, future),
+            "inputs": gather(self.inputs, self.lookback, past),
+            "targets": gather(self.targets, self.horizon, future),
+            "history": gather(self.history, self.lookback, past),
+            "climatology": gather(self.climatology, self.horizon, future),
             "origin": self.clock[future - 1],
             "index": index,
         }
@@ -168,7 +168,7 @@ def _harmonics(phase: np.ndarray, count: int) -> np.ndarray:
     return np.column_stack([np.ones_like(phase), *terms])
 
 
-def runs(table: np.ndarray, length: int, starts: np.ndarray) -> np.ndarray:
+def gather(table: np.ndarray, length: int, starts: np.ndarray) -> np.ndarray:
     """`table[start : start + length]` for each of `starts`: (len(starts), length, …), copied."""
     table = np.ascontiguousarray(table)
     width = table[0].size

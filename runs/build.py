@@ -125,9 +125,12 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def build_datamodule(config: dict[str, Any]) -> Any:
-    """The data module of a run's configuration: a `LightningDataModule` with `name`, `facts`, `report`, `describe`.
+    """The data module of a run's configuration: a `LightningDataModule` whose batches are what its task reads.
 
-    One that has a `source` can say which file it would read.
+    It has a `name`; `is_sample`, whether it is not a real data set; `describe(split, index)`, a table of the examples
+    with these positions; and, set up, `facts`, what the task is built from, and `report`, plain values among which are
+    `source`, and `sha256` of its file or None. The data sets of its loaders give a batch for a list of positions. One
+    that has a `source` can say which file it would read.
     """
     return instantiate(config["data"], config["trust"])
 

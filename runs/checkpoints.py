@@ -207,7 +207,7 @@ class Recorder(Checkpoint):
             self._save(trainer, LAST)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not self.best:  # never validated: the last weights are those that are scored
+        if not self.best:  # no validation had a score: the last weights are those that are tested
             self._save(trainer, BEST)
         self._seconds_before, self._started = self.seconds, math.nan
 

@@ -29,7 +29,9 @@ def print_scores(metrics: dict[str, Any], folder: Path, console: Console) -> Non
     if metrics["backend"] is None:  # a baseline
         trained = f"fitted in {metrics['seconds']:.0f} s"
     else:
-        kept = f"best: {metrics['best_epoch']}" if metrics["best_epoch"] else "no validation: the last weights"
+        kept = (
+            f"best: {metrics['best_epoch']}" if metrics["best_epoch"] else "no score of a validation: the last weights"
+        )
         trained = f"{metrics['epochs']} epochs in {metrics['seconds']:.0f} s ({kept}), backend {metrics['backend']}"
     console.print(f"{metrics['parameters']:,} parameters, {trained}")
     console.print(f"run folder: {folder}", soft_wrap=True, markup=False)

@@ -20,7 +20,6 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from datamodules import DataError
-from datamodules.cleaning import duration
 from runs import figures
 from runs.build import build_datamodule, build_task, check_targets, plain, read_config
 from runs.checkpoints import read_json
@@ -93,17 +92,7 @@ def stand_ins(config: dict[str, Any]) -> dict[str, Any]:
             "unknown_index": 1,
             "max_length": data["max_length"],
         }
-    step = duration("step", data["step"])
-    lookback, horizon, season = (duration(key, data[key]) // step for key in ("lookback", "horizon", "season"))
-    return {
-        "num_features": len(data["features"]) + 2 * (data["wind"] is not None) + 4 * data["calendar"],
-        "lookback": lookback,
-        "horizon": horizon,
-        "season_length": season,
-        "step_hours": step / duration("step", "1h"),
-        "target_mean": 0.0,
-        "target_std": 1.0,
-    }
+    return {**build_datamodule(config).sizes, "target_mean": 0.0, "target_std": 1.0}
 
 
 def print_description(task: Task, config: dict[str, Any], note: str, console: Console) -> None:

@@ -146,7 +146,7 @@ class IdentityConfig:
     _partial_: bool = True
 
 
-BEST = {"val/loss": "min", "val/mae": "min", "val/f1": "max", "val/accuracy": "max"}
+BETTER = {"val/loss": "min", "val/mae": "min", "val/f1": "max", "val/accuracy": "max"}
 """Whether less or more of a score is better."""
 MODE = "whether less or more of it is better, if it is no score of this project"
 MONITOR = "the validation score that picks the best epoch and stops early"
@@ -444,7 +444,7 @@ class BenchmarkConfig:
     shapes: list[list[int]] = option([], "each: steps, batch, input_size, hidden_size; if none, some for the device")
     modes: list[str] = option([], "what is timed", choices=("train", "infer"))
     backend: str = option("auto", "implementation of the scan")
-    device: str = option("cpu", "cpu or cuda")
+    device: str = option("cpu", "cpu, cuda, or cuda:1 and so on")
     dtype: Optional[str] = option(
         None,
         "of the arithmetic; if not given float32, on a GPU tf32 (its products in TF32); bfloat16: by autocast",
@@ -694,4 +694,4 @@ def _problem(value: Any, metadata: Any) -> str | None:
 
 def best_is(task: Mapping[str, Any]) -> str:
     """Whether the best of what a task monitors is its `min` or its `max`."""
-    return BEST.get(task["monitor"]) or str(task["mode"])
+    return BETTER.get(task["monitor"]) or str(task["mode"])

@@ -52,7 +52,8 @@ def train(
             `figures/` and the logger's files.
         resume: continue from the folder's last checkpoint.
         trained: what `metrics.json` holds of a training that is complete, of which only another split is scored.
-        began: called when nothing is left that could keep the run from going on, before the folder is written to.
+        began: called when nothing is left that could keep the run from going on, before the folder is written to; but
+            for `data_report.json`, which by then says of the same data what it said before.
 
     Returns:
         What `metrics.json` holds.
@@ -288,7 +289,7 @@ def _build_logger(config: dict[str, Any], folder: Path, checkpoint: dict[str, An
 
 def _announce(config: dict[str, Any], task: Task, datamodule: Any) -> None:
     loaders = (datamodule.train_dataloader(), datamodule.val_dataloader(), datamodule.test_dataloader())
-    sizes = " / ".join(f"{loader.order.size:,}" for loader in loaders)
+    sizes = " / ".join(f"{len(loader.dataset):,}" for loader in loaders)
     size = "" if isinstance(task.model, Baseline) else f"{task.num_parameters:,} parameters, "
     log.info(
         f"{config['model']['name']} on {datamodule.name}: {size}{sizes} examples (train / val / test), "

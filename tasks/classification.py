@@ -102,7 +102,8 @@ class ClassificationTask(Task):
         self.calibration_errors: Any = nn.ModuleDict(
             {name: MulticlassCalibrationError(len(classes), n_bins=15) for name in ("ece", "ece_uncalibrated")}
         )
-        self.kept: Any = nn.ModuleDict({name: kept_metric() for name in ("index", "targets", "probabilities")})
+        exact = {"index": kept_metric(torch.float64)}  # float32 ends at 2^24
+        self.kept: Any = nn.ModuleDict({**exact, **{name: kept_metric() for name in ("targets", "probabilities")}})
         self.temperature: Tensor
         self.register_buffer("temperature", torch.ones(()))
 

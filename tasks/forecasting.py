@@ -101,9 +101,8 @@ class ForecastingTask(Task):
         super().__init__(models[0], others=models[1:], **task_options)
         self.facts, self.criterion, self.base, self.tracking = facts, criterion, base, tracking
         self.val_mae = MeanAbsoluteError()
-        self.kept: Any = nn.ModuleDict(
-            {name: kept_metric() for name in ("index", "origin", "targets", "forecasts", "naive")}
-        )
+        exact = {name: kept_metric(torch.float64) for name in ("index", "origin")}  # float32 ends at 2^24
+        self.kept: Any = nn.ModuleDict({**exact, **{name: kept_metric() for name in ("targets", "forecasts", "naive")}})
         self.levels = [round(float(level), 6) for level in levels]
         self.shifts: Tensor
         self.register_buffer("shifts", torch.zeros(facts["horizon"], len(levels)))

@@ -205,9 +205,9 @@ class Task(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
-def kept_metric() -> CatMetric:
-    """Keeps what it is given, on every process, as it is: torchmetrics would leave out what is no number."""
-    return CatMetric(nan_strategy="disable")
+def kept_metric(dtype: torch.dtype = torch.float32) -> CatMetric:
+    """Keeps what it is given in this type, from every process, and also what is no number."""
+    return CatMetric(nan_strategy="disable").set_dtype(dtype)
 
 
 def _check_answers(outputs: Tensor) -> None:

@@ -79,7 +79,7 @@ def _print_layers(rows: list[dict[str, Any]], ratios: dict[str, list[float]], la
         table.add_row(name, *(f"{value:.2f}" for value in [*values, mean]))
     Console().print(table)
     backends = ", ".join(sorted({row["backend"] for row in rows}))
-    where = torch.cuda.get_device_name() if rows[0]["device"].startswith("cuda") else "CPU"
+    where = torch.cuda.get_device_name(rows[0]["device"]) if rows[0]["device"].startswith("cuda") else "CPU"
     log.info(f"columns: steps, batch, input_size, hidden_size; mean: geometric; backend: {backends}")
     log.info(f"{rows[0]['dtype']} on {where}")
 

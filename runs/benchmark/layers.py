@@ -148,12 +148,13 @@ class Case:
                 started = time.perf_counter()
                 self._call(side)
                 return time.perf_counter() - started
-            torch.cuda.synchronize(self.device)
-            started, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            started.record()
-            self._call(side)
-            ended.record()
-            torch.cuda.synchronize(self.device)
+            with torch.cuda.device(self.device):  # events are of the current one
+                torch.cuda.synchronize()
+                started, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                started.record()
+                self._call(side)
+                ended.record()
+                torch.cuda.synchronize()
             return started.elapsed_time(ended) / 1e3
 
     def _call(self, side: str) -> None:

@@ -28,8 +28,9 @@ def measure_training(task: str, batches: int, device: str = "cpu") -> dict[str, 
     The two take turns, three times. `around` is the share of our time that goes to loading batches, logging and
     everything else around the training step; `per_second` counts tokens, or windows.
     """
-    trainer = TRAINERS[device.partition(":")[0]]
-    config = plain(hydra.compose("config", [f"task={task}", f"model={MODELS[task]}", f"trainer={trainer}"]))
+    kind, _, number = device.partition(":")
+    config = plain(hydra.compose("config", [f"task={task}", f"model={MODELS[task]}", f"trainer={TRAINERS[kind]}"]))
+    config["trainer"]["devices"] = [int(number)] if number else 1
     datamodule = build_datamodule(config)
     datamodule.setup()
     loader = datamodule.train_dataloader()
@@ -80,7 +81,7 @@ def _train(model: Task, datamodule: Any, config: dict[str, Any], batches: int) -
         profiler = SimpleProfiler()
         trainer = pl.Trainer(
             accelerator=config["trainer"]["accelerator"],
-            devices=1,
+            devices=config["trainer"]["devices"],
             precision=config["trainer"]["precision"],
             max_epochs=1,
             limit_train_batches=WARM_UP + batches,

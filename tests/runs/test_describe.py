@@ -70,6 +70,11 @@ def test_stand_ins_are_what_the_data_would_have_said(task: str, config: Callable
     assert {name: found[name] for name in known} == {name: facts[name] for name in known}
 
 
+def test_components_of_the_wind_that_are_named_count_once(config: Callable) -> None:
+    named = config("forecast", data__features=["T (degC)", "wind_x", "wind_y"])
+    assert stand_ins(named)["num_features"] == 3 + 4  # and the calendar's
+
+
 def test_layers_have_the_shapes_and_parameters_of_the_network(config: Callable) -> None:
     text = described(config("forecast", data__batch_size=5, model__encoder__bidirectional=True))
     table = rows(text)
