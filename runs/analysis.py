@@ -14,6 +14,9 @@ from itertools import pairwise
 
 import numpy as np
 import pandas as pd
+import torch
+
+from tasks.forecasting import error_scores, quantile_crps
 
 LENGTHS = (10, 30, 60, 130)  # characters at which a part begins
 SEASONS = ("Dec-Feb", "Mar-May", "Jun-Aug", "Sep-Nov")
@@ -22,10 +25,6 @@ SEASONS = ("Dec-Feb", "Mar-May", "Jun-Aug", "Sep-Nov")
 def scores(task: str, predictions: pd.DataFrame) -> dict[str, float]:
     """The scores that comparisons show, as the task defines them."""
     if task == "forecast":
-        import torch  # comparisons are imported before a configuration is found to be right, which shouldn't take long
-
-        from tasks.forecasting import error_scores, quantile_crps
-
         truth = predictions["target"].to_numpy(np.float64)
         naive = predictions.get("seasonal_naive", pd.Series(np.nan, predictions.index))  # older runs have kept none
         errors = (predictions["prediction"].to_numpy(np.float64) - truth, np.abs(naive.to_numpy(np.float64) - truth))

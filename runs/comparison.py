@@ -6,7 +6,6 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +13,15 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import yaml
-from hydra import compose
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from runs import figures
 from runs.analysis import average, quantiles_of, scores
+from runs.checkpoints import read_json
 from runs.labels import variants
-from runs.schema import ConfigError, validate
 from runs.statistics import Difference, compare
 
 log = logging.getLogger(__name__)
@@ -47,50 +43,6 @@ TESTS = {
 }
 KEPT = ("task", "model", "data", "sample", "split", "seed", "backend", "parameters", "best_epoch")
 """What a row takes over from `metrics.json`."""
-
-
-class CompareSweep(Callback):
-    """Tells, as a sweep begins, which jobs will fail, and compares its runs at its end: see `write_comparison`."""
-
-    began = ""  # as `status.json` has times
-
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Warn of jobs that ask for something impossible: the turn of some comes after hours."""
-        self.began = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        sweeper = config.hydra.sweeper
-        if not sweeper._target_.endswith(".BasicSweeper"):  # others choose their jobs on the way
-            return
-        words = [f"{key}={value}" for key, value in (sweeper.params or {}).items()] + [*config.hydra.overrides.task]
-        (jobs,) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(words), max_batch_size=None)
-        seen = set()
-        for number, job in enumerate(jobs):
-            kind = tuple(word for word in job if not word.startswith("seed="))
-            if kind in seen:
-                continue
-            seen.add(kind)
-            try:
-                validate(compose(kwargs["config_name"], job))
-            except ConfigError as error:
-                log.warning(f"job {number} will fail: {error}")
-            except Exception:  # what can't be composed, the sweeper itself refuses before its first job
-                return
-
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Write and print the comparison."""
-        from pytorch_lightning.utilities import rank_zero_only
-
-        from runs.job import failures
-
-        if rank_zero_only.rank != 0:  # of several processes that train together, one compares
-            return
-        folder = Path(config.hydra.sweep.dir)
-        try:
-            comparison = write_comparison(folder, find_runs(folder))
-            lately = {run.name for run, status in comparison.failed.items() if status.get("time", "") >= self.began}
-            failures.extend(sorted(lately - {*failures}))  # those of other processes
-        except Exception:  # Hydra would log it and exit with 0
-            log.exception("error: the comparison failed; the runs themselves are in %s", folder)
-            failures.append("comparison")
 
 
 def find_runs(folder: Path) -> list[Path]:
@@ -212,8 +164,6 @@ def _shown_scores(task: str, rows: pd.DataFrame) -> tuple[str, ...]:
 
 
 def _read_json(file: Path, keys: Sequence[str]) -> dict[str, Any]:
-    from runs.checkpoints import read_json  # imports torch, which takes long: see `runs.analysis.scores`
-
     with _reading(file):
         content = read_json(file)
         return content | {key: content[key] for key in keys}  # all of them must be there
@@ -283,8 +233,7 @@ def write_comparison(folder: Path, runs: Sequence[Path]) -> Comparison:
     (folder / "comparison.md").write_text("\n\n".join(texts) + "\n", encoding="utf-8")
     for run, status in comparison.failed.items():
         log.error(f"failed: {run.name}: {status['error'] or status['state']}")
-    # A page needs libraries that a process which composes a configuration and stops has no use for.
-    from runs.page import write_page
+    from runs.page import write_page  # which imports this module
 
     write_page(folder / "report.html", comparison)
     log.info(
@@ -439,7 +388,4 @@ def _print_table(shown: pd.DataFrame, title: str) -> None:
 
 
 def _draw(path: Path, found: TaskComparison) -> None:
-    # matplotlib is slow to import; a process that composes a configuration and stops needs none of it
-    from runs import figures
-
     figures.save(figures.learning_curves(found.histories(), found.curve), path)

@@ -13,7 +13,8 @@ import torch
 from omegaconf import OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 
-from runs.comparison import SCORES, CompareSweep, compare_runs, summarise, write_comparison
+from runs.comparison import SCORES, compare_runs, summarise, write_comparison
+from runs.sweep import CompareSweep
 from tasks.forecasting import quantile_crps
 from tests.runs import made
 from tests.runs.lab import SMALL, Lab, Outcome

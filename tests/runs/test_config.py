@@ -495,7 +495,7 @@ MARKED: list[Any] = [
     {"_target_": "runs.build.instantiate", "config": {"_target_": "os.mknod", "path": "{marker}"}, "trust": ["os"]},
     {"_target_": "runs.build.load_task", "path": "{marker}"},
     {"_target_": "runs.checkpoints.write_atomically", "path": "{marker}", "content": "x"},
-    {"_target_": "runs.comparison.CompareSweep"},
+    {"_target_": "runs.sweep.CompareSweep"},
     {"_target_": "rnn_cells.backends.cpu._build"},
     {"_target_": "rnn_cells.backends.cpu._library"},
     {"_target_": "tasks.task.cosine.__globals__"},
