@@ -64,9 +64,13 @@ def train(
     best = folder / "checkpoints" / BEST
     start = best if trained is not None and best.exists() else best.with_name(LAST)
     checkpoint = _resume_point(config, start) if resume or trained is not None else None
-    trial = bool(config["trainer"]["fast_dev_run"])
-    monitor, mode = config["task"]["monitor"], best_is(config["task"])
-    recorder = Recorder(folder, monitor, mode, config["callbacks"]["resume_every_n_steps"], trial)
+    recorder = Recorder(
+        folder,
+        monitor=config["task"]["monitor"],
+        mode=best_is(config["task"]),
+        every_n_steps=config["callbacks"]["resume_every_n_steps"],
+        trial=bool(config["trainer"]["fast_dev_run"]),
+    )
     logger = _build_logger(config, folder, checkpoint)
     trainer = _build_trainer(config, recorder, logger, began)  # before any data is read: a device may be missing
     _try_encoder(config, trainer)
@@ -78,20 +82,13 @@ def train(
         write_json(folder / "data_report.json", datamodule.report)
     task = build_task(config, datamodule.facts)
     _announce(config, task, datamodule)
-    if logger is not None and not (checkpoint and checkpoint["global_step"]) and not trial:
-        values = board.hyperparameters(config, datamodule.name, folder)
-        if isinstance(logger, TensorBoardLogger) and rank_zero_only.rank == 0:
-            board.begin(logger, values, config["task"]["name"])
-        elif not isinstance(logger, TensorBoardLogger):
-            logger.log_hyperparams(values)
+    if logger is not None and not (checkpoint and checkpoint["global_step"]) and not recorder.trial:
+        _log_hyperparameters(logger, config, datamodule.name, folder)
 
-    baseline = isinstance(task.model, Baseline)
-    history = pd.DataFrame()
     if trained is not None and checkpoint is not None:
         task.load_state_dict(checkpoint["state_dict"])
-        history = pd.read_csv(folder / "history.csv")
         began()
-    elif baseline:
+    elif isinstance(task.model, Baseline):
         if trainer.world_size > 1:
             raise ConfigError(f"model={config['model']['name']} is fitted by one process: add trainer=cpu")
         _fit_baseline(task, trainer, datamodule, recorder)
@@ -99,17 +96,37 @@ def train(
         trainer.fit(task, datamodule=datamodule, ckpt_path=folder / "checkpoints" / LAST if resume else None)
         if recorder.best:
             task.load_state_dict(read_checkpoint(best)["state_dict"])
-    if not baseline:
-        # It would put the last average in the place of the best one at the next validation, which calibrates.
-        trainer.callbacks = [each for each in trainer.callbacks if not isinstance(each, WeightAveraging)]  # pyright: ignore
-    split = config["score_on"]
+    test_seconds = _score(task, trainer, datamodule, config["score_on"], None if recorder.trial else best)
+
+    history = pd.DataFrame(recorder.history)
+    metrics = _metrics(config, task, datamodule, trainer, recorder) | {"test_seconds": test_seconds}
+    if trained is not None:
+        history = pd.read_csv(folder / "history.csv")
+        metrics |= {name: trained[name] for name in ("seconds", "epochs", "best_epoch", "best_score")}
+    if trainer.is_global_zero:
+        write_results(folder, config, metrics, task, datamodule, history, logger)
+    return metrics
+
+
+def _score(task: Task, trainer: pl.Trainer, datamodule: Any, split: str, best: Path | None) -> float:
+    """Score a split, calibrated first if it is the test split; the seconds that the scoring took."""
+    # It would put the last average in the place of the best one at the next validation, which calibrates.
+    trainer.callbacks = [each for each in trainer.callbacks if not isinstance(each, WeightAveraging)]  # pyright: ignore
     if task.calibrates and split == "test":  # scored on the split it was fitted to, a calibration looks perfect
-        _calibrate(task, trainer, datamodule, None if trial else best)
+        _calibrate(task, trainer, datamodule, best)
     started = time.perf_counter()
-    encoder: Any = None if baseline else task.model.encoder
     examples = {"datamodule": datamodule} if split == "test" else {"dataloaders": datamodule.val_dataloader()}
     trainer.test(task, **examples, verbose=False)
-    metrics = {
+    return round(time.perf_counter() - started, 2)
+
+
+def _metrics(
+    config: dict[str, Any], task: Task, datamodule: Any, trainer: pl.Trainer, recorder: Recorder
+) -> dict[str, Any]:
+    """What `metrics.json` says of a run that has been scored."""
+    baseline = isinstance(task.model, Baseline)
+    encoder: Any = None if baseline else task.model.encoder
+    return {
         "task": config["task"]["name"],
         "model": config["model"]["name"],
         "data": datamodule.name,
@@ -118,22 +135,14 @@ def train(
         "backend": None if baseline else getattr(encoder, "chosen_backend", "none"),
         "parameters": task.num_parameters,
         "seconds": round(recorder.seconds, 2),
-        "test_seconds": round(time.perf_counter() - started, 2),
         "epochs": trainer.current_epoch,
         "best_epoch": recorder.best.get("epoch"),
         "best_score": recorder.best.get("score"),  # of the validation
-        "fast_dev_run": trial,
-        "split": split,  # of the scores
+        "fast_dev_run": recorder.trial,
+        "split": config["score_on"],  # of the scores
         "test": task.scores,
         **task.details,
     }
-    if trained is not None:
-        metrics |= {name: trained[name] for name in ("seconds", "epochs", "best_epoch", "best_score")}
-    else:
-        history = pd.DataFrame(recorder.history)
-    if trainer.is_global_zero:
-        write_results(folder, config, metrics, task, datamodule, history, logger)
-    return metrics
 
 
 def _fit_baseline(task: Any, trainer: pl.Trainer, datamodule: Any, recorder: Recorder) -> None:
@@ -285,6 +294,14 @@ def _build_logger(config: dict[str, Any], folder: Path, checkpoint: dict[str, An
     if config["logger"]["_target_"].endswith("TensorBoardLogger") and checkpoint is not None:
         options["purge_step"] = checkpoint["global_step"]  # what the killed run logged beyond its resume point
     return instantiate(config["logger"], config["trust"], **options)
+
+
+def _log_hyperparameters(logger: Logger, config: dict[str, Any], data: str, folder: Path) -> None:
+    values = board.hyperparameters(config, data, folder)
+    if not isinstance(logger, TensorBoardLogger):
+        logger.log_hyperparams(values)
+    elif rank_zero_only.rank == 0:
+        board.begin(logger, values, config["task"]["name"])
 
 
 def _announce(config: dict[str, Any], task: Task, datamodule: Any) -> None:
