@@ -23,7 +23,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from runs import schema
+from runs import checks, schema
 
 
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")
@@ -32,7 +32,7 @@ def job(config: DictConfig) -> float | None:
     try:  # before anything heavy is imported
         check_resume(OmegaConf.select(config, "resume", default=None))
         if HydraConfig.get().mode == RunMode.RUN:  # in a sweep, each run fails for itself
-            schema.validate(config)
+            checks.validate(config)
     except schema.ConfigError as error:
         leave(error, debug=bool(OmegaConf.select(config, "debug", default=False)))
     with without_scipy_signal():

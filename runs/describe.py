@@ -23,10 +23,11 @@ from datamodules import DataError
 from runs import figures
 from runs.build import build_datamodule, build_task, check_targets, plain, read_config
 from runs.checkpoints import read_json
+from runs.checks import validate
 from runs.memory import NOTHING, examples, lag_below, memory_curve
 from runs.predict import load
 from runs.report import write_json
-from runs.schema import ConfigError, validate
+from runs.schema import ConfigError
 from tasks import Baseline, Task
 
 log = logging.getLogger(__name__)

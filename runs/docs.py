@@ -15,8 +15,9 @@ from omegaconf import DictConfig
 
 from runs import schema
 from runs.checkpoints import write_atomically
+from runs.checks import validate
 from runs.completion import CONF, HERE, LOADER, choices
-from runs.schema import SCHEMAS, validate
+from runs.schema import SCHEMAS
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,8 @@ import traceback
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
-from runs.schema import PROGRAMS, Config, ConfigError, suggestion
+from runs.checks import suggestion
+from runs.schema import PROGRAMS, Config, ConfigError
 
 
 class CheckpointError(RuntimeError):

@@ -23,9 +23,10 @@ from rich.console import Console
 from runs import console
 from runs.build import build_datamodule, check_targets, plain, read_config
 from runs.checkpoints import BEST, LAST, progress, read_checkpoint, read_json, replacing, write_atomically
+from runs.checks import INCONSEQUENTIAL, differing, validate
 from runs.errors import CheckpointError, explain
 from runs.report import write_json
-from runs.schema import INCONSEQUENTIAL, ConfigError, differing, validate
+from runs.schema import ConfigError
 from runs.train import train
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from runs.schema import INCONSEQUENTIAL, differing
+from runs.checks import INCONSEQUENTIAL, differing
 
 UNTOLD = ("seed", "logger", "trust", "resume", *INCONSEQUENTIAL)
 """Of a configuration: what makes no other model."""

@@ -20,8 +20,9 @@ from omegaconf import DictConfig
 
 from runs.build import plain
 from runs.checkpoints import read_json, write_atomically
+from runs.checks import validate
 from runs.comparison import MAIN
-from runs.schema import ConfigError, validate
+from runs.schema import ConfigError
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from runs.schema import ConfigError, validate
+from runs.checks import validate
+from runs.schema import ConfigError
 
 log = logging.getLogger(__name__)
 

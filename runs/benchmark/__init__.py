@@ -20,8 +20,8 @@ from runs import figures
 from runs.benchmark.layers import Case, check, defaults, measure
 from runs.benchmark.trainings import measure_training
 from runs.build import plain
+from runs.checks import validate
 from runs.report import write_json
-from runs.schema import validate
 from runs.train import quieten
 
 log = logging.getLogger(__name__)

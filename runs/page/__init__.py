@@ -15,10 +15,11 @@ from omegaconf import DictConfig
 
 from runs.build import plain
 from runs.checkpoints import write_atomically
+from runs.checks import validate
 from runs.comparison import MAIN, Comparison, TaskComparison, compare_runs, find_runs
 from runs.page import charts, forecasts, tables, texts
 from runs.page.blocks import Section
-from runs.schema import ConfigError, validate
+from runs.schema import ConfigError
 
 log = logging.getLogger(__name__)
 

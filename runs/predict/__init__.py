@@ -18,9 +18,10 @@ from omegaconf import DictConfig
 from datamodules import DataError
 from runs.build import load_task, plain, read_config
 from runs.checkpoints import BEST, LAST, read_json
+from runs.checks import validate
 from runs.errors import CheckpointError
 from runs.predict import series, texts
-from runs.schema import ConfigError, validate
+from runs.schema import ConfigError
 from runs.train import quieten
 from tasks import Task
 

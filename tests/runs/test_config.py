@@ -24,8 +24,9 @@ from omegaconf.errors import ValidationError
 from runs import job, schema
 from runs.build import build_datamodule, build_task, instantiate, load_task, plain
 from runs.checkpoints import AtomicCheckpointIO
+from runs.checks import differing, validate
 from runs.errors import explain
-from runs.schema import SCHEMAS, Config, ConfigError, validate
+from runs.schema import SCHEMAS, Config, ConfigError
 from tasks import Baseline
 from tests.runs.lab import ROOT, SMALL, Lab
 
@@ -178,7 +179,7 @@ def test_every_value_that_is_swept_through_builds(words: list[str], tmp_path: Pa
 @pytest.mark.parametrize("model", ["gru", "bilstm"])
 def test_an_ablation_is_of_the_recipe_but_for_what_it_says(words: list[str], model: str) -> None:
     recipe, ablation = (plain(composed(*chosen, f"model={model}")) for chosen in (words[:1], words))
-    assert {*schema.differing([recipe, ablation])} <= {"score_on", "task.members", "task.quantiles"}
+    assert {*differing([recipe, ablation])} <= {"score_on", "task.members", "task.quantiles"}
     assert ablation["score_on"] == "val"
 
 

@@ -1,0 +1,172 @@
+"""Whether a configuration can be, and in what two of them differ; quick to import, as `runs.schema` is."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING as NO_DEFAULT
+from dataclasses import fields, is_dataclass
+from functools import cache
+from typing import Any, get_args, get_type_hints
+
+from omegaconf import DictConfig, OmegaConf
+
+from runs.schema import (
+    OWN,
+    PROGRAMS,
+    SCHEMAS,
+    BaselineModelConfig,
+    ClassificationConfig,
+    Config,
+    ConfigError,
+    DescribeConfig,
+    ForecastingConfig,
+    SeriesConfig,
+    TextConfig,
+    TrainerConfig,
+)
+
+
+@cache
+def defaults() -> dict[str, list[Any]]:
+    """Every option's full name, as task.dropout, with the defaults that the schemas have for it."""
+    found: dict[str, list[Any]] = {}
+
+    def walk(node: Any, prefix: str) -> None:
+        hints = get_type_hints(node)
+        for item in fields(node):
+            if item.name.startswith("_"):
+                continue
+            default = item.default if item.default_factory is NO_DEFAULT else item.default_factory()
+            found.setdefault(prefix + item.name, []).append(default)
+            annotation = hints[item.name]
+            for part in (annotation, *get_args(annotation)):  # Optional[…] too
+                if is_dataclass(part):
+                    walk(part, f"{prefix}{item.name}.")
+
+    walk(Config, "")
+    for group, schemas in SCHEMAS.items():
+        for schema in schemas:
+            walk(schema, f"{group}.")
+    return found
+
+
+INCONSEQUENTIAL = ("debug", "reuse", "data.cache_dir", "trainer.enable_progress_bar")
+"""Options in which two runs may differ that are to come out the same."""
+
+
+def differing(configs: Sequence[Mapping[str, Any]], prefix: str = "") -> list[str]:
+    """The full names of what some saved configurations don't share.
+
+    What one of them lacks has its default there: the code that saved it didn't know of it.
+    """
+    found = []
+    for name in dict.fromkeys(name for config in configs for name in config):
+        values = [config[name] for config in configs if name in config]
+        key = f"{prefix}{name}"
+        if all(isinstance(value, dict) and value for value in values):
+            found += differing([config.get(name, {}) for config in configs], f"{key}.")
+        elif any(value != values[0] for value in values) or (
+            len(values) < len(configs) and values[0] not in defaults().get(key, [])
+        ):
+            found.append(key)
+    return found
+
+
+def validate(config: DictConfig, prefix: str = "") -> None:
+    """Check that every key is an option, as Hydra does except behind a `+`, and every option against its range.
+
+    What a `_target_` outside this project takes is its own to say.
+
+    Raises:
+        ConfigError: a key is no option, or its value is missing or out of range; the message names the key and what is
+            allowed.
+    """
+    schema: Any = OmegaConf.get_type(config)
+    if schema in (Config, DescribeConfig):
+        _check_pairing(config)
+    if schema is TrainerConfig and config.max_steps == 0:
+        raise ConfigError(f"{prefix}max_steps=0 is not allowed: it must be at least 1, or -1 for no limit")
+    declared = {f.name: f.metadata for f in fields(schema)} if is_dataclass(schema) else {}
+    closed = declared and str(config.get("_target_") or OWN[0]).partition(".")[0] in OWN
+    # This node's own values first: the others may refer to them, and the message should name the one that was given.
+    for name in sorted(config, key=lambda name: OmegaConf.is_dict(config._get_node(name))):
+        key = f"{prefix}{name}"
+        if closed and name not in declared:
+            raise ConfigError(f"there is no option {key}. {suggestion(key, schema)}")
+        if OmegaConf.is_missing(config, name):
+            raise ConfigError(f"{key} is missing: give it as {key}=…")
+        value = config[name]
+        if isinstance(value, DictConfig):
+            validate(value, f"{key}.")
+            continue
+        metadata = declared.get(str(name), {})
+        for item in value if OmegaConf.is_list(value) else [value]:
+            if problem := _problem(item, metadata):
+                raise ConfigError(f"{key}={item} is not allowed: it must be {problem}")
+    levels = [*config.quantiles] if schema is ForecastingConfig else []
+    if levels and (levels != sorted({*levels}) or 0.5 not in levels):
+        raise ConfigError(f"{prefix}quantiles={levels} is not allowed: they must rise, and hold 0.5, the forecast")
+
+
+def suggestion(wrong: str, owner: type = Config) -> str:
+    """The known key nearest to one that isn't: of the program whose schema `owner` is, or else of a run."""
+    of = {each: name for name, (each, _) in PROGRAMS.items()}
+    program = owner if owner in of else Config
+    known = [item.name for item in fields(program)]
+    if issubclass(program, Config):
+        known = list(dict.fromkeys([*SCHEMAS, *defaults(), *known]))
+    if wrong in known:
+        return f"{wrong} belongs to another choice of {wrong.partition('.')[0]}."
+    known = [key for key in known if not wrong.startswith(f"{key}.")]
+    # A key is misspelt in its last part (optimizer.lrr), or given without its group (lr).
+    closeness = {key: difflib.SequenceMatcher(None, key, wrong).ratio() for key in known}
+    last = wrong.rpartition(".")[2]
+    for key in known:
+        part = difflib.SequenceMatcher(None, key.rpartition(".")[2], last).ratio()
+        closeness[key] = max(closeness[key], part - (0.1 if "." in wrong else 0))
+    for group in set(SCHEMAS).intersection(known):  # modle is rather model than task.mode
+        closeness[group] += 0.1
+    best = max(closeness, key=lambda key: (closeness[key], -len(key)))
+    chosen = f" -cn {of[program]}" if program in of else ""
+    nearest = f"Did you mean {best}?" if closeness[best] > 0.7 else f"python run.py{chosen} --cfg job shows all keys."
+    further = " Further arguments of Lightning's Trainer go to +trainer.extra." if wrong.startswith("trainer.") else ""
+    return nearest + further
+
+
+def _check_pairing(config: DictConfig) -> None:
+    """A task wants data of its own kind."""
+    wanted = {ClassificationConfig: TextConfig, ForecastingConfig: SeriesConfig}.get(OmegaConf.get_type(config.task))  # type: ignore[arg-type]
+    if wanted is not None and OmegaConf.get_type(config.data) in {TextConfig, SeriesConfig} - {wanted}:
+        other = "forecast" if wanted is TextConfig else "cls"
+        raise ConfigError(f"data={config.data.name} is not for task={config.task.name}: add task={other}")
+    precision = OmegaConf.select(config, "trainer.precision")
+    if wanted is SeriesConfig and precision in ("16-true", "bf16-true"):
+        raise ConfigError(
+            f"trainer.precision={precision} is not for task={config.task.name}: it would round the readings that "
+            f"forecasts are scored by; take {precision.replace('true', 'mixed')}"
+        )
+    if OmegaConf.get_type(config.model) is BaselineModelConfig and config.model.for_task != config.task.name:
+        wanted = config.model.for_task
+        raise ConfigError(f"model={config.model.name} is not for task={config.task.name}: add task={wanted}")
+
+
+def _problem(value: Any, metadata: Any) -> str | None:
+    """What the value should have been, if it isn't."""
+    if value is None or value is False or value is True:
+        return None
+    if choices := metadata.get("choices"):
+        return None if value in choices else "one of " + ", ".join(choices)
+    least, above, most = (metadata.get(name) for name in ("least", "above", "most"))
+    if not isinstance(value, (int, float)):
+        return None if (least, above, most) == (None, None, None) else "a number"
+    fits = (
+        math.isfinite(value)
+        and (least is None or value >= least)
+        and (above is None or value > above)
+        and (most is None or value <= most)
+    )
+    limits = [f"at least {least}" if least is not None else "", f"above {above}" if above is not None else ""]
+    limits.append(f"at most {most}" if most is not None else "")
+    return None if fits else " and ".join(limit for limit in limits if limit) or "a finite number"
