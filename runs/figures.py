@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import AutoLocator, Locator, MultipleLocator
 
 from runs.analysis import curve
+from tasks.forecasting import central_intervals
 
 log = logging.getLogger(__name__)
 
@@ -169,14 +170,14 @@ def forecasts(windows: Sequence[Mapping[str, Any]], model: str, target: str) -> 
         past = np.arange(1 - len(window["history"]), 1) * step
         future = np.arange(1, len(window["truth"]) + 1) * step
         axes.plot(past, window["history"], color="#777777", linewidth=1, label="past")
-        quantiles = window["quantiles"]
-        for level in sorted(quantiles):
-            if level < 0.5 and round(1 - level, 6) in quantiles:
-                share = f"{100 * (1 - 2 * level):.0f}% of outcomes" if level in (0.05, 0.1, 0.25) else None
-                bounds = (quantiles[level], quantiles[round(1 - level, 6)])
-                # Solid, each over the wider ones: the legend then has the colours of the fan.
-                colour = 1 - (1 - np.array(to_rgb(COLOURS[1]))) * (0.1 + level)
-                axes.fill_between(future, *bounds, color=colour, linewidth=0, label=share)
+        levels = sorted(window["quantiles"])
+        for share, places in central_intervals(levels).items():
+            low, high = (levels[place] for place in places)
+            # Solid, each over the wider ones: the legend then has the colours of the fan.
+            colour = 1 - (1 - np.array(to_rgb(COLOURS[1]))) * (0.1 + low)
+            label = f"{share}% of outcomes" if share in ("90", "80", "50") else None
+            bounds = (window["quantiles"][low], window["quantiles"][high])
+            axes.fill_between(future, *bounds, color=colour, linewidth=0, label=label)
         known = ~np.isnan(window["truth"])
         if known.any():
             axes.plot(future, window["truth"], color="#000000", linewidth=1.4, label="truth")

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 
 from runs import board, figures
-from runs.analysis import breakdown, likely_label_errors
+from runs.analysis import breakdown, likely_label_errors, quantiles_of
 from runs.checkpoints import write_atomically
 from runs.memory import memory_of_run
 from runs.schema import best_is
@@ -85,7 +85,7 @@ def _forecast_figures(
     available = predictions["index"].unique()
     chosen = available[np.linspace(0, len(available) - 1, min(6, len(available))).astype(int)]
     histories = dataset[chosen.tolist()]["history"].numpy()
-    levels = [name for name in predictions if str(name).startswith("q0.")]
+    levels = quantiles_of(predictions.columns)
     windows = []
     for position, history in zip(chosen, histories, strict=True):
         rows = predictions[predictions["index"] == position]
@@ -95,7 +95,7 @@ def _forecast_figures(
                 "history": history,
                 "truth": rows["target"].to_numpy(),
                 "forecast": rows["prediction"].to_numpy(),
-                "quantiles": {float(str(name)[1:]): rows[name].to_numpy() for name in levels},
+                "quantiles": {level: rows[name].to_numpy() for name, level in levels.items()},
                 "hours": hours,
             }
         )

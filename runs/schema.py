@@ -1,7 +1,7 @@
 """What the configuration may hold: names, types, ranges and meanings of all options.
 
 The dataclasses are stored in Hydra's group `schema`; the files in `conf/` build on them, so that a misspelt name or
-a wrong type fails while the configuration is composed. Ranges are checked by `runs.checks.validate`, before any data is read.
+a wrong type fails while the configuration is composed. Ranges are checked by `runs.checks`, before any data is read.
 Nothing here imports more than hydra and omegaconf: composing, `--help` and shell completion stay quick.
 """
 

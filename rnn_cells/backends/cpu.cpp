@@ -367,55 +367,55 @@ template <typename F, Kind K> struct Forward {
           const Index row = t * B + slice.rows[i], own = i * padded;
           Vec<F> gate[kSlots];
           for (int s = 0; s < kSlots; ++s) gate[s] = load(sums + (i * kSlots + s) * W);
-            for (int sub = 0; sub < kBlocksPerPanel; ++sub) {
-              const Index unit = (panel * kBlocksPerPanel + sub) * W, width = std::min(W, H - unit);
-              if (width <= 0) break;
-              auto keep = [&](int block, Vec<F> v) {
-                if (saved != nullptr) store(saved + (row * kSaved<K> + block) * H + unit, v, width);
-              };
-              auto finish = [&](Vec<F> v) {
-                store(next + own + unit, v);
-                store(out + row * H + unit, v, width);
-              };
-              if constexpr (K == kRNN) {
-                finish(hyperbolic(gate[sub]));
-              } else if constexpr (K == kLSTM) {
-                const Vec<F> in = sigmoid(gate[0]), f = sigmoid(gate[1]), o = sigmoid(gate[3]);
-                const Vec<F> g = hyperbolic(gate[2]), memory = f * load(c + own + unit) + in * g;
-                store(c + own + unit, memory);
-                if (saved != nullptr) store(cells + row * H + unit, memory, width);
-                keep(0, in), keep(1, f), keep(2, g), keep(3, o);
-                finish(o * hyperbolic(memory));
-              } else if constexpr (K == kGRUAfter) {
-                const Vec<F> reset = sigmoid(gate[0]), z = sigmoid(gate[1]);
-                const Vec<F> candidate = hyperbolic(gate[2] + reset * gate[3]);
-                keep(0, reset), keep(1, z), keep(2, candidate), keep(3, gate[3]);
-                finish(z * (load(h + own + unit) - candidate) + candidate);
-              } else {
-                const Vec<F> reset = sigmoid(gate[2 * sub]), z = sigmoid(gate[2 * sub + 1]);
-                const Vec<F> visible = reset * load(h + own + unit);
-                store(gated + own + unit, visible);
-                store(update + own + unit, z);
-                keep(0, reset), keep(1, z), keep(3, visible);
-              }
+          for (int sub = 0; sub < kBlocksPerPanel; ++sub) {
+            const Index unit = (panel * kBlocksPerPanel + sub) * W, width = std::min(W, H - unit);
+            if (width <= 0) break;
+            auto keep = [&](int block, Vec<F> v) {
+              if (saved != nullptr) store(saved + (row * kSaved<K> + block) * H + unit, v, width);
+            };
+            auto finish = [&](Vec<F> v) {
+              store(next + own + unit, v);
+              store(out + row * H + unit, v, width);
+            };
+            if constexpr (K == kRNN) {
+              finish(hyperbolic(gate[sub]));
+            } else if constexpr (K == kLSTM) {
+              const Vec<F> in = sigmoid(gate[0]), f = sigmoid(gate[1]), o = sigmoid(gate[3]);
+              const Vec<F> g = hyperbolic(gate[2]), memory = f * load(c + own + unit) + in * g;
+              store(c + own + unit, memory);
+              if (saved != nullptr) store(cells + row * H + unit, memory, width);
+              keep(0, in), keep(1, f), keep(2, g), keep(3, o);
+              finish(o * hyperbolic(memory));
+            } else if constexpr (K == kGRUAfter) {
+              const Vec<F> reset = sigmoid(gate[0]), z = sigmoid(gate[1]);
+              const Vec<F> candidate = hyperbolic(gate[2] + reset * gate[3]);
+              keep(0, reset), keep(1, z), keep(2, candidate), keep(3, gate[3]);
+              finish(z * (load(h + own + unit) - candidate) + candidate);
+            } else {
+              const Vec<F> reset = sigmoid(gate[2 * sub]), z = sigmoid(gate[2 * sub + 1]);
+              const Vec<F> visible = reset * load(h + own + unit);
+              store(gated + own + unit, visible);
+              store(update + own + unit, z);
+              keep(0, reset), keep(1, z), keep(3, visible);
             }
+          }
         }
       }
       for (Index panel = 0; panel < candidates; ++panel) {
         const Factor<F, Slots<0, 1, 2, 3>> from_x{inputs.data(), I, candidate_x + panel * I * 4 * W};
         const Factor<F, Slots<0, 1, 2, 3>> from_h{visible_rows.data(), H, candidate_h + panel * H * 4 * W};
         multiply<kSlots>(running, candidate_bias + panel * 4 * W, from_x, from_h, sums + 0);
-          for (Index i = 0; i < running; ++i)
-            for (int s = 0; s < kSlots; ++s) {
-              const Index unit = (panel * 4 + s) * W, width = std::min(W, H - unit);
-              if (width <= 0) break;
-              const Index row = t * B + slice.rows[i], own = i * padded + unit;
-              const Vec<F> candidate = hyperbolic(load(sums + (i * kSlots + s) * W));
-              const Vec<F> v = load(update + own) * (load(h + own) - candidate) + candidate;
-              if (saved != nullptr) store(saved + (row * 4 + 2) * H + unit, candidate, width);
-              store(next + own, v);
-              store(out + row * H + unit, v, width);
-            }
+        for (Index i = 0; i < running; ++i)
+          for (int s = 0; s < kSlots; ++s) {
+            const Index unit = (panel * 4 + s) * W, width = std::min(W, H - unit);
+            if (width <= 0) break;
+            const Index row = t * B + slice.rows[i], own = i * padded + unit;
+            const Vec<F> candidate = hyperbolic(load(sums + (i * kSlots + s) * W));
+            const Vec<F> v = load(update + own) * (load(h + own) - candidate) + candidate;
+            if (saved != nullptr) store(saved + (row * 4 + 2) * H + unit, candidate, width);
+            store(next + own, v);
+            store(out + row * H + unit, v, width);
+          }
       }
       for (Index i = 0; i < running; ++i)  // rows that end here leave their state before it is overwritten
         if (p.reverse ? t == 0 : t == slice.lengths[slice.rows[i]] - 1) finish_row(slice.rows[i], next + i * padded, c, i);

@@ -12,6 +12,8 @@ import pandas as pd
 import pyarrow.parquet as pq
 from omegaconf import OmegaConf
 
+from datamodules.cleaning import duration
+from runs.analysis import quantiles_of
 from runs.comparison import TaskComparison
 from runs.page.blocks import Chart, Choice, Section
 from runs.page.charts import (
@@ -28,6 +30,7 @@ from runs.page.charts import (
     pair,
     rounded,
 )
+from tasks.forecasting import central_intervals
 
 WORST, TYPICAL = 3, 3  # windows shown of each kind
 BINS = 61  # of the histogram of errors
@@ -93,13 +96,15 @@ def _read(folder: Path, quantiles: bool) -> pd.DataFrame:
     """The predictions of a run; their quantiles are many, and shown of one run alone."""
     file = folder / "predictions.parquet"
     wanted = ("origin", "step", "target", "prediction", "seasonal_naive")
-    names = [name for name in pq.read_schema(file).names if name in wanted or (quantiles and name.startswith("q0."))]
+    held = pq.read_schema(file).names
+    names = [name for name in held if name in wanted] + ([*quantiles_of(held)] if quantiles else [])
     table = pd.read_parquet(file, columns=names)
     return table.assign(time=table["origin"] + table["step"] * _step(folder))
 
 
 def _step(folder: Path) -> pd.Timedelta:
-    return pd.Timedelta(OmegaConf.select(OmegaConf.load(folder / "config.yaml"), "data.step", default="1h"))
+    step = OmegaConf.select(OmegaConf.load(folder / "config.yaml"), "data.step", default="1h")
+    return pd.Timedelta(duration("step", step), unit="us")
 
 
 def _by_step(found: TaskComparison) -> Chart | None:
@@ -234,11 +239,12 @@ def _forecast(rows: pd.DataFrame, look: Look, alone: bool) -> list[dict[str, Any
     times = _times(rows["time"])
     traces = []
     if alone:
-        levels = {round(float(str(name)[1:]), 6): str(name) for name in rows if str(name).startswith("q0.")}
-        for low in sorted(level for level in levels if level < 0.5 and round(1 - level, 6) in levels):
-            lower, upper = rows[levels[low]], rows[levels[round(1 - low, 6)]]
-            interval = replace(look, label=f"{100 * (1 - 2 * low):.0f}% interval")
-            traces.append(band(times, lower, upper, interval, 0.1 + 0.5 * low) | {"showlegend": True})
+        held = quantiles_of(rows.columns)
+        names, levels = [*held], [*held.values()]
+        for share, (low, high) in central_intervals(levels).items():
+            interval = replace(look, label=f"{share}% interval")
+            bounds = rows[names[low]], rows[names[high]]
+            traces.append(band(times, *bounds, interval, 0.1 + 0.5 * levels[low]) | {"showlegend": True})
         if "seasonal_naive" in rows and look.label != "seasonal_naive":
             traces.append(line(times, rounded(rows["seasonal_naive"]), NAIVE, AT_TIME))
     return [*traces, line(times, rounded(rows["prediction"]), look, AT_TIME)]
