@@ -106,14 +106,20 @@ def test_a_killed_run_resumed_ends_with_the_same_weights(
     assert result_of(tmp_path / "killed") == result_of(finished(task))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "step"),
     [
-        pytest.param(("callbacks.averaging=0.9", "task.quantiles=[0.1,0.5,0.9]"), 13, id="averaged weights, quantiles"),
         pytest.param(("optimizer=adamw", "scheduler=cosine"), 13, id="a schedule"),
+        pytest.param(
+            ("callbacks.averaging=0.9", "task.quantiles=[0.1,0.5,0.9]"),
+            13,
+            id="averaged weights, quantiles",
+            marks=pytest.mark.slow,
+        ),
         # In the middle of the steps that are added up behind a resume point, and of no resume point's own.
-        pytest.param(("+trainer.extra.accumulate_grad_batches=2",), 5, id="accumulated gradients"),
+        pytest.param(
+            ("+trainer.extra.accumulate_grad_batches=2",), 5, id="accumulated gradients", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_a_killed_run_resumed_goes_on_with_what_else_it_keeps(
