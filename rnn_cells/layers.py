@@ -56,7 +56,7 @@ def scan(
         state = cell.initial_state(x.shape[1])
     if lengths is not None:
         check_lengths(lengths, x)
-    return choose(backend, cell, x).scan(cell, x, state, lengths, reverse)
+    return choose(backend, [cell], x).scan(cell, x, state, lengths, reverse)
 
 
 class Recurrent(nn.Module):
@@ -167,7 +167,7 @@ class Recurrent(nn.Module):
             cells = list(self.cells)[part]
             if self.training and self.recurrent_dropout > 0:
                 cells = [_thinned(cell, self.recurrent_dropout) for cell in cells]
-            backend = choose(self.backend, cells[0], sequence)
+            backend = choose(self.backend, cells, sequence)
             mine = None if initial is None else tuple(tensor[part] for tensor in initial)
             sequence, final = scan_layer(backend, cells, sequence, mine, lengths)
             finals.append(final)
@@ -178,7 +178,7 @@ class Recurrent(nn.Module):
 
     def why_not(self, x: Tensor) -> dict[str, str | None]:
         """What keeps each backend, fastest first, from running this layer on input like `x`; None: nothing."""
-        return reasons(self.cells[0], x)
+        return reasons(list(self.cells)[: self.directions], x)
 
     def _check_state(self, state: Tensor | State, batch_size: int) -> State:
         """The tensors of an initial state."""

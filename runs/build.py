@@ -130,7 +130,7 @@ def build_datamodule(config: dict[str, Any]) -> Any:
     It has a `name`; `is_sample`, whether it is not a real data set; `describe(split, index)`, a table of the examples
     with these positions; and, set up, `facts`, what the task is built from, and `report`, plain values among which are
     `source`, and `sha256` of its file or None. The data sets of its loaders give a batch for a list of positions. One
-    that has a `source` can say which file it would read.
+    that has a `source` can say which file it would read; one of readings, by `sizes`, what a network for it is like.
     """
     return instantiate(config["data"], config["trust"])
 

@@ -201,7 +201,10 @@ class Recorder(Checkpoint):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # A schedule asks for the number of batches, for which Lightning makes the loader before it has read what the
         # checkpoint says of it, and then never tells it.
-        trainer.fit_loop._load_combined_loader_states()
+        loop: Any = trainer.fit_loop
+        if loop._combined_loader_states_to_load:
+            loop._load_combined_loader_states()
+            iter(loop._data_fetcher)
         self._started = time.perf_counter()
         if trainer.global_step == 0:
             self._save(trainer, LAST)

@@ -93,7 +93,10 @@ def stand_ins(config: dict[str, Any]) -> dict[str, Any]:
             "unknown_index": 1,
             "max_length": data["max_length"],
         }
-    return {**build_datamodule(config).sizes, "target_mean": 0.0, "target_std": 1.0}
+    sizes = getattr(build_datamodule(config), "sizes", None)
+    if sizes is None:
+        raise ConfigError(f"data={data['name']} doesn't say its sizes: describe a run of it, run=FOLDER")
+    return {**sizes, "target_mean": 0.0, "target_std": 1.0}
 
 
 def print_description(task: Task, config: dict[str, Any], note: str, console: Console) -> None:

@@ -62,12 +62,12 @@ def run(config: DictConfig) -> float | None:
         if (code := _interruption(error)) is not None:  # ends a sweep, too
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # whoever stops a group of processes may well say it twice
             advice = _how_to_continue(folder, sweeping)
-            if _is_ours(folder, before):
+            if _is_ours(folder, before, fresh=config.resume is None):
                 _write_status(folder, "interrupted", words, advice)
             log.warning(f"interrupted; {advice}")
             raise SystemExit(code) from error
         message = explain(error, overrides)
-        if _is_ours(folder, before):
+        if _is_ours(folder, before, fresh=config.resume is None):
             with contextlib.suppress(OSError):  # a full disk takes no status either
                 _write_status(folder, "failed", words, message or repr(error))
         failures.append(folder.name)
@@ -282,16 +282,16 @@ def _key(override: str) -> str:
     return override.partition("=")[0].lstrip("+~")
 
 
-def _is_ours(folder: Path, before: bytes | None) -> bool:
+def _is_ours(folder: Path, before: bytes | None, fresh: bool) -> bool:
     """Whether this process has begun the run of the folder: one that it refused to touch keeps the status it had.
 
     So does half a copy, which otherwise would look like half a training. A failure before anything had begun gives way
-    to that of another attempt.
+    to that of a fresh attempt.
     """
     if before is None or _status_as_it_stands(folder) != before:
         return _read_status(folder).get("state") != COPYING
     with contextlib.suppress(ConfigError):  # a damaged status stays
-        return _read_status(folder).get("state") == "failed" and not _begun(folder)
+        return fresh and _read_status(folder).get("state") == "failed" and not _begun(folder)
     return False
 
 

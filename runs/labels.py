@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 
 from runs.checks import INCONSEQUENTIAL, differing
+from runs.schema import SCHEMAS
 
 UNTOLD = ("seed", "logger", "trust", "resume", *INCONSEQUENTIAL)
 """Of a configuration: what makes no other model."""
@@ -70,12 +73,14 @@ def _without(config: Any, keys: Sequence[str], prefix: str = "") -> dict[str, An
 
 def _true(word: str, config: DictConfig) -> str:
     """An override as it was given, unless the run has gone on with another value of its key."""
-    key = word.partition("=")[0]
+    key = word.partition("=")[0].lstrip("+")
     value = OmegaConf.select(config, key, default=_ABSENT)
-    if value is _ABSENT or isinstance(value, DictConfig):  # the choice of a group says nothing of its values
+    if value is _ABSENT or isinstance(value, DictConfig) or key in SCHEMAS:  # a group's choice is none of its values
         return word
-    wanted = OverridesParser.create().parse_override(word).value()
-    return word if wanted == value else _values(config, [key])[0]
+    with contextlib.suppress(OverrideParseException):  # of a status that somebody has edited
+        if OverridesParser.create().parse_override(word).value() != value:
+            return _values(config, [key])[0]
+    return word
 
 
 def _shared(key: str, configs: Sequence[DictConfig]) -> bool:

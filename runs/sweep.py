@@ -49,13 +49,14 @@ class CompareSweep(Callback):
         """Write and print the comparison."""
         from pytorch_lightning.utilities import rank_zero_only
 
-        from runs.comparison import find_runs, write_comparison
         from runs.job import failures
 
         if rank_zero_only.rank != 0:  # of several processes that train together, one compares
             return
         folder = Path(config.hydra.sweep.dir)
         try:
+            from runs.comparison import find_runs, write_comparison
+
             comparison = write_comparison(folder, find_runs(folder))
             lately = {run.name for run, status in comparison.failed.items() if status.get("time", "") >= self.began}
             failures.extend(sorted(lately - {*failures}))  # those of other processes

@@ -85,8 +85,10 @@ def train(
     if logger is not None and not (checkpoint and checkpoint["global_step"]) and not recorder.trial:
         _log_hyperparameters(logger, config, datamodule.name, folder)
 
+    history = None
     if trained is not None and checkpoint is not None:
         task.load_state_dict(checkpoint["state_dict"])
+        history = pd.read_csv(folder / "history.csv")
         began()
     elif isinstance(task.model, Baseline):
         if trainer.world_size > 1:
@@ -98,12 +100,11 @@ def train(
             task.load_state_dict(read_checkpoint(best)["state_dict"])
     test_seconds = _score(task, trainer, datamodule, config["score_on"], None if recorder.trial else best)
 
-    history = pd.DataFrame(recorder.history)
     metrics = _metrics(config, task, datamodule, trainer, recorder) | {"test_seconds": test_seconds}
     if trained is not None:
-        history = pd.read_csv(folder / "history.csv")
         metrics |= {name: trained[name] for name in ("seconds", "epochs", "best_epoch", "best_score")}
     if trainer.is_global_zero:
+        history = pd.DataFrame(recorder.history) if history is None else history
         write_results(folder, config, metrics, task, datamodule, history, logger)
     return metrics
 

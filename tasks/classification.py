@@ -23,7 +23,7 @@ from torchmetrics.classification import (
 from tasks.baselines import Baseline
 from tasks.models import build_model
 from tasks.ngrams import NgramVotes
-from tasks.task import Batch, Task, kept_metric
+from tasks.task import Batch, Kept, Task
 
 
 class ClassificationTask(Task):
@@ -102,8 +102,7 @@ class ClassificationTask(Task):
         self.calibration_errors: Any = nn.ModuleDict(
             {name: MulticlassCalibrationError(len(classes), n_bins=15) for name in ("ece", "ece_uncalibrated")}
         )
-        exact = {"index": kept_metric(torch.float64)}  # float32 ends at 2^24
-        self.kept: Any = nn.ModuleDict({**exact, **{name: kept_metric() for name in ("targets", "probabilities")}})
+        self.kept: Any = nn.ModuleDict({name: Kept() for name in ("index", "targets", "probabilities")})
         self.temperature: Tensor
         self.register_buffer("temperature", torch.ones(()))
 

@@ -19,7 +19,7 @@ from torchmetrics import MeanAbsoluteError
 
 from tasks.baselines import Baseline, seasonal_naive
 from tasks.models import build_model
-from tasks.task import Batch, Task, kept_metric
+from tasks.task import Batch, Kept, Task
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mae": functional.l1_loss,
@@ -101,8 +101,8 @@ class ForecastingTask(Task):
         super().__init__(models[0], others=models[1:], **task_options)
         self.facts, self.criterion, self.base, self.tracking = facts, criterion, base, tracking
         self.val_mae = MeanAbsoluteError()
-        exact = {name: kept_metric(torch.float64) for name in ("index", "origin")}  # float32 ends at 2^24
-        self.kept: Any = nn.ModuleDict({**exact, **{name: kept_metric() for name in ("targets", "forecasts", "naive")}})
+        names = ("index", "origin", "targets", "forecasts", "naive")
+        self.kept: Any = nn.ModuleDict({name: Kept() for name in names})
         self.levels = [round(float(level), 6) for level in levels]
         self.shifts: Tensor
         self.register_buffer("shifts", torch.zeros(facts["horizon"], len(levels)))

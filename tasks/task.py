@@ -62,7 +62,7 @@ class Task(pl.LightningModule):
         self.train_loss.persistent(True)  # in checkpoints: an epoch resumed in its middle reports its whole mean
         self.calibrating = False
         self.is_calibrated: bool | None = False
-        self.for_calibration: Any = nn.ModuleDict({name: kept_metric() for name in ("outputs", "targets")})
+        self.for_calibration: Any = nn.ModuleDict({name: Kept() for name in ("outputs", "targets")})
         self.blueprint: dict[str, Any] = {}
         self.scores: dict[str, float] = {}
         self.details: dict[str, Any] = {}
@@ -148,7 +148,8 @@ class Task(pl.LightningModule):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return
         parameters = [*self.trainer.precision_plugin.main_params(optimizer)]
-        if by_norm := gradient_clip_val and gradient_clip_algorithm in (None, "norm"):
+        by_norm = gradient_clip_algorithm in (None, "norm")
+        if gradient_clip_val and by_norm:
             norm = nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
         else:
             norm = nn.utils.get_total_norm(each.grad for each in parameters if each.grad is not None)
@@ -205,9 +206,13 @@ class Task(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
-def kept_metric(dtype: torch.dtype = torch.float32) -> CatMetric:
-    """Keeps what it is given in this type, from every process, and also what is no number."""
-    return CatMetric(nan_strategy="disable").set_dtype(dtype)
+class Kept(CatMetric):
+    """Keeps what it is given, on every process: integers exact, and also what is no number."""
+
+    def update(self, value: Tensor) -> None:
+        """Add values; those of half precision become float32, which NumPy knows."""
+        kept: Any = self.value
+        kept.append(value.detach().float() if value.dtype in (torch.float16, torch.bfloat16) else value.detach())
 
 
 def _check_answers(outputs: Tensor) -> None:

@@ -24,23 +24,28 @@ BACKENDS: dict[str, ModuleType] = {"triton": triton, "cpu": cpu, "reference": re
 """The backends by name, fastest first."""
 
 
-def choose(name: str, cell: Cell, x: Tensor) -> ModuleType:
-    """The backend `name`, or for `auto` the fastest that can run `cell` on `x`.
+def choose(name: str, cells: Sequence[Cell], x: Tensor) -> ModuleType:
+    """The backend `name`, or for `auto` the fastest that can run all `cells`, which are of one kind, on `x`.
 
     Raises:
         ValueError: there is no such backend, or it can't run here (the message says why).
     """
+    kind = type(cells[0]).__name__
     if name == "auto":
         faster: list[str] = []
         for each, backend in BACKENDS.items():
-            if (reason := backend.why_not(cell, x)) is None:
-                _announce("; ".join([f"backend auto runs {type(cell).__name__} on {each}", *faster]))
+            if (reason := _why_not(backend, cells, x)) is None:
+                _announce("; ".join([f"backend auto runs {kind} on {each}", *faster]))
                 return backend
             faster.append(f"not {each}: {reason}")
     check_name(name)
-    if reason := BACKENDS[name].why_not(cell, x):
-        raise ValueError(f"backend {name!r} can't run {type(cell).__name__} here: {reason}")
+    if reason := _why_not(BACKENDS[name], cells, x):
+        raise ValueError(f"backend {name!r} can't run {kind} here: {reason}")
     return BACKENDS[name]
+
+
+def _why_not(backend: ModuleType, cells: Sequence[Cell], x: Tensor) -> str | None:
+    return next(filter(None, (backend.why_not(cell, x) for cell in cells)), None)
 
 
 def scan_layer(
@@ -71,9 +76,9 @@ def scan_layer(
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1), final
 
 
-def reasons(cell: Cell, x: Tensor) -> dict[str, str | None]:
-    """What keeps each backend, fastest first, from running `cell` on `x`; None: nothing."""
-    return {name: backend.why_not(cell, x) for name, backend in BACKENDS.items()}
+def reasons(cells: Sequence[Cell], x: Tensor) -> dict[str, str | None]:
+    """What keeps each backend, fastest first, from running `cells` on `x`; None: nothing."""
+    return {name: _why_not(backend, cells, x) for name, backend in BACKENDS.items()}
 
 
 def name_of(backend: ModuleType) -> str:

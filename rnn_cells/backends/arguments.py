@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.nn.utils.parametrize import is_parametrized
 
 from rnn_cells.cells import Cell, GRUCell, LSTMCell, RNNCell, State
 
 RNN_KIND, LSTM_KIND, GRU_KIND, GRU_AFTER_KIND = range(4)  # as in cpu.cpp and kernels.py
 
 
-def kind_of(cell: Cell) -> int | None:
-    """Which of the known equations a cell has."""
+def kind_of(cell: Cell) -> Any:
+    """Which of the known equations a cell has; None for one of its own."""
     # The exact types: a subclass may have equations of its own.
     if type(cell) is GRUCell:
         return GRU_AFTER_KIND if cell.reset_after else GRU_KIND
@@ -30,6 +32,8 @@ def why_not(cell: Cell, x: Tensor, dtypes: Collection[torch.dtype]) -> str | Non
     if cell.bias_ih is not None or cell.bias_hh is not None:
         shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
     for name, shape in shapes.items():  # somebody may have put another one in its place
+        if name != "weight_hh" and is_parametrized(cell, name):  # each look computes it anew
+            continue
         tensor = getattr(cell, name)
         if tensor is None or tensor.shape != shape:
             return f"{name} must be {shape}, got {None if tensor is None else tuple(tensor.shape)}"

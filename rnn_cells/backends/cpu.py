@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from rnn_cells.backends import arguments
-from rnn_cells.backends.arguments import GRU_KIND, LSTM_KIND, RNN_KIND, check, kind_of
+from rnn_cells.backends.arguments import GRU_KIND, LSTM_KIND, RNN_KIND, check, check_lengths, kind_of
 from rnn_cells.cells import Cell, State
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ def scan(
     """Run `cell` over the steps of `x`; see `rnn_cells.scan`.
 
     Raises:
-        ValueError: sizes or types don't fit together.
+        ValueError: sizes, types or lengths don't fit together.
     """
     check(cell, x, state)
     for name, tensor in zip(cell.state_names, state, strict=True):
@@ -63,7 +63,9 @@ def scan(
             raise ValueError(f"{name} must be of {x.dtype} like the input, got {tensor.dtype}")
     if lengths is not None:
         # A copy, for backward reads it again and the caller may have changed theirs.
-        lengths = None if bool((lengths == len(x)).all()) else lengths.to("cpu", torch.int64, copy=True).contiguous()
+        lengths = lengths.to("cpu", torch.int64, copy=True).contiguous()
+        check_lengths(lengths, x)
+        lengths = None if bool((lengths == len(x)).all()) else lengths
     inputs = (x, cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh, *state)
     learning = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs)
     output, *final = _Scan.apply(kind_of(cell), lengths, reverse, learning, *inputs)

@@ -12,6 +12,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 from omegaconf import OmegaConf
 
+from datamodules import DataError
 from datamodules.cleaning import duration
 from runs.analysis import quantiles_of
 from runs.comparison import TaskComparison
@@ -104,7 +105,10 @@ def _read(folder: Path, quantiles: bool) -> pd.DataFrame:
 
 def _step(folder: Path) -> pd.Timedelta:
     step = OmegaConf.select(OmegaConf.load(folder / "config.yaml"), "data.step", default="1h")
-    return pd.Timedelta(duration("step", step), unit="us")
+    try:
+        return pd.Timedelta(duration("step", step), unit="us")
+    except DataError:  # of a data module of one's own
+        return pd.Timedelta(step)
 
 
 def _by_step(found: TaskComparison) -> Chart | None:

@@ -55,7 +55,7 @@ def test_unknown_backend_names_the_known_ones():
 
 def test_auto_takes_the_first_backend_that_can_run(register):
     fake = register(Fake())
-    assert choose("auto", GRUCell(3, 5), X) is fake
+    assert choose("auto", [GRUCell(3, 5)], X) is fake
 
 
 def test_auto_skips_a_backend_that_cannot_run_and_says_why_once(register, caplog):
@@ -80,7 +80,7 @@ def test_a_backend_asked_for_by_name_raises_with_its_reason(register):
 
 def test_a_backend_asked_for_by_name_runs_although_another_is_faster(register):
     fake = register(Fake())
-    assert choose("reference", GRUCell(3, 5), X) is reference
+    assert choose("reference", [GRUCell(3, 5)], X) is reference
     RNN(3, 5, backend="reference")(X)
     assert fake.calls == []
 

@@ -196,6 +196,14 @@ def test_weights_that_do_not_fit_never_reach_native_code(name, weight):
 
 
 @compiled
+def test_weights_of_the_other_direction_that_do_not_fit_never_reach_native_code():
+    layer = LSTM(4, 8, bidirectional=True, backend="cpu")
+    layer.cells[1].weight_hh = torch.nn.Parameter(torch.zeros(24, 8))
+    with pytest.raises(ValueError, match=r"weight_hh must be \(32, 8\), got \(24, 8\)"):
+        layer(torch.randn(2, 5, 4))
+
+
+@compiled
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32], ids=str)
 def test_lengths_that_change_behind_the_forward_change_no_gradient(layer_type, dtype):
     layer, x = layer_type(4, 8, bidirectional=True, backend="cpu"), torch.randn(2, 5, 4)
@@ -212,11 +220,11 @@ def test_without_a_compiler_auto_runs_the_reference_and_says_what_is_missing(fre
     fresh_library.delenv("CXX", raising=False)
     caplog.set_level("INFO", logger="rnn_cells")
     x = torch.zeros(3, 2, 4)
-    assert choose("auto", LSTMCell(4, 8), x) is reference
+    assert choose("auto", [LSTMCell(4, 8)], x) is reference
     if sys.platform == "linux":
         assert "no C++ compiler (c++, g++, clang++); install one, such as Debian's package g++" in caplog.text
     with pytest.raises(ValueError, match="can't run LSTMCell here"):
-        choose("cpu", LSTMCell(4, 8), x)
+        choose("cpu", [LSTMCell(4, 8)], x)
 
 
 @compiled

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -90,6 +91,7 @@ def _main(words: tuple[str, ...], folder: str, environment: dict[str, str], outp
     with open(output, "wb", buffering=0) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background, shells have it ignored
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)

@@ -467,6 +467,16 @@ def test_a_label_says_what_a_run_has_come_to_not_what_it_began_with(tmp_path: Pa
     assert labels == ["gru trainer.max_epochs=10", "gru trainer.max_epochs=20"]
 
 
+def test_the_choice_of_a_group_stays_as_it_was_said(tmp_path: Path) -> None:
+    runs = [
+        forecast_run(tmp_path / name, "gru", 0, [f"scheduler={name}"], "2016-01-01", 1.0, {"scheduler": schedule})
+        for name, schedule in (("none", None), ("cosine", {"warmup": 0.05}))
+    ]
+    write_comparison(tmp_path, runs)
+    labels = pd.read_csv(tmp_path / "comparison.csv")["label"].tolist()
+    assert labels == ["gru scheduler=none", "gru scheduler=cosine"]
+
+
 def test_a_job_that_was_refused_is_known_by_the_command_that_it_ran_with_at_last(lab: Lab, tmp_path: Path) -> None:
     status = tmp_path / "0_cls_gru_seed0" / "status.json"
     words = ("-m", *SMALL["cls"], "logger=none", f"hydra.sweep.dir={tmp_path}")

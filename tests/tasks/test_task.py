@@ -174,6 +174,14 @@ def test_answers_that_are_no_numbers_are_neither_scored_nor_left_out() -> None:
         task.validation_step(texts(1)[0], 0)
 
 
+def test_what_is_kept_of_a_test_stays_exact_wherever_the_task_moves() -> None:
+    task = classifier().to("cpu")
+    for value in (torch.tensor([2**24 + 1, 3]), torch.tensor([math.nan, 0.1], dtype=torch.float64)):
+        task.kept["index"].reset()
+        task.kept["index"].update(value)
+        assert task.kept["index"].compute().tolist() == pytest.approx(value.tolist(), nan_ok=True, rel=0, abs=0)
+
+
 def test_the_epochs_training_loss_is_the_mean_over_examples_not_over_batches() -> None:
     batches = texts(3)
     batches[1] = {name: value[:1] for name, value in batches[1].items()}
