@@ -36,12 +36,12 @@ SOURCE = Path(__file__).with_name("cpu.cpp")
 
 def why_not(cell: Cell, x: Tensor) -> str | None:
     """What keeps this backend from running `cell` on `x`."""
+    if reason := arguments.why_not(cell, x, (x.dtype,)):
+        return reason
     if x.device.type != "cpu":
         return f"the tensors are on {x.device.type}"
     if x.dtype not in (torch.float32, torch.float64):
         return f"it computes in float32 and float64, not {str(x.dtype).removeprefix('torch.')}"
-    if reason := arguments.why_not(cell, x, (x.dtype,)):
-        return reason
     if torch.is_autocast_enabled("cpu"):
         return "it has no reduced precision for autocast"
     if torch.compiler.is_exporting():

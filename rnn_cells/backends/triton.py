@@ -34,12 +34,12 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 def why_not(cell: Cell, x: Tensor) -> str | None:
     """What keeps this backend from running `cell` on `x`."""
+    if reason := arguments.why_not(cell, x, DTYPES if torch.is_autocast_enabled(x.device.type) else (x.dtype,)):
+        return reason
     if reason := _why_not_on(x.device):
         return reason
     if x.dtype not in DTYPES:
         return f"it computes in float32, bfloat16 and float16, not {str(x.dtype).removeprefix('torch.')}"
-    if reason := arguments.why_not(cell, x, DTYPES if torch.is_autocast_enabled(x.device.type) else (x.dtype,)):
-        return reason
     if torch.compiler.is_compiling():
         return "torch.compile and torch.export can't look into it"
     return None
