@@ -143,12 +143,7 @@ def build_task(config: dict[str, Any], facts: dict[str, Any]) -> Task:
     torch.manual_seed(config["seed"])
     kept = {name: config[name] for name in ("task", "model", "optimizer", "scheduler", "seed", "trust")}
     task_config = {key: value for key, value in config["task"].items() if key not in ("name", "monitor", "mode")}
-    optimizer = dict(config["optimizer"])
-    if optimizer.get("fused") is None:  # Lightning can't clip gradients of a fused optimizer in mixed precision
-        optimizer["fused"] = str(config.get("trainer", {}).get("precision", "32-true")) in UNMIXED
-        if "fused" not in inspect.signature(hydra.utils.get_object(optimizer["_target_"])).parameters:
-            del optimizer["fused"]  # not every optimizer of torch has such a form
-    build = {"optimizer": _optimizer(optimizer, config["trust"])}
+    build = {"optimizer": build_optimizer(config)}
     if config["scheduler"]:
         build["scheduler"] = instantiate(config["scheduler"], config["trust"])
     inputs, model = task_config.pop("inputs"), config["model"]
@@ -169,9 +164,18 @@ def build_task(config: dict[str, Any], facts: dict[str, Any]) -> Task:
     return task
 
 
-def _optimizer(config: dict[str, Any], trust: Sequence[str]) -> Any:
-    """The optimizer's factory, tried once: torch itself knows best which values go together."""
-    factory = instantiate(config, trust)
+def build_optimizer(config: dict[str, Any]) -> Any:
+    """The factory of the optimizer of a run's configuration, tried once.
+
+    Raises:
+        ConfigError: an option that it doesn't take; torch itself knows best which values go together.
+    """
+    optimizer = dict(config["optimizer"])
+    if optimizer.get("fused") is None:  # Lightning can't clip gradients of a fused optimizer in mixed precision
+        optimizer["fused"] = str(config.get("trainer", {}).get("precision", "32-true")) in UNMIXED
+        if "fused" not in inspect.signature(hydra.utils.get_object(optimizer["_target_"])).parameters:
+            del optimizer["fused"]  # not every optimizer of torch has such a form
+    factory = instantiate(optimizer, config["trust"])
     try:
         factory([torch.nn.Parameter(torch.zeros(1))])
     except (ValueError, TypeError, IndexError, RuntimeError) as error:

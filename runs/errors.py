@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 import traceback
+from itertools import accumulate
 
 from hydra.errors import HydraException, OverrideParseException
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from runs.checks import suggestion
+from runs.completion import choices
 from runs.schema import PROGRAMS, Config, ConfigError
 
 
@@ -35,6 +38,8 @@ def explain(error: BaseException, arguments: list[str]) -> str | None:
                 return f"{_first_lines(cause)}; ~GROUP.OPTION on the command line leaves one out"
             return explain(cause, arguments) or (_first_lines(cause) if isinstance(cause, ValueError) else None)
         return "\n".join(filter(None, [_first_lines(error, cause), _suggestion(f"{error}\n{cause}")]))
+    if isinstance(error, AssertionError | AttributeError) and (message := _below_null(error)):
+        return message
     if isinstance(error, OSError):
         reason = error.strerror or str(error)
         return f"{reason}: {error.filename}" if error.filename else reason
@@ -52,6 +57,21 @@ def explain(error: BaseException, arguments: list[str]) -> str | None:
         remedy = "lower the batch size (data.batch_size), data.max_length or data.lookback"
         return f"out of memory ({_first_lines(error)}): {remedy}"
     return None
+
+
+def _below_null(error: BaseException) -> str | None:
+    """What to say of an option of what is null: OmegaConf doesn't foresee that anybody sets one."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__) if frame.f_code is OmegaConf.update.__code__]
+    if not frames:
+        return None
+    config, key = frames[-1].f_locals["cfg"], frames[-1].f_locals["key"]
+    owners = accumulate(key.split("."), "{}.{}".format)
+    null = next((owner for owner in owners if OmegaConf.select(config, owner) is None), None)
+    if null is None:
+        return None
+    group = key.partition(".")[0]
+    others = " or ".join(f"{group}={choice}" for choice in choices(group) if choice != "none")
+    return f"{key}: {null} is null, it has no options" + (f"; choose {others} before it" if others else "")
 
 
 def _raised_in(error: BaseException) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import shutil
 import signal
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -50,33 +52,63 @@ def run(config: DictConfig) -> float | None:
     sweeping = settings.mode == RunMode.MULTIRUN
     overrides = list(settings.overrides.task)
     words = None if config.resume else overrides
-    before = _status_as_it_stands(folder)
+    before, lock = None, FileLock(folder / ".lock", timeout=2)  # a killed run's loader workers outlive it by a moment
     signal.signal(signal.SIGTERM, _stop)
     if sweeping:  # Lightning starts further processes by these words: their sweep is to have the same folder
         place = "hydra.sweep.dir='" + Path(settings.sweep.dir).as_posix().replace("'", "\\'") + "'"
         if place not in sys.argv:
             sys.argv.append(place)
     try:
+        _enter(folder, lock)
+        before = _status_as_it_stands(folder)
         metrics = _run(config, folder, overrides, sweeping)
     except (Exception, SystemExit, KeyboardInterrupt) as error:
+        ours = lock.is_locked and _is_ours(folder, before, fresh=config.resume is None)
         if (code := _interruption(error)) is not None:  # ends a sweep, too
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # whoever stops a group of processes may well say it twice
             advice = _how_to_continue(folder, sweeping)
-            if _is_ours(folder, before, fresh=config.resume is None):
+            if ours:
                 _write_status(folder, "interrupted", words, advice)
             log.warning(f"interrupted; {advice}")
             raise SystemExit(code) from error
         message = explain(error, overrides)
-        if _is_ours(folder, before, fresh=config.resume is None):
+        if ours:
             with contextlib.suppress(OSError):  # a full disk takes no status either
                 _write_status(folder, "failed", words, message or repr(error))
         failures.append(folder.name)
         where = f" in {folder.name}" if sweeping else ""
         log.error(f"error{where}: {message or repr(error)}", exc_info=message is None or config.debug)
         return None
+    finally:
+        _release(lock)
     if _MAIN:
         console.print_scores(metrics, folder, Console())
     return metrics["best_score"]
+
+
+def _enter(folder: Path, lock: FileLock) -> None:
+    """Keep others out of a run folder: two that train in it would overwrite each other's resume points.
+
+    Raises:
+        ConfigError: another process is in there.
+    """
+    if not _MAIN:
+        return
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise ConfigError(
+            f"{folder} is in use: another process trains in it. Wait for its end, or stop it, before you go on"
+        ) from error
+    except OSError:  # a folder that takes no file: the first that is to be written says why
+        pass
+
+
+def _release(lock: FileLock) -> None:
+    if lock.is_locked:
+        with contextlib.suppress(OSError):  # Windows deletes it when it is released, and not before
+            os.unlink(lock.lock_file)
+        lock.release()
 
 
 def _run(config: DictConfig, folder: Path, overrides: list[str], sweeping: bool) -> dict[str, Any]:
@@ -128,7 +160,7 @@ def _copy(twin: Path, settings: dict[str, Any], folder: Path, overrides: list[st
     _write_config(folder, settings)
     _write_status(folder, COPYING, overrides)
     for source in twin.rglob("*"):
-        if _MAIN and source.is_file() and source.name not in ("config.yaml", "status.json", "run.log"):
+        if _MAIN and source.is_file() and source.name not in ("config.yaml", "status.json", "run.log", ".lock"):
             target = folder / source.relative_to(twin)
             target.parent.mkdir(parents=True, exist_ok=True)
             with open(source, "rb") as read, replacing(target) as write:

@@ -6,6 +6,7 @@ import logging
 import time
 import warnings
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException, SI
 
 from datamodules import DataError
 from runs import board
-from runs.build import build_datamodule, build_task, instantiate
+from runs.build import build_datamodule, build_optimizer, build_task, instantiate
 from runs.checkpoints import BEST, LAST, AtomicCheckpointIO, Recorder, read_checkpoint, read_json
 from runs.errors import CheckpointError
 from runs.report import write_json, write_results
@@ -52,8 +53,9 @@ def train(
             `figures/` and the logger's files.
         resume: continue from the folder's last checkpoint.
         trained: what `metrics.json` holds of a training that is complete, of which only another split is scored.
-        began: called when nothing is left that could keep the run from going on, before the folder is written to; but
-            for `data_report.json`, which by then says of the same data what it said before.
+        began: called when nothing is left that could keep the run from going on, and all processes that train together
+            have met, before the folder is written to; but for `data_report.json`, which by then says of the same data
+            what it said before.
 
     Returns:
         What `metrics.json` holds.
@@ -74,6 +76,7 @@ def train(
     logger = _build_logger(config, folder, checkpoint)
     trainer = _build_trainer(config, recorder, logger, began)  # before any data is read: a device may be missing
     _try_encoder(config, trainer)
+    build_optimizer(config)
     datamodule = build_datamodule(config)
     datamodule.setup()
     if checkpoint is not None:
@@ -89,7 +92,6 @@ def train(
     if trained is not None and checkpoint is not None:
         task.load_state_dict(checkpoint["state_dict"])
         history = pd.read_csv(folder / "history.csv")
-        began()
     elif isinstance(task.model, Baseline):
         if trainer.world_size > 1:
             raise ConfigError(f"model={config['model']['name']} is fitted by one process: add trainer=cpu")
@@ -229,7 +231,9 @@ def _build_trainer(
 ) -> pl.Trainer:
     options = {name: value for name, value in config["trainer"].items() if name not in ("threads", "extra")}
     callbacks: list[Callback] = [instantiate(extra, config["trust"]) for extra in config["callbacks"]["extra"]]
-    callbacks.append(LambdaCallback(on_train_start=lambda *_: began(), teardown=_heed_sigterm))
+    once = cache(began)
+    start = dict.fromkeys(("on_train_start", "on_validation_start", "on_test_start"), lambda *_: once())
+    callbacks.append(LambdaCallback(**start, teardown=_heed_sigterm))
     if stopping := config["callbacks"]["early_stopping"]:
         # Behind the validation, not at the epoch's end: the resume point is written between the two.
         watch = {"monitor": config["task"]["monitor"], "mode": best_is(config["task"]), "check_finite": False}

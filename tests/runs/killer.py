@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import subprocess
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -49,6 +52,19 @@ class Killer(pl.Callback):
         if where == self.where and trainer.global_step >= self.step:
             self.step = 10**9  # once
             os.kill(os.getpid(), getattr(signal, self.signal))
+
+
+class Rival(pl.Callback):
+    """Once the training has come to `step`, another process is to resume it, too; `output` gets what that says."""
+
+    def __init__(self, step: int, output: str) -> None:
+        self.step, self.output = step, output
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        if trainer.global_step == self.step:
+            command = [sys.executable, "run.py", f"resume={trainer.default_root_dir}"]
+            rival = subprocess.run(command, capture_output=True, text=True)
+            Path(self.output).write_text(f"{rival.returncode}: {rival.stdout}{rival.stderr}")
 
 
 class Terminated(Persistence):

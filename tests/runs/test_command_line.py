@@ -116,6 +116,8 @@ def test_the_script_itself_runs_and_fails_as_a_process_of_its_own(tmp_path: Path
 MISTAKES = [
     (["lrr=1"], "lrr"),
     (["optimizer.lrr=1"], "Did you mean optimizer.lr?"),
+    (["+optimizer.lrr=1", "data.path=never_read.csv"], "optimizer: Adam.__init__() got an unexpected"),
+    (["scheduler.warmup=3"], "scheduler is null"),
     (["optimizer.lr=-1"], "optimizer.lr=-1.0 is not allowed: it must be above 0"),
     (["optimizer.lr=nan"], "optimizer.lr=nan is not allowed"),
     (["model.encoder.hidden_size=many"], "model.encoder.hidden_size"),

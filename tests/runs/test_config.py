@@ -332,10 +332,13 @@ MISTAKES = [
     (["model.encoder.hidden_size=2.5"], "model.encoder.hidden_size"),
     (["trainer.max_epochs=many"], "trainer.max_epochs"),
     (["task.dropout=null"], "task.dropout"),
+    (["scheduler.warmup=3"], "scheduler is null, it has no options; choose scheduler=cosine or scheduler=onecycle"),
+    (["callbacks=none", "callbacks.early_stopping.patience=3"], "choose callbacks=default before it"),
+    (["callbacks=none", "callbacks.early_stopping={patience: 3}"], "callbacks.early_stopping is null"),
 ]
 
 
-@pytest.mark.parametrize(("words", "expected"), MISTAKES, ids=[words[0] for words, _ in MISTAKES])
+@pytest.mark.parametrize(("words", "expected"), MISTAKES, ids=[words[-1] for words, _ in MISTAKES])
 def test_a_mistake_is_explained_with_its_key_and_the_nearest_one(words: Sequence[str], expected: str) -> None:
     with pytest.raises(Exception) as caught:  # noqa: PT011 - of Hydra or OmegaConf, whatever it is
         composed(*words)

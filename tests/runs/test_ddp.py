@@ -70,3 +70,19 @@ def test_several_processes_begin_half_a_copy_anew(lab: Lab, finished: Callable[[
     code, output = run(lab, f"hydra.run.dir={folder}", folder=tmp_path)
     assert code == 0, output
     assert json.loads((folder / "status.json").read_text(encoding="utf-8"))["state"] == "finished"
+
+
+@pytest.mark.slow
+def test_several_processes_test_what_was_chosen_on_the_validation_split(lab: Lab, tmp_path: Path) -> None:
+    folder = tmp_path / "chosen"
+    code, output = run(lab, "score_on=val", f"hydra.run.dir={folder}", folder=tmp_path)
+    assert code == 0, output
+    chosen = result_of(folder)
+    code, output = run(lab, f"resume={folder}", "score_on=test", folder=tmp_path)
+    assert code == 0, output
+    tested = result_of(folder)
+    assert tested["metrics"]["split"] == "test"
+    rows = pd.read_parquet(folder / "predictions.parquet")
+    assert len(rows) == rows["row"].nunique() == sum(row["support"] for row in tested["metrics"]["per_class"])
+    assert tested["history"] == chosen["history"]
+    assert tested["last"] == chosen["last"]

@@ -19,6 +19,7 @@ import pandas as pd
 import pytest
 import pytorch_lightning as pl
 import torch
+from filelock import FileLock
 from omegaconf import DictConfig, OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -319,6 +320,30 @@ def test_a_second_run_into_the_same_folder_is_refused(lab: Lab, finished: Finish
     assert outcome.code == 1
     assert f"resume={folder}" in outcome.output.replace("\n", "")
     assert contents(folder) == before
+
+
+@pytest.mark.slow
+def test_a_run_that_another_process_wants_to_resume_while_it_trains_is_undisturbed(
+    lab: Lab, finished: Finished, tmp_path: Path
+) -> None:
+    folder, said = tmp_path / "run", tmp_path / "said.txt"
+    rival = f"callbacks.extra=[{{_target_: tests.runs.killer.Rival, step: 13, output: '{said}'}}]"
+    outcome = lab.run(*SMALL["cls"], rival, "trust=[tests.runs.killer]", f"hydra.run.dir={folder}")
+    assert outcome.code == 0, outcome.output
+    assert said.read_text().startswith("1: ")
+    assert f"{folder} is in use" in said.read_text().replace("\n", "")
+    assert state_of(folder) == "finished"
+    assert result_of(folder) == result_of(finished("cls"))
+
+
+def test_a_folder_in_use_is_left_as_it_is_and_free_again_at_the_end(lab: Lab, half_done: Path) -> None:
+    before, status = contents(half_done), (half_done / "status.json").read_bytes()
+    with FileLock(half_done / ".lock"):
+        assert f"{half_done} is in use" in refused(lab, f"resume={half_done}").replace("\n", "")
+        assert (half_done / "status.json").read_bytes() == status
+        assert contents(half_done) == before | {".lock": b""}
+    outcome = lab.run(f"resume={half_done}")
+    assert outcome.code == 0, outcome.output
 
 
 def refused(lab: Lab, *words: str) -> str:
