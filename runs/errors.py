@@ -71,7 +71,8 @@ def _below_null(error: BaseException) -> str | None:
         return None
     group = key.partition(".")[0]
     others = " or ".join(f"{group}={choice}" for choice in choices(group) if choice != "none")
-    return f"{key}: {null} is null, it has no options" + (f"; choose {others} before it" if others else "")
+    advice = "choose" if null == group else "other choices may have them:"
+    return f"{key}: {null} is null, it has no options" + (f"; {advice} {others}" if others else "")
 
 
 def _raised_in(error: BaseException) -> str:

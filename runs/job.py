@@ -52,18 +52,17 @@ def run(config: DictConfig) -> float | None:
     sweeping = settings.mode == RunMode.MULTIRUN
     overrides = list(settings.overrides.task)
     words = None if config.resume else overrides
-    before, lock = None, FileLock(folder / ".lock", timeout=2)  # a killed run's loader workers outlive it by a moment
+    lock = _enter(folder)
+    before = _status_as_it_stands(folder)
     signal.signal(signal.SIGTERM, _stop)
     if sweeping:  # Lightning starts further processes by these words: their sweep is to have the same folder
         place = "hydra.sweep.dir='" + Path(settings.sweep.dir).as_posix().replace("'", "\\'") + "'"
         if place not in sys.argv:
             sys.argv.append(place)
     try:
-        _enter(folder, lock)
-        before = _status_as_it_stands(folder)
         metrics = _run(config, folder, overrides, sweeping)
     except (Exception, SystemExit, KeyboardInterrupt) as error:
-        ours = lock.is_locked and _is_ours(folder, before, fresh=config.resume is None)
+        ours = _is_ours(folder, before, fresh=config.resume is None)
         if (code := _interruption(error)) is not None:  # ends a sweep, too
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # whoever stops a group of processes may well say it twice
             advice = _how_to_continue(folder, sweeping)
@@ -86,22 +85,23 @@ def run(config: DictConfig) -> float | None:
     return metrics["best_score"]
 
 
-def _enter(folder: Path, lock: FileLock) -> None:
+def _enter(folder: Path) -> FileLock:
     """Keep others out of a run folder: two that train in it would overwrite each other's resume points.
 
     Raises:
-        ConfigError: another process is in there.
+        SystemExit: another process is in there, and, if this is a sweep, may well be in the other folders soon.
     """
-    if not _MAIN:
-        return
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise ConfigError(
-            f"{folder} is in use: another process trains in it. Wait for its end, or stop it, before you go on"
-        ) from error
-    except OSError:  # a folder that takes no file: the first that is to be written says why
-        pass
+    lock = FileLock(folder / ".lock", timeout=2)  # a killed run's loader workers outlive it by a moment
+    if _MAIN:
+        try:
+            lock.acquire()
+        except Timeout as error:
+            remedy = "wait for its end, or stop it, before you go on"
+            log.error(f"error: {folder} is in use: another process trains in it; {remedy}")
+            raise SystemExit(1) from error
+        except OSError as error:
+            log.warning(f"a second process in {folder} wouldn't be noticed: {error}")
+    return lock
 
 
 def _release(lock: FileLock) -> None:
@@ -207,7 +207,6 @@ def _resume(config: DictConfig, folder: Path, overrides: list[str]) -> dict[str,
         )
     _check_length(saved, merged, folder)
     metrics = train(settings, folder, resume=True, began=began)
-    _write_config(folder, settings)  # there may have been nothing left to train
     _write_status(folder, "finished")
     return metrics
 

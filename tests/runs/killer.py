@@ -62,8 +62,8 @@ class Rival(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
         if trainer.global_step == self.step:
-            command = [sys.executable, "run.py", f"resume={trainer.default_root_dir}"]
-            rival = subprocess.run(command, capture_output=True, text=True)
+            words = [f"resume={trainer.default_root_dir}", "trust=[tests.runs.killer]"]
+            rival = subprocess.run([sys.executable, "run.py", *words], capture_output=True, text=True, timeout=100)
             Path(self.output).write_text(f"{rival.returncode}: {rival.stdout}{rival.stderr}")
 
 

@@ -333,7 +333,7 @@ MISTAKES = [
     (["trainer.max_epochs=many"], "trainer.max_epochs"),
     (["task.dropout=null"], "task.dropout"),
     (["scheduler.warmup=3"], "scheduler is null, it has no options; choose scheduler=cosine or scheduler=onecycle"),
-    (["callbacks=none", "callbacks.early_stopping.patience=3"], "choose callbacks=default before it"),
+    (["callbacks=none", "callbacks.early_stopping.patience=3"], "other choices may have them: callbacks=default"),
     (["callbacks=none", "callbacks.early_stopping={patience: 3}"], "callbacks.early_stopping is null"),
 ]
 

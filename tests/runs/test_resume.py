@@ -344,6 +344,24 @@ def test_a_folder_in_use_is_left_as_it_is_and_free_again_at_the_end(lab: Lab, ha
         assert contents(half_done) == before | {".lock": b""}
     outcome = lab.run(f"resume={half_done}")
     assert outcome.code == 0, outcome.output
+    assert not (half_done / ".lock").exists()
+
+
+def test_a_sweep_that_finds_a_folder_in_use_ends(lab: Lab, tmp_path: Path) -> None:
+    first = tmp_path / "0_cls_gru_seed0"
+    first.mkdir()
+    with FileLock(first / ".lock"):
+        output = refused(lab, "-m", *SMALL["cls"], "seed=0,1", f"hydra.sweep.dir={tmp_path}")
+    assert f"{first} is in use" in output.replace("\n", "")
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [first.name]
+
+
+def test_where_nothing_can_be_locked_a_run_says_so_and_goes_on(lab: Lab, half_done: Path) -> None:
+    (half_done / ".lock").mkdir()
+    outcome = lab.run(f"resume={half_done}")
+    assert outcome.code == 0, outcome.output
+    assert "wouldn't be noticed" in outcome.output
+    assert state_of(half_done) == "finished"
 
 
 def refused(lab: Lab, *words: str) -> str:
