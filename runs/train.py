@@ -76,7 +76,7 @@ def train(
     logger = _build_logger(config, folder, checkpoint)
     trainer = _build_trainer(config, recorder, logger, began)  # before any data is read: a device may be missing
     _try_encoder(config, trainer)
-    build_optimizer(config)
+    build_optimizer(config)  # for what it refuses: the task, which gets one, knows its data first
     datamodule = build_datamodule(config)
     datamodule.setup()
     if checkpoint is not None:
