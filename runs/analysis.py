@@ -79,8 +79,8 @@ def breakdown(task: str, predictions: pd.DataFrame) -> dict[str, dict[str, dict[
         `median_ae`, `skill` and the number of its windows. Parts without an example are left out.
     """
     if task == "cls":
-        right = (predictions["target"] == predictions["prediction"]).groupby(_lengths(predictions["text"]))
-        parts = right.agg(["mean", "size"]).itertuples()
+        right = predictions["target"] == predictions["prediction"]
+        parts = right.groupby(_lengths(predictions["text"]), observed=True).agg(["mean", "size"]).itertuples()
         return {"length": {name: {"accuracy": float(mean), "examples": int(size)} for name, mean, size in parts}}
     begin = predictions["first_target"].dt
     predictions = predictions.drop(columns=[*quantiles_of(predictions.columns)])
@@ -99,8 +99,7 @@ def _lengths(texts: pd.Series) -> pd.Series:
     between = [f"{low}-{high - 1}" for low, high in pairwise(LENGTHS)]
     names = [f"under {LENGTHS[0]}", *between, f"{LENGTHS[-1]} and more"]
     found = np.digitize(texts.str.len(), LENGTHS)
-    part = pd.Series(pd.Categorical.from_codes(found, dtype=pd.CategoricalDtype(names, ordered=True)), texts.index)
-    return part.cat.remove_unused_categories()
+    return pd.Series(pd.Categorical.from_codes(found, dtype=pd.CategoricalDtype(names, ordered=True)), texts.index)
 
 
 def average(task: str, runs: Sequence[pd.DataFrame]) -> pd.DataFrame | None:
