@@ -53,6 +53,9 @@ def explain(error: BaseException, arguments: list[str]) -> str | None:
 
     if isinstance(error, DataError | DivergedError | MisconfigurationException):
         return str(error)
+    lightnings = (ValueError, TypeError, RuntimeError, ImportError)  # of how an argument or a callback of it is used
+    if isinstance(error, lightnings) and (_raised_in(error) or "").startswith("pytorch_lightning."):
+        return f"trainer or callbacks.extra: {_first_lines(error)}"
     if isinstance(error, MemoryError) or re.search("out of memory|can't allocate memory", str(error)):
         remedy = "lower the batch size (data.batch_size), data.max_length or data.lookback"
         return f"out of memory ({_first_lines(error)}): {remedy}"
@@ -73,6 +76,11 @@ def _below_null(error: BaseException) -> str | None:
     others = " or ".join(f"{group}={choice}" for choice in choices(group) if choice != "none")
     advice = "choose" if null == group else "other choices may have them:"
     return f"{key}: {null} is null, it has no options" + (f"; {advice} {others}" if others else "")
+
+
+def raised_within(error: BaseException, module: str) -> bool:
+    """Whether the module was at work when it was raised."""
+    return any(frame.f_globals.get("__name__") == module for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
 def _raised_in(error: BaseException) -> str:

@@ -42,6 +42,7 @@ def option(
 # ruff: noqa: UP045
 
 LARGEST_SEED = 2**32 - 1  # NumPy's and scikit-learn's generators take no larger one
+CLOCK = "days:hours:minutes:seconds, as 00:12:00:00"
 DURATION = "a duration such as 5d, 48h or 10min"
 
 
@@ -367,6 +368,53 @@ class TrainerConfig:
     enable_progress_bar: bool = option(True, "show a progress bar")
     threads: Optional[int] = option(None, "CPU threads of the arithmetic; all cores if not given", least=1)
     extra: dict[str, Any] = option({}, "further arguments of the Trainer: +trainer.extra.profiler=simple")
+
+
+@dataclass
+class ExtraTrainerConfig:
+    """Further arguments of `pytorch_lightning.Trainer`, each added as `+trainer.extra.name=value`."""
+
+    accumulate_grad_batches: int = option(1, "batches whose gradients make one step", least=1)
+    benchmark: Optional[bool] = option(None, "let cuDNN look for the fastest algorithm")
+    check_val_every_n_epoch: Optional[int] = option(
+        1, "epochs from one validation to the next; null: val_check_interval counts on over epochs", least=1
+    )
+    detect_anomaly: bool = option(False, "find the operation whose gradient is no number (slow)")
+    gradient_clip_algorithm: Optional[str] = option(
+        None, "clip the gradient's norm, or each of its values", choices=("norm", "value")
+    )
+    inference_mode: bool = option(True, "evaluate in torch.inference_mode; false: in torch.no_grad")
+    max_time: Any = option(None, f"time of training at most: {CLOCK}, or {{hours: 12}}")
+    min_epochs: Optional[int] = option(None, "epochs at least, whatever early stopping says", least=1)
+    min_steps: Optional[int] = option(None, "steps at least, whatever early stopping says", least=1)
+    overfit_batches: Any = option(
+        0.0, "fraction or number of batches of training and validation, the same in every epoch", least=0
+    )
+    profiler: Any = option(
+        None, "what takes time: fit-profile.txt in the run folder", choices=("simple", "advanced", "pytorch")
+    )
+    reload_dataloaders_every_n_epochs: int = option(0, "epochs after which the loaders are made anew", least=0)
+    sync_batchnorm: bool = option(False, "share the statistics of batch norm layers among processes")
+    val_check_interval: Any = option(
+        None, f"batches, or fraction of an epoch, from one validation to the next, or time: {CLOCK}", above=0
+    )
+
+
+UNAVAILABLE = {
+    "barebones": "a run needs its scores and its checkpoints",
+    "callbacks": "callbacks.extra takes further ones",
+    "default_root_dir": "hydra.run.dir=FOLDER chooses the run folder",
+    "enable_autolog_hparams": "the run logs its options itself; logger=none logs nothing",
+    "enable_checkpointing": "a run keeps its best and its last weights; trainer.fast_dev_run=true keeps none",
+    "enable_model_summary": "python run.py -cn describe shows the layers",
+    "limit_predict_batches": "python run.py -cn predict makes predictions",
+    "logger": "choose logger=tensorboard or logger=none",
+    "model_registry": "a run keeps its weights in its own folder",
+    "num_sanity_val_steps": "trainer.fast_dev_run=true tries one batch of everything",
+    "plugins": "the run writes its checkpoints itself; trainer.precision and trainer.strategy choose the others",
+    "use_distributed_sampler": "the data modules share the batches out among processes themselves",
+}
+"""Arguments of `pytorch_lightning.Trainer` that no run can set, each with what to do instead."""
 
 
 @dataclass
