@@ -180,7 +180,8 @@ def write_forecasts(
 def _forecast(task: Any, lookbacks: Lookbacks, origins: np.ndarray) -> Forecasts:
     batch = lookbacks.batch(origins)
     answers = task.predict_step(batch, 0)
-    naive = seasonal_naive(batch["history"], task.facts["horizon"], task.facts["season_length"])
+    history = task.in_own_unit(batch["history"])
+    naive = seasonal_naive(history, task.facts["horizon"], task.facts["season_length"])
     truth = lookbacks.truth(origins)
     scores = quantile_scores(answers, torch.from_numpy(truth), task.levels) if task.levels else {}
     return Forecasts(
@@ -188,7 +189,7 @@ def _forecast(task: Any, lookbacks: Lookbacks, origins: np.ndarray) -> Forecasts
         forecast=task.median(answers).numpy(),
         truth=truth,
         naive=naive.numpy(),
-        history=batch["history"].numpy(),
+        history=history.numpy(),
         quantiles=answers.reshape(*answers.shape[:2], -1).numpy(),
         spread={name: of_steps.mean(dim=1).numpy() for name, of_steps in scores.items()},
         drawn=np.arange(len(origins)),
@@ -199,7 +200,7 @@ def _schema(task: Any, lookbacks: Lookbacks, with_truth: bool) -> pa.Schema:
     seconds = not (lookbacks.series.times.astype(np.int64) % 1_000_000).any()
     moments = [(name, pa.timestamp("s" if seconds else "us")) for name in ("origin", "time")]
     numbers = ["forecast", *(f"q{level:g}" for level in task.levels), *(["truth"] if with_truth else [])]
-    return pa.schema([*moments, ("step", pa.int32()), *((name, pa.float32()) for name in numbers)])
+    return pa.schema([*moments, ("step", pa.int32()), *((name, pa.float64()) for name in numbers)])
 
 
 def _table(schema: pa.Schema, lookbacks: Lookbacks, origins: np.ndarray, found: Forecasts) -> pa.Table:
@@ -221,7 +222,7 @@ def _scores(found: Forecasts) -> dict[str, Any]:
     """Errors of the forecasts whose truth is complete, over all their steps."""
     complete = ~np.isnan(found.truth).any(axis=1)
     tables = (found.truth, found.forecast, found.naive)
-    truth, forecast, naive = (torch.from_numpy(table[complete]).double() for table in tables)
+    truth, forecast, naive = (torch.from_numpy(table[complete]) for table in tables)
     if not len(truth):
         return {"scored": 0, "scores": {}, "seasonal_naive": None}
     errors = (naive - truth).abs()
