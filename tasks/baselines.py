@@ -22,7 +22,8 @@ class Baseline(nn.Module):
     """A model without an encoder.
 
     `fit` learns from the training split; `forward` answers in the task's own terms: class logits (B, C), or forecasts
-    (B, H) in the unit of the batch's `history`. What was learned, tensors and plain values, stands in `learned` and in checkpoints.
+    (B, H) in the unit of the batch's `history`. What was learned, tensors and plain values, stands in `learned` and in
+    checkpoints.
 
     Args:
         facts: of the data.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from datamodules.lookbacks import Lookbacks, moment
 from datamodules.recordings import read_recordings
 from datamodules.streaming import TableStream
 from runs import figures
+from runs.analysis import format_number
 from runs.predict.output import bar, console, table_writer
 from runs.report import write_json
 from runs.schema import ConfigError
@@ -253,10 +255,11 @@ def _draw(task: Any, found: Forecasts, output: Path) -> None:
 def _print_forecast(task: Any, found: Forecasts, times: np.ndarray, output: Path, seconds: float) -> None:
     few = [*dict.fromkeys([*range(len(task.levels))[:COLUMNS], *range(len(task.levels))[-COLUMNS:]])]
     table = Table("time", task.facts["target"], *(f"{100 * task.levels[at]:g}%" for at in few), box=None)
-    horizon = len(times)
+    horizon, varied = len(times), float(np.ptp(np.append(found.history[0], found.forecast[0])))
+    decimals = max(2, 2 - math.floor(math.log10(varied))) if varied else 2
     for step in np.unique(np.linspace(0, horizon - 1, min(PRINTED, horizon)).astype(int)):
         numbers = [found.forecast[0, step], *found.quantiles[0, step, few]] if few else [found.forecast[0, step]]
-        table.add_row(moment(times[step])[:16], *(f"{value:.2f}" for value in numbers))
+        table.add_row(moment(times[step])[:16], *(f"{value:.{decimals}f}" for value in numbers))
     shown = console()
     shown.print(f"from {moment(found.origin[0])}", highlight=False)
     shown.print(table)
@@ -268,7 +271,7 @@ def _print_scores(report: dict[str, Any], output: Path, seconds: float) -> None:
     if report["scored"]:
         table = Table("score", "value", box=None)
         for name, value in report["scores"].items():
-            table.add_row(name, f"{value:.4f}")
+            table.add_row(name, format_number(value))
         shown.print(table)
     if report["skipped"]:
         shown.print(f"{report['skipped']:,} more origins have no complete lookback")
