@@ -41,7 +41,8 @@ class Lookbacks:
         starts, _ = window_starts(segments, lost, nothing, self.lookback, 0, 1)
         self.origins = starts + self.lookback - 1
         scaled = (known[:, :-1] - np.asarray(facts["feature_mean"])) / np.asarray(facts["feature_std"])
-        self._inputs, self._history = (np.ascontiguousarray(part, dtype=np.float32) for part in (scaled, known[:, -1]))
+        self._inputs = np.ascontiguousarray(scaled, dtype=np.float32)
+        self._history = known[:, -1] - facts.get("target_offset", 0.0)
         self._climatology = Climatology.from_state(facts["climatology"])
 
     def times_ahead(self, origins: np.ndarray) -> np.ndarray:
@@ -56,16 +57,16 @@ class Lookbacks:
         batch = {
             "inputs": gather(self._inputs, self.lookback, starts),
             "history": gather(self._history, self.lookback, starts),
-            "climatology": usual.astype(np.float32),
+            "climatology": usual,
             "index": np.asarray(origins, dtype=np.int64),
         }
         return {name: torch.from_numpy(values) for name, values in batch.items()}
 
     def truth(self, origins: np.ndarray) -> np.ndarray:
-        """What came, float32 (B, H); NaN where the series has no reading at that time."""
+        """What came, in the target's own unit, float64 (B, H); NaN where the series has no reading at that time."""
         wanted = self.times_ahead(origins)
         found = np.minimum(np.searchsorted(self.series.times, wanted), len(self.series.times) - 1)
-        return np.where(self.series.times[found] == wanted, self._target[found], np.nan).astype(np.float32)
+        return np.where(self.series.times[found] == wanted, self._target[found], np.nan)
 
     def spaced(self, every: int) -> np.ndarray:
         """The complete ones whose origins lie `every` microseconds apart, counted back from the last row.

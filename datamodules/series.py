@@ -17,7 +17,7 @@ from .sampling import ResumableLoader, split_loader
 from .sources import SPLITS, DataError, Source, at_least, file_sha256, one_of, path_text
 from .streaming import read_table
 from .synthetic import sample_climate
-from .windows import CALENDAR, Climatology, WindowDataset, features_of, forward_fill, window_starts
+from .windows import CALENDAR, Climatology, WindowDataset, features_of, forward_fill, offset_of, window_starts
 
 logger = logging.getLogger(__name__)
 
@@ -30,11 +30,14 @@ class SeriesDataModule(pl.LightningDataModule):
     """Windows of a timestamped table, split by time before anything is learned from it.
 
     A batch is a dict, with B windows, L steps of lookback, H steps of horizon and F features:
-    `inputs` float32 (B, L, F), scaled; `targets` float32 (B, H), in the target's own unit; `history` float32 (B, L),
-    the target over the lookback, same unit; `climatology` float32 (B, H), what is usual at the targets' times, same
-    unit; `origin` int64 (B,), the time of the last input, in steps since the first row; `index` int64 (B,), for
-    `describe`. A window lies in one gap-free stretch, and its targets in one split.
+    `inputs` float32 (B, L, F), scaled; `targets` float64 (B, H), in the target's own unit, less `target_offset`;
+    `history` float64 (B, L), the target over the lookback, alike; `climatology` float64 (B, H), what is usual at the
+    targets' times, alike; `origin` int64 (B,), the time of the last input, in steps since the first row; `index` int64
+    (B,), for `describe`. A window lies in one gap-free stretch, and its targets in one split.
     Scaler and climatology know the training rows alone.
+
+    `target_offset` is a round number near the training mean of a target that varies little around a large value, such
+    as coordinates or a meter's reading (see `offset_of`), and otherwise 0, and then not among the facts.
 
     Args:
         name: of the data set.
@@ -196,14 +199,14 @@ class SeriesDataModule(pl.LightningDataModule):
         train = splits["train"]
         mean, std = self._fit_scaler(observed[train])
         require_float32(known, [*self._names, self._target], series.lines, source, std)
-        climatology = Climatology.fit(series.times[train], target[train])
-        self.facts = self._facts(mean, std, climatology)
-        tables = ((known[:, :-1] - mean[:-1]) / std[:-1], known[:, -1], target, climatology.predict(series.times))
-        inputs, history, targets, usual = (np.ascontiguousarray(table, dtype=np.float32) for table in tables)
+        offset = offset_of(float(mean[-1]), float(std[-1]))
+        history, targets = known[:, -1] - offset, target - offset
+        climatology = Climatology.fit(series.times[train], targets[train])
+        self.facts = self._facts(mean, std, offset, climatology)
+        inputs = np.ascontiguousarray((known[:, :-1] - mean[:-1]) / std[:-1], dtype=np.float32)
+        tables = (inputs, history, targets, climatology.predict(series.times))
         self._sets = {
-            name: WindowDataset(
-                inputs, history, targets, usual, starts[name], self._lookback, self._horizon, series.times, series.step
-            )
+            name: WindowDataset(*tables, starts[name], self._lookback, self._horizon, series.times, series.step)
             for name in SPLITS
         }
 
@@ -374,11 +377,11 @@ class SeriesDataModule(pl.LightningDataModule):
         for column in [*range(len(self._features)), -1]:
             seen = rows[~np.isnan(rows[:, column]), column]
             mean[column], deviation = seen.mean(), seen.std()
-            if deviation > 1e-9 * max(1.0, abs(mean[column])):  # a constant column stays unscaled
+            if deviation > 1e-13 * abs(mean[column]):  # what is constant but for rounding stays unscaled
                 std[column] = deviation
         return mean, std
 
-    def _facts(self, mean: np.ndarray, std: np.ndarray, climatology: Climatology) -> dict[str, Any]:
+    def _facts(self, mean: np.ndarray, std: np.ndarray, offset: float, climatology: Climatology) -> dict[str, Any]:
         names = self._names
         unit = re.search(r"\(([^()]*)\)\s*$", self._target)
         text = unit.group(1) if unit else ""
@@ -391,7 +394,8 @@ class SeriesDataModule(pl.LightningDataModule):
             "step": spell(self._step),
             "feature_mean": mean[:-1].tolist(),
             "feature_std": std[:-1].tolist(),
-            "target_mean": float(mean[-1]),
+            **({"target_offset": offset} if offset else {}),  # runs from before there was one stay the same
+            "target_mean": float(mean[-1]) - offset,
             "target_std": float(std[-1]),
             "climatology": climatology.state(),
             "calendar": self._calendar,

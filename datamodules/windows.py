@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from .cleaning import CleanSeries
 
 CALENDAR = ("sin_day", "cos_day", "sin_year", "cos_year")
 YEAR = 365.2425  # days
+HIGH = 1000  # standard deviations from 0: float32 would round a value so large to some 1/20,000 of a deviation
 
 
 class WindowDataset(Dataset[dict[str, torch.Tensor]]):
@@ -21,7 +23,7 @@ class WindowDataset(Dataset[dict[str, torch.Tensor]]):
 
     Args:
         inputs: float32 (rows, F), scaled.
-        history, targets, climatology: float32 (rows,).
+        history, targets, climatology: float64 (rows,), less the target's offset.
         starts: first row of each window.
         lookback, horizon: rows of input and of target.
         times: datetime64[us] (rows,).
@@ -70,6 +72,14 @@ def features_of(series: CleanSeries, features: Sequence[str], calendar: bool) ->
         return columns
     day, year = _phases(series.times)
     return np.column_stack([columns, np.sin(day), np.cos(day), np.sin(year), np.cos(year)])
+
+
+def offset_of(mean: float, std: float) -> float:
+    """A round number near the mean of a series that varies little around a large value, 0 of any other.
+
+    Subtracted in float64, it leaves float32 the digits in which the series varies.
+    """
+    return round(mean, -math.floor(math.log10(std))) if abs(mean) > HIGH * std else 0.0
 
 
 def forward_fill(values: np.ndarray, segments: np.ndarray, limit: int) -> np.ndarray:
@@ -136,7 +146,7 @@ class Climatology:
         return cls(solution.reshape(2 * annual + 1, 2 * daily + 1))
 
     def predict(self, times: Any) -> np.ndarray:
-        """The usual value at each of `times` (anything numpy reads as datetimes), float64 in the target's unit."""
+        """The usual value at each of `times` (anything numpy reads as datetimes), float64, as it was fitted."""
         times = np.asarray(times, dtype="datetime64[us]")
         annual, daily = (size // 2 for size in self.coefficients.shape)
         return np.einsum("tad,ad->t", _products(times, annual, daily), self.coefficients)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -71,6 +72,19 @@ def classes_of(predictions: pd.DataFrame) -> list[str]:
     return [name[2:-1] for name in map(str, predictions) if name.startswith("p(")]
 
 
+def format_number(value: float, decimals: int = 4, beside: Sequence[float] = (), sign: str = "") -> str:
+    """A number with so many decimals; with as many significant digits where it is too small for these.
+
+    Args:
+        value: any number.
+        decimals: of usual numbers, such as 0.8731.
+        beside: numbers that it is read with; the largest of all of them decides.
+        sign: `+` for one before positive numbers, too.
+    """
+    largest = max(map(abs, (value, *beside)))
+    return f"{value:{sign}.{decimals}{'f' if largest == 0 or largest >= 10 ** (1 - decimals) else 'g'}}"
+
+
 def breakdown(task: str, predictions: pd.DataFrame) -> dict[str, dict[str, dict[str, float]]]:
     """Scores of parts of the split: of texts by their length, of windows by season and year of their first target.
 
@@ -109,7 +123,8 @@ def average(task: str, runs: Sequence[pd.DataFrame]) -> pd.DataFrame | None:
     """
     first = runs[0]
     same = ["target", *(["row"] if task == "cls" else ["origin", "step"])]
-    if any(not run[same].equals(first[same]) for run in runs[1:]):
+    shared = [run[same].astype({"target": shared_precision(runs)}) for run in runs]
+    if any(not of_run.equals(shared[0]) for of_run in shared[1:]):
         return None
     if task == "cls":
         names = [f"p({name})" for name in classes_of(first)]
@@ -120,6 +135,11 @@ def average(task: str, runs: Sequence[pd.DataFrame]) -> pd.DataFrame | None:
     if task == "cls":
         mean["prediction"] = pd.Index(classes_of(first))[mean[names].to_numpy().argmax(axis=1)]
     return mean
+
+
+def shared_precision(runs: Iterable[pd.DataFrame]) -> Any:
+    """The type in which the runs' targets can be compared: older runs have kept those of series in float32."""
+    return min((run["target"].to_numpy().dtype for run in runs), key=lambda kind: kind.itemsize)
 
 
 def curve(histories: Sequence[pd.DataFrame], name: str) -> pd.DataFrame:

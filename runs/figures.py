@@ -18,7 +18,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import AutoLocator, Locator, MultipleLocator
 
-from runs.analysis import curve
+from runs.analysis import curve, format_number
 from tasks.forecasting import central_intervals
 
 log = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ def loss_curves(history: pd.DataFrame, monitor: str, mode: str) -> Figure:
         right.plot(history["epoch"], scores, marker="o", markersize=3, color=COLOURS[2])
         right.plot(history["epoch"][best], scores[best], marker="*", markersize=13, color=COLOURS[2])
         epoch = history["epoch"][best]
-        right.set(xlabel="epoch", ylabel=monitor, title=f"Best {monitor}: {scores[best]:.4f}, epoch {epoch}")
+        right.set(xlabel="epoch", ylabel=monitor, title=f"Best {monitor}: {format_number(scores[best])}, epoch {epoch}")
     for axes in (left, right):
         axes.xaxis.get_major_locator().set_params(integer=True)
     return figure
@@ -145,7 +145,7 @@ def error_by_step(metrics: Mapping[str, list[float]], model: str, hours_per_step
     axes = figure.subplots()
     for number, (label, errors) in enumerate(metrics.items()):
         hours = np.arange(1, len(errors) + 1) * hours_per_step
-        mean = f"{np.mean(errors):.2f} {unit}".rstrip()
+        mean = f"{format_number(float(np.mean(errors)), 2)} {unit}".rstrip()
         axes.plot(hours, errors, color=COLOURS[number], label=f"{label} (mean {mean})")
     axes.set(xlabel="lead time (h)", title=f"Error of {model} by lead time")
     axes.set_ylabel(f"mean absolute error ({unit})" if unit else "mean absolute error")
@@ -184,7 +184,7 @@ def forecasts(windows: Sequence[Mapping[str, Any]], model: str, target: str) -> 
         axes.plot(future, window["forecast"], color=COLOURS[1], linewidth=1.6, label=model)
         axes.axvline(0, color="#aaaaaa", linewidth=0.8, linestyle=":")
         error = np.abs(window["forecast"] - window["truth"])[known]
-        scored = f", mean error {error.mean():.2f}" if known.any() else ""
+        scored = f", mean error {format_number(error.mean(), 2)}" if known.any() else ""
         axes.set_title(f"from {window['origin']}{scored}", fontsize=9)
         axes.set(xlabel="hours from the forecast's origin", ylabel=target)
         axes.xaxis.set_major_locator(_hours(step * (len(past) + len(future))))

@@ -84,7 +84,7 @@ def _forecast_figures(
     errors = {metrics["model"]: metrics["mae_by_step"], "seasonal naive": metrics["seasonal_naive"]["mae_by_step"]}
     available = predictions["index"].unique()
     chosen = available[np.linspace(0, len(available) - 1, min(6, len(available))).astype(int)]
-    histories = dataset[chosen.tolist()]["history"].numpy()
+    histories = dataset[chosen.tolist()]["history"].numpy() + facts.get("target_offset", 0.0)
     levels = quantiles_of(predictions.columns)
     windows = []
     for position, history in zip(chosen, histories, strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from omegaconf import OmegaConf
 
 from datamodules import DataError
 from datamodules.cleaning import duration
-from runs.analysis import quantiles_of
+from runs.analysis import format_number, quantiles_of
 from runs.comparison import TaskComparison
 from runs.page.blocks import Chart, Choice, Section
 from runs.page.charts import (
@@ -23,6 +24,7 @@ from runs.page.charts import (
     band,
     by_part,
     diagonal,
+    digits,
     figure,
     grid,
     line,
@@ -38,7 +40,6 @@ BINS = 61  # of the histogram of errors
 NAIVE = Look("seasonal naive", "--muted", "dot")
 PAST, TRUTH = Look("past", "--faint"), Look("truth", "--ink")
 MAE = axis("mean absolute error")
-AT_TIME = "%{x|%Y-%m-%d %H:%M}: %{y:.2f}"
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def _step(folder: Path) -> pd.Timedelta:
 
 
 def _by_step(found: TaskComparison) -> Chart | None:
-    look, hover = looks(found.labels), "%{x:g} h ahead: %{y:.3f}"
+    look, hover = looks(found.labels), f"%{{x:g}} h ahead: %{{y:{digits(found.rows['mae'], 3)}}}"
     data: list[dict[str, Any]] = []
     naive: list[tuple[list[float], list[float]]] = []
     for label, folders in found.labels.items():
@@ -136,7 +137,7 @@ def _by_step(found: TaskComparison) -> Chart | None:
 
 
 def _by_hour(found: TaskComparison, known: dict[str, Predictions]) -> Chart | None:
-    look, hover = looks(found.labels), "%{x} o'clock: %{y:.3f}"
+    look, hover = looks(found.labels), f"%{{x}} o'clock: %{{y:{digits(found.rows['mae'], 3)}}}"
     data = [
         line(kept.hours.index.tolist(), rounded(kept.hours["model"]), look[label], hover, **markers(look[label], 5))
         for label, kept in known.items()
@@ -160,7 +161,7 @@ def _histogram(found: TaskComparison, known: dict[str, Predictions], target: str
     data = []
     for label, kept in known.items():
         shares = 100 * np.histogram(kept.errors, edges)[0] / len(kept.errors)
-        steps = line(centers, rounded(shares, 4), look[label], "error about %{x:.2f}: %{y:.2f}%")
+        steps = line(centers, rounded(shares, 4), look[label], f"error about %{{x:{digits(widest, 2)}}}: %{{y:.2f}}%")
         data.append({**steps, "line": {**steps["line"], "shape": "hvh"}})
     x = axis(f"forecast − truth, {target}", zeroline=True)
     note = "Forecasts of all steps; beyond the edges lie 0.5% of the widest model's."
@@ -211,17 +212,21 @@ def _panels(errors: pd.Series, models: dict[str, Predictions], look: dict[str, L
     steps = int(some.first["step"].max())
     data: list[dict[str, Any]] = []
     titles = []
+    level, varied = float(truth.abs().max()), float(np.ptp(truth))
+    # So many digits of a value, and decimals of it on a hover, that those in which the series varies are among them.
+    many = 5 + max(0, math.floor(math.log10(level / varied))) if varied else 17
+    hover = f"%{{x|%Y-%m-%d %H:%M}}: %{{y:.{max(2, 2 - math.floor(math.log10(varied))) if varied else 2}f}}"
     for at, (kind, origin) in enumerate(_chosen(errors, steps * some.step), 1):
         past = truth.reindex(pd.date_range(end=origin, periods=2 * steps, freq=some.step))  # with its gaps
         past = past.loc[past.first_valid_index() :]
         future = truth.reindex(pd.date_range(start=origin, periods=steps + 1, freq=some.step))  # from the origin on
-        traces = [line(_times(past.index), rounded(past), PAST, AT_TIME)] if past.notna().any() else []
+        traces = [line(_times(past.index), rounded(past, many), PAST, hover)] if past.notna().any() else []
         for label, kept in models.items():
             rows = kept.first[kept.first["origin"] == origin].sort_values("step")
-            traces += _forecast(rows, look[label], alone=len(models) == 1)
-        traces.append(line(_times(future.index), rounded(future), TRUTH, AT_TIME))
+            traces += _forecast(rows, look[label], many, hover, alone=len(models) == 1)
+        traces.append(line(_times(future.index), rounded(future, many), TRUTH, hover))
         data += [trace | pair(at) | ({} if at == 1 else {"showlegend": False}) for trace in traces]
-        titles.append(f"{kind}, {origin:%Y-%m-%d %H:%M}: MAE {errors[origin]:.2f}")
+        titles.append(f"{kind}, {origin:%Y-%m-%d %H:%M}: MAE {format_number(errors[origin], 2)}")
     return Chart("", grid(data, titles, 2, axis("", type="date", nticks=6), axis("")))
 
 
@@ -238,7 +243,7 @@ def _chosen(errors: pd.Series, reach: pd.Timedelta) -> list[tuple[str, pd.Timest
     return found
 
 
-def _forecast(rows: pd.DataFrame, look: Look, alone: bool) -> list[dict[str, Any]]:
+def _forecast(rows: pd.DataFrame, look: Look, many: int, hover: str, alone: bool) -> list[dict[str, Any]]:
     """The forecast of one window; of a model alone, first its intervals, the widest first, and the seasonal naive."""
     times = _times(rows["time"])
     traces = []
@@ -248,10 +253,10 @@ def _forecast(rows: pd.DataFrame, look: Look, alone: bool) -> list[dict[str, Any
         for share, (low, high) in central_intervals(levels).items():
             interval = replace(look, label=f"{share}% interval")
             bounds = rows[names[low]], rows[names[high]]
-            traces.append(band(times, *bounds, interval, 0.1 + 0.5 * levels[low]) | {"showlegend": True})
+            traces.append(band(times, *bounds, interval, 0.1 + 0.5 * levels[low], many) | {"showlegend": True})
         if "seasonal_naive" in rows and look.label != "seasonal_naive":
-            traces.append(line(times, rounded(rows["seasonal_naive"]), NAIVE, AT_TIME))
-    return [*traces, line(times, rounded(rows["prediction"]), look, AT_TIME)]
+            traces.append(line(times, rounded(rows["seasonal_naive"], many), NAIVE, hover))
+    return [*traces, line(times, rounded(rows["prediction"], many), look, hover)]
 
 
 def _times(times: Any) -> list[str]:

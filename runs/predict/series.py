@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from datamodules.lookbacks import Lookbacks, moment
 from datamodules.recordings import read_recordings
 from datamodules.streaming import TableStream
 from runs import figures
+from runs.analysis import format_number
 from runs.predict.output import bar, console, table_writer
 from runs.report import write_json
 from runs.schema import ConfigError
@@ -180,7 +182,8 @@ def write_forecasts(
 def _forecast(task: Any, lookbacks: Lookbacks, origins: np.ndarray) -> Forecasts:
     batch = lookbacks.batch(origins)
     answers = task.predict_step(batch, 0)
-    naive = seasonal_naive(batch["history"], task.facts["horizon"], task.facts["season_length"])
+    history = task.in_own_unit(batch["history"])
+    naive = seasonal_naive(history, task.facts["horizon"], task.facts["season_length"])
     truth = lookbacks.truth(origins)
     scores = quantile_scores(answers, torch.from_numpy(truth), task.levels) if task.levels else {}
     return Forecasts(
@@ -188,7 +191,7 @@ def _forecast(task: Any, lookbacks: Lookbacks, origins: np.ndarray) -> Forecasts
         forecast=task.median(answers).numpy(),
         truth=truth,
         naive=naive.numpy(),
-        history=batch["history"].numpy(),
+        history=history.numpy(),
         quantiles=answers.reshape(*answers.shape[:2], -1).numpy(),
         spread={name: of_steps.mean(dim=1).numpy() for name, of_steps in scores.items()},
         drawn=np.arange(len(origins)),
@@ -199,7 +202,7 @@ def _schema(task: Any, lookbacks: Lookbacks, with_truth: bool) -> pa.Schema:
     seconds = not (lookbacks.series.times.astype(np.int64) % 1_000_000).any()
     moments = [(name, pa.timestamp("s" if seconds else "us")) for name in ("origin", "time")]
     numbers = ["forecast", *(f"q{level:g}" for level in task.levels), *(["truth"] if with_truth else [])]
-    return pa.schema([*moments, ("step", pa.int32()), *((name, pa.float32()) for name in numbers)])
+    return pa.schema([*moments, ("step", pa.int32()), *((name, pa.float64()) for name in numbers)])
 
 
 def _table(schema: pa.Schema, lookbacks: Lookbacks, origins: np.ndarray, found: Forecasts) -> pa.Table:
@@ -221,7 +224,7 @@ def _scores(found: Forecasts) -> dict[str, Any]:
     """Errors of the forecasts whose truth is complete, over all their steps."""
     complete = ~np.isnan(found.truth).any(axis=1)
     tables = (found.truth, found.forecast, found.naive)
-    truth, forecast, naive = (torch.from_numpy(table[complete]).double() for table in tables)
+    truth, forecast, naive = (torch.from_numpy(table[complete]) for table in tables)
     if not len(truth):
         return {"scored": 0, "scores": {}, "seasonal_naive": None}
     errors = (naive - truth).abs()
@@ -252,10 +255,11 @@ def _draw(task: Any, found: Forecasts, output: Path) -> None:
 def _print_forecast(task: Any, found: Forecasts, times: np.ndarray, output: Path, seconds: float) -> None:
     few = [*dict.fromkeys([*range(len(task.levels))[:COLUMNS], *range(len(task.levels))[-COLUMNS:]])]
     table = Table("time", task.facts["target"], *(f"{100 * task.levels[at]:g}%" for at in few), box=None)
-    horizon = len(times)
+    horizon, varied = len(times), float(np.ptp(np.append(found.history[0], found.forecast[0])))
+    decimals = max(2, 2 - math.floor(math.log10(varied))) if varied else 2
     for step in np.unique(np.linspace(0, horizon - 1, min(PRINTED, horizon)).astype(int)):
         numbers = [found.forecast[0, step], *found.quantiles[0, step, few]] if few else [found.forecast[0, step]]
-        table.add_row(moment(times[step])[:16], *(f"{value:.2f}" for value in numbers))
+        table.add_row(moment(times[step])[:16], *(f"{value:.{decimals}f}" for value in numbers))
     shown = console()
     shown.print(f"from {moment(found.origin[0])}", highlight=False)
     shown.print(table)
@@ -267,7 +271,7 @@ def _print_scores(report: dict[str, Any], output: Path, seconds: float) -> None:
     if report["scored"]:
         table = Table("score", "value", box=None)
         for name, value in report["scores"].items():
-            table.add_row(name, f"{value:.4f}")
+            table.add_row(name, format_number(value))
         shown.print(table)
     if report["skipped"]:
         shown.print(f"{report['skipped']:,} more origins have no complete lookback")

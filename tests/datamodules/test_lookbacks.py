@@ -69,7 +69,7 @@ def test_truth_is_what_the_series_has_at_that_time(climate: Path, module: Series
     ahead = lookbacks.times_ahead(chosen)
     assert (ahead[:, 0] - series.times[chosen] == np.timedelta64(1, "h")).all()
     expected = [[known.get(time, np.nan) for time in row] for row in ahead.tolist()]
-    np.testing.assert_array_equal(lookbacks.truth(chosen), np.array(expected, dtype=np.float32))
+    np.testing.assert_array_equal(lookbacks.truth(chosen), expected)
     assert np.isnan(lookbacks.truth(lookbacks.origins[-1:])).all()
 
 

@@ -148,7 +148,7 @@ def test_a_network_that_answers_zero_forecasts_its_base(base: str) -> None:
     torch.testing.assert_close(task(batch), expected)
     head.bias.data.fill_(2.0)  # standard deviations
     torch.testing.assert_close(task(batch), expected + 2 * 2.5)
-    torch.testing.assert_close(task.predict_step(batch, 0), expected + 2 * 2.5)
+    torch.testing.assert_close(task.predict_step(batch, 0), (expected + 2 * 2.5).double())
 
 
 @pytest.mark.parametrize("criterion", ["mae", "mse", "huber"])
@@ -264,7 +264,7 @@ def test_a_network_trained_on_quantiles_answers_the_quantiles_of_the_data() -> N
         optimizer.zero_grad()
         task.loss(batch)[0].backward()
         optimizer.step()
-    answers = task.predict_step(batch, 0)[0]
+    answers = task.predict_step(batch, 0)[0].float()
     for number, level in enumerate(LEVELS):
         expected = batch["targets"].quantile(level, dim=0)
         torch.testing.assert_close(answers[:, number], expected, atol=0.5, rtol=0)
@@ -283,7 +283,7 @@ def test_calibration_puts_each_levels_share_of_the_validation_below_it_and_leave
     after = task.predict_step(batches[0], 0)
     assert not torch.equal(after, before)
     assert (after.diff(dim=-1) >= 0).all()
-    assert torch.equal(after[..., 2], task(batches[0])[..., 2])
+    assert torch.equal(after[..., 2], task(batches[0])[..., 2].double())
 
 
 def test_quantiles_that_cross_the_median_become_it_and_the_others_of_a_side_are_sorted() -> None:
