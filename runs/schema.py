@@ -43,6 +43,9 @@ def option(
 
 LARGEST_SEED = 2**32 - 1  # NumPy's and scikit-learn's generators take no larger one
 DURATION = "a duration such as 5d, 48h or 10min"
+TIME_FORMAT = (
+    "how a time is written: as strptime has it, iso8601, epoch_s or epoch_ms; twice for an interval: %H:%M - %H:%M"
+)
 
 
 @dataclass
@@ -262,14 +265,15 @@ class TextConfig(DataConfig):
 class SeriesConfig(DataConfig):
     """A CSV of timestamped readings."""
 
-    time_column: str = option("Date Time", "column with the time")
-    time_format: str = option("%d.%m.%Y %H:%M:%S", "how a time is written (strptime)")
+    time_column: Any = option("Date Time", "column with the time, or several: [date,time], joined by a blank")
+    time_format: str = option("%d.%m.%Y %H:%M:%S", TIME_FORMAT)
     target: str = option("T (degC)", "column to forecast")
     features: list[str] = option([], "columns the model reads")
     wind: Optional[dict[str, str]] = option(None, "columns `speed` and `direction`; adds features wind_x and wind_y")
     calendar: bool = option(True, "add sine and cosine of time of day and of year")
     decimal: str = option(".", "decimal mark of the numbers", choices=(".", ","))
     missing_values: list[float] = option([-9999.0], "numbers that mean: no reading")
+    missing_words: list[str] = option([], "further words that mean: no reading")
     missing: str = option(
         "drop",
         "windows with gaps in their inputs: leave them out, or repeat the last reading",
@@ -497,9 +501,10 @@ class PredictConfig:
     target: Optional[str] = option(None, "reviews: column with the true label, to score the predictions by")
     explain: bool = option(False, "reviews: show what each word adds to the answer")
     explain_limit: int = option(100, "reviews: rows that are explained at most", least=1)
-    time_column: Optional[str] = option(None, "readings: column with the time")
-    time_format: Optional[str] = option(None, "readings: how a time is written (strptime)")
+    time_column: Optional[str] = option(None, "readings: column with the time, or several: [date,time]")
+    time_format: Optional[str] = option(None, f"readings: {TIME_FORMAT}")
     decimal: Optional[str] = option(None, "readings: decimal mark of the numbers", choices=(".", ","))
+    missing_words: Optional[list[str]] = option(None, "readings: further words that mean: no reading")
     columns: Any = option(
         {}, "readings: a column's name in training and in the input, where they differ: {training: input}"
     )

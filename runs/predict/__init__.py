@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 SUFFIXES = (".csv", ".parquet")
 OPTIONS = {
     "cls": ("text", "text_column", "target", "explain"),
-    "forecast": ("time_column", "time_format", "decimal", "columns", "every", "max_age"),
+    "forecast": ("time_column", "time_format", "decimal", "missing_words", "columns", "every", "max_age"),
 }
 """Those that only one task has."""
 
