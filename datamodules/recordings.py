@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from .sources import DataError
-from .streaming import LINE, TableStream, warn
+from .streaming import LINE, TableStream, warn, without_blank_end
 
 CHUNK = 20_000  # rows parsed at once
 EPOCHS = {"epoch_s": 1_000_000, "epoch_ms": 1000}  # microseconds of a unit
@@ -105,7 +105,7 @@ def read_recordings(
 def _frames(table: TableStream, names: Sequence[str]) -> Iterator[pd.DataFrame]:
     """The columns `names` of a file, and `LINE`, some rows at a time."""
     places: Mapping[str, int] = {name: table.header.index(name) for name in names}
-    rows = table.rows()
+    rows = without_blank_end(table.rows(), table.met, lambda row: row.fields)
     while chunk := list(islice(rows, CHUNK)):
         if torn := next((row for row in chunk if not row.whole), None):
             raise DataError(f"{table.path}, line {torn.line}: {torn.note}; correct the row or remove it")

@@ -13,6 +13,7 @@ import pandas as pd
 import pytorch_lightning as pl
 
 from .cleaning import WIND, CleanSeries, clean, duration, instant, require_float32, spell
+from .formats import CsvFormat
 from .recordings import time_columns
 from .sampling import ResumableLoader, split_loader
 from .sources import SPLITS, DataError, Source, at_least, file_sha256, one_of, path_text
@@ -41,7 +42,7 @@ class SeriesDataModule(pl.LightningDataModule):
         name: of the data set.
         path, files, urls, sha256, on_missing: where the file is, see `Source`.
         expected: file name to `{rows, first, last}` of files whose hash is not known; a difference is a warning.
-        encoding, separator, time_column, time_format: how the file is written.
+        time_column, time_format: where the time is, and how it is written, see `parse_times`.
         target: the column to forecast.
         features: the columns to forecast from, in this order.
         wind: the columns of wind `speed` and `direction`: adds the components `wind_x` and `wind_y` to the features.
@@ -60,6 +61,7 @@ class SeriesDataModule(pl.LightningDataModule):
             it, as they would in use; false: inputs must lie in the split as well.
         batch_size, num_workers, seed: of the batches and their order.
         sample_years, sample_seed: of the built-in sample.
+        csv_format: how the file is written, see `CsvFormat`.
 
     Attributes:
         sizes: `num_features` F, `lookback` L, `horizon` H, `season_length` in steps, `step_hours`.
@@ -75,8 +77,6 @@ class SeriesDataModule(pl.LightningDataModule):
         sha256: Mapping[str, str] | None = None,
         expected: Mapping[str, Mapping[str, Any]] | None = None,
         on_missing: str = "sample",
-        encoding: str = "utf-8",
-        separator: str = ",",
         decimal: str = ".",
         time_column: str | Sequence[str] = "Date Time",
         time_format: str = "%d.%m.%Y %H:%M:%S",
@@ -107,12 +107,13 @@ class SeriesDataModule(pl.LightningDataModule):
         sample_years: int = 3,
         sample_seed: int = 0,
         season: str = "1d",
+        **csv_format: Any,
     ) -> None:
         super().__init__()
         self.source = Source(name, path, tuple(files), tuple(urls), dict(sha256 or {}), on_missing, SAMPLE)
         self.name, self.is_sample = self.source.title, False
         self._expected = expected or {}
-        self._reading = {"encoding": encoding, "separator": separator}
+        self._reading = CsvFormat(**csv_format).state()
         self._sample_years, self._sample_seed = sample_years, sample_seed
         self._target, self._calendar = target, calendar
         self._features = [*features, *(extra for extra in WIND if wind is not None and extra not in features)]

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from datamodules import DataError
 from datamodules.cleaning import CleanSeries, arrange, duration, spell
+from datamodules.formats import CsvFormat
 from datamodules.lookbacks import Lookbacks, moment
 from datamodules.recordings import read_recordings, time_columns
 from datamodules.streaming import TableStream
@@ -117,7 +118,7 @@ def clean_file(facts: Mapping[str, Any], settings: dict[str, Any], span: int | N
         name: cleaning.get(name, default) if given[name] is None else given[name]
         for name, default in (("time_column", None), ("time_format", None), ("decimal", "."), ("missing_words", ()))
     }
-    format = {name: settings[name] or facts["reading"][name] for name in ("encoding", "separator")}
+    format = CsvFormat.merge(settings, facts["reading"]).state()
     needed = {**dict.fromkeys(theirs, "columns={ours: theirs}")}
     needed |= dict.fromkeys(time_columns(reading["time_column"]), "time_column")
     with TableStream(settings["input"], needed, **format) as table, bar(bytes=True) as progress:

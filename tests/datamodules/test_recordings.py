@@ -23,7 +23,7 @@ def table(*rows: str | tuple[str, ...]) -> pd.DataFrame:
 def times(time_format: str, *rows: str | tuple[str, ...]) -> list[datetime]:
     """Read, and turned into datetimes by the standard library alone."""
     frame = table(*rows)
-    column = "a" if len(frame.columns) == 1 else list(frame)
+    column = "a" if len(frame.columns) == 1 else [*map(str, frame)]
     counts = parse_times(frame, column, time_format, "t.csv").tolist()
     return [datetime(1970, 1, 1) + timedelta(microseconds=count) for count in counts]
 
