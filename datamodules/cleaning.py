@@ -7,7 +7,7 @@ missing hour (a gap) or a repeated one (duplicates) and is counted as such.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -118,10 +118,11 @@ class CleanSeries:
 def clean(
     frame: pd.DataFrame,
     *,
-    time_column: str,
+    time_column: str | Sequence[str],
     time_format: str,
     columns: Sequence[str],
     decimal: str = ".",
+    missing_words: Collection[str] = (),
     source: str = "the table",
     **rules: Any,
 ) -> CleanSeries:
@@ -130,9 +131,10 @@ def clean(
     Args:
         frame: one row per recording, in recording order, as `read_table` returns it.
         time_column: where the timestamp is.
-        time_format: how it is written (`strptime`); a zone in it (`%z`) is converted to UTC.
+        time_format: how it is written, see `parse_times`; a zone in it (`%z`) is converted to UTC.
         columns: the numeric columns to keep.
         decimal: what stands before a number's fraction, a point or a comma.
+        missing_words: further words for no reading, see `parse_numbers`.
         source: named in errors.
         rules: of `arrange`.
 
@@ -140,7 +142,7 @@ def clean(
         DataError: an unreadable time or number (with its line), and what `arrange` raises.
     """
     times = parse_times(frame, time_column, time_format, source)
-    rows = Rows(times, parse_numbers(frame, columns, source, decimal), lines_of(frame))
+    rows = Rows(times, parse_numbers(frame, columns, source, decimal, missing_words), lines_of(frame))
     return arrange(rows, columns=columns, source=source, **rules)
 
 

@@ -18,6 +18,8 @@ from urllib.parse import urlparse
 logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
+SUFFIXES, COMPRESSIONS = (".csv", ".tsv", ".tab", ".txt"), (".gz", ".bz2", ".xz")  # of tables
+TABLES = 20  # files named in a message about many
 CONNECT_SECONDS, PROBE_SECONDS, READ_SECONDS = 3, 5, 20
 
 
@@ -105,11 +107,12 @@ class Source:
         for name in self.files:
             if (path / name).is_file():
                 return path / name
-        present = sorted(p.name for p in path.iterdir() if p.suffix.lower() in (".csv", ".zip"))
-        raise DataError(
-            f"the folder {path} holds none of {list(self.files)}; its tables are {present}: "
-            "give data.path the file itself"
+        present = sorted(
+            p.name for p in path.iterdir() if is_table(PurePosixPath(p.name)) or p.suffix.lower() == ".zip"
         )
+        few = f"{present[:TABLES]}" + (f" and {len(present) - TABLES} more" if len(present) > TABLES else "")
+        others = f"; its tables are {few}: give data.path the file itself" if present else ", nor any other table"
+        raise DataError(f"the folder {path} holds none of {list(self.files)}{others}")
 
     def _verified(self, path: Path) -> Path:
         expected = self.sha256.get(path.name)
@@ -177,6 +180,16 @@ class Source:
             return
         sample = f"; to try things out without it, run with data={self.sample}" if self.sample else ""
         raise DataError(f"the data {self.name} was not found and could not be downloaded: {remedy}{sample}{tried}")
+
+
+def table_suffix(name: PurePosixPath) -> str:
+    """The suffix of a table, `.csv` of `a.csv` and of `a.csv.gz`, in lower case."""
+    return (PurePosixPath(name.stem) if name.suffix.lower() in COMPRESSIONS else name).suffix.lower()
+
+
+def is_table(name: PurePosixPath) -> bool:
+    """Whether that is what a table, plain or compressed, is called."""
+    return table_suffix(name) in SUFFIXES
 
 
 def cache_folder(cache_dir: str | None = None) -> Path:

@@ -18,8 +18,9 @@ from rich.table import Table
 
 from datamodules import DataError
 from datamodules.cleaning import CleanSeries, arrange, duration, spell
+from datamodules.formats import CsvFormat
 from datamodules.lookbacks import Lookbacks, moment
-from datamodules.recordings import read_recordings
+from datamodules.recordings import read_recordings, time_columns
 from datamodules.streaming import TableStream
 from runs import figures
 from runs.analysis import format_number
@@ -114,12 +115,14 @@ def clean_file(facts: Mapping[str, Any], settings: dict[str, Any], span: int | N
     ours: list[str] = cleaning["columns"]
     names = _columns(settings["columns"], ours)
     theirs = [names.get(name, name) for name in ours]
+    given = {**settings, "time_column": _time_column(settings["time_column"])}
     reading = {
-        name: settings[name] or cleaning.get(name, default)
-        for name, default in (("time_column", None), ("time_format", None), ("decimal", "."))
+        name: cleaning.get(name, default) if given[name] is None else given[name]
+        for name, default in (("time_column", None), ("time_format", None), ("decimal", "."), ("missing_words", ()))
     }
-    format = {name: settings[name] or facts["reading"][name] for name in ("encoding", "separator")}
-    needed = {**dict.fromkeys(theirs, "columns={ours: theirs}"), reading["time_column"]: "time_column"}
+    format = CsvFormat.merge(settings, facts["reading"]).state()
+    needed = {**dict.fromkeys(theirs, "columns={ours: theirs}")}
+    needed |= dict.fromkeys(time_columns(reading["time_column"]), "time_column")
     with TableStream(settings["input"], needed, **format) as table, bar(bytes=True) as progress:
         shown = progress.add_task("reading", total=table.size)
         rows, whole = read_recordings(
@@ -288,6 +291,13 @@ def _duration(name: str, value: str | None) -> int | None:
         return None if value is None else duration(name, value)
     except DataError as error:
         raise ConfigError(str(error).removeprefix("data.")) from error
+
+
+def _time_column(given: str | None) -> str | list[str] | None:
+    """The column of `time_column=`, or several, which come as they were typed: `[date, time]`."""
+    if given is None or not given.startswith("[") or not given.endswith("]"):
+        return given
+    return [name.strip().strip("'\"") for name in given[1:-1].split(",")]
 
 
 def _columns(given: Any, ours: list[str]) -> dict[str, str]:
