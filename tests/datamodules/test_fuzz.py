@@ -299,7 +299,7 @@ def test_mutated_file_is_read_exactly_or_refused(kind: str, tmp_path: Path) -> N
     assert read > len(QUICK) / 10  # the mutations aren't so harsh that nothing would be compared
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("cases", ALL, ids=lambda cases: f"from{cases.start}")
 @pytest.mark.parametrize("kind", KINDS)
 def test_ten_thousand_mutated_files_are_read_exactly_or_refused(kind: str, cases: range, tmp_path: Path) -> None:
