@@ -6,8 +6,9 @@ missing hour (a gap) or a repeated one (duplicates) and is counted as such.
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,11 +16,19 @@ import numpy as np
 import pandas as pd
 
 from .recordings import Rows, lines_of, micro, parse_numbers, parse_times
+from .sentinels import sentinel_values
 from .sources import DataError
+from .streaming import LINE
+
+logger = logging.getLogger(__name__)
 
 WIND = ("wind_x", "wind_y")
 _MICROSECONDS = {"w": 604_800_000_000, "d": 86_400_000_000, "h": 3_600_000_000, "min": 60_000_000, "s": 1_000_000}
 _DISORDER = 0.001  # a file with more backward steps than this is not in recording order
+_MIDNIGHT = 4 * _MICROSECONDS["d"]  # of Monday, 1970-01-05, from which bins are counted, so that weeks begin on Mondays
+_LOST, _TOO_MANY, _FEW = 0.01, 0.1, 3  # share of rows lost that is a warning, and an error; rows that are neither
+Loss = tuple[int, int, str, str]  # how many are lost, of how many, of what, and why
+_COMPARED, _SHOWN = 1000, 3  # rows that are searched for names of series, and columns and names shown
 
 
 def duration(key: str, value: Any) -> int:
@@ -108,6 +117,8 @@ class CleanSeries:
             "backward jumps (sorted)": self.report["backward_jumps"],
             "repeated timestamps (rule: data.duplicates)": self.report["duplicates"],
             "rows off the grid (dropped)": self.report["off_grid"],
+            "bins with too few readings (data.min_share)": self.report.get("thin_bins", 0),
+            'values that may mean "no reading" (kept)': sum(value["count"] for value in self.report["sentinels"]),
             f"gaps of {', '.join(format(gap['minutes'], 'g') for gap in self.report['gaps'][:10])} min (no window "
             "crosses one)": len(self.report["gaps"]),
         }
@@ -141,7 +152,12 @@ def clean(
     """
     times = parse_times(frame, time_column, time_format, source)
     rows = Rows(times, parse_numbers(frame, columns, source, decimal), lines_of(frame))
-    return arrange(rows, columns=columns, source=source, **rules)
+
+    def rows_at(lines: np.ndarray) -> pd.DataFrame:
+        others = frame.columns.difference([time_column, *columns, LINE], sort=False)
+        return frame[others].set_axis(rows.lines).loc[lines]
+
+    return arrange(rows, columns=columns, source=source, rows_at=rows_at, **rules)
 
 
 def arrange(
@@ -152,9 +168,13 @@ def arrange(
     missing_values: Sequence[float] = (),
     step: str = "1h",
     resample: str = "sample",
-    duplicates: str = "first",
+    duplicates: str = "identical",
+    min_share: float | None = None,
+    bin_offset: str | None = None,
+    allow_loss: bool = True,
     source: str = "the table",
     from_last: bool = False,
+    rows_at: Callable[[np.ndarray], pd.DataFrame] | None = None,
 ) -> CleanSeries:
     """Parsed rows, in recording order, to rows in time order on one grid.
 
@@ -165,20 +185,35 @@ def arrange(
         missing_values: numbers that mean "missing".
         step: of the result; a multiple of the recording's own (the median) step.
         resample: `sample` takes the rows that lie whole steps behind the first one, or nearest to that; `mean` averages
-            bins of `step` from the first timestamp, each stamped with its beginning; `rows` takes every k-th row as
-            recorded, whatever its time, as published scripts do.
-        duplicates: `first`, `last`, `mean` or `error` for rows of the same timestamp.
+            bins of `step`, each stamped with its beginning; `rows` takes every k-th row as recorded, whatever its time,
+            as published scripts do.
+        duplicates: for rows of the same time: `identical` drops those that repeat another and refuses those that
+            differ; `first`, `last`, `mean`, or `error`.
+        min_share: share of a bin's readings, as many as fit into it at the recorded step, below which its mean is
+            missing, column by column; a bin without any mean is a gap. Bins begin at midnight, those of a week on
+            Monday, whatever the file's first row. None, in runs from before there was a choice: one reading is
+            enough, and bins begin with the first row, or end with the last if `from_last`.
+        bin_offset: a duration after midnight at which bins begin.
+        allow_loss: more than 10% of the rows lost by a rule are a warning, not an error.
         source: named in errors.
         from_last: go back in time from the last row instead: `sample` and `rows` take it and those that lie whole steps
-            before it, and the last bin of `mean` ends with it, so that a forecast starts from the latest reading.
+            before it, so that a forecast starts from the latest reading. The bins of `mean` are those of training; the
+            last is the last that is over, even if it is missing.
+        rows_at: the other columns of the table, of the rows at these lines; for a message.
 
     Raises:
-        DataError: a `step` that does not fit, forbidden duplicates, or a number that float32 can't hold.
+        DataError: a `step` that does not fit, forbidden duplicates, too many rows lost, or a number that float32 can't
+            hold.
     """
     step_us = duration("step", step)
     report: dict[str, Any] = {"rows_read": len(rows.times), "resampled_away": 0}
     values = _mark_missing(rows.values, columns, missing_values, report)
     require_float32(values, columns, rows.lines, source)
+    report["sentinels"] = [
+        {"column": name, "value": value, "count": count, "line": int(rows.lines[(cells == value).argmax()])}
+        for name, cells in zip(columns, values.T, strict=True)
+        for value, count in sentinel_values(cells).items()
+    ]
     names = tuple(columns)
     if wind is not None:
         speed, angle = values[:, names.index(wind["speed"])], np.deg2rad(values[:, names.index(wind["direction"])])
@@ -190,24 +225,31 @@ def arrange(
     backward = int((np.diff(times) < 0).sum())
     disordered = backward > _DISORDER * len(times)
     every = _every(np.sort(times) if disordered else times, step_us, source)
-    report["native_step"] = spell(step_us // every)
+    native = step_us // every
+    report["native_step"] = spell(native)
+    losses = [_differing(rows, duplicates, source, rows_at)]
     if every > 1 and (resample != "rows" or disordered or from_last):
         rows = _one_per_time(_in_order(rows, report), duplicates, source, report)
     if every > 1:
         before = len(rows.times)
-        native = step_us // every
-        if resample == "mean":
-            rows = _bin_means(rows, step_us, native if from_last else None)
+        if resample == "mean" and min_share is not None:
+            origin = _MIDNIGHT + (0 if bin_offset is None else duration("bin_offset", bin_offset))
+            rows = _full_bins(rows, step_us, origin, native, min_share, from_last, report, losses)
+        elif resample == "mean":
+            rows = _bin_means(rows, step_us, rows.times[-1] + native - step_us if from_last else rows.times[0])
         elif from_last:
-            rows = rows.take(_back_from_last(rows.times, step_us, native))
+            rows = _sample(rows, rows.times[-1] - rows.times, step_us, native, losses)
         elif resample == "sample":
-            rows = rows.take((rows.times - rows.times[0] + native // 2) % step_us < native)
+            rows = _sample(rows, rows.times - rows.times[0] + native // 2, step_us, native, losses)
         else:
             rows = rows.take(slice(0, None, every))
         report["resampled_away"] = before - len(rows.times)
     rows = _one_per_time(_in_order(rows, report), duplicates, source, report)
     kept = _on_grid(-rows.times[::-1], step_us)[::-1] if from_last else _on_grid(rows.times, step_us)
     report["off_grid"] = int((~kept).sum())
+    fault = f"are off the grid: they come less than data.step={spell(step_us)} after the one before them"
+    losses.append((report["off_grid"], len(rows.times), "rows", fault))
+    _check_losses(losses, allow_loss, source)
     rows = rows.take(kept)
 
     gaps = np.flatnonzero(np.diff(rows.times) > step_us)
@@ -282,23 +324,141 @@ def _one_per_time(rows: Rows, rule: str, source: str, report: dict[str, Any]) ->
         )
     if rule == "mean":
         return _group_means(rows, np.concatenate([[True], ~repeats]))
-    return rows.take(np.concatenate([[True], ~repeats] if rule == "first" else [~repeats, [True]]))
+    return rows.take(np.concatenate([~repeats, [True]] if rule == "last" else [[True], ~repeats]))
 
 
-def _back_from_last(times: np.ndarray, step: int, native: int) -> np.ndarray:
-    """Which of the rising times lie whole steps before the last; where the recording is shifted, the latest before."""
-    return (times[-1] - times) % step < native
+def _differing(
+    rows: Rows,
+    rule: str,
+    source: str,
+    rows_at: Callable[[np.ndarray], pd.DataFrame] | None,
+) -> Loss:
+    """The rows that repeat a time with other values, of which `first` and `last` drop all but one.
 
-
-def _bin_means(rows: Rows, step: int, native: int | None) -> Rows:
-    """Means over bins of `step`, each stamped with its beginning.
-
-    They begin with the first timestamp; or, given the `native` step, the last one ends with the last.
+    Raises:
+        DataError: there is one, and `rule` is `identical`; it names the columns that may tell several series apart.
     """
-    origin = rows.times[0] if native is None else rows.times[-1] + native - step
+    rows = rows.take(np.argsort(rows.times, kind="stable"))
+    later = np.flatnonzero(np.diff(rows.times) == 0) + 1
+    one, other = rows.values[later - 1], rows.values[later]
+    later = later[~((one == other) | (np.isnan(one) & np.isnan(other))).all(axis=1)]
+    if rule == "identical" and len(later):
+        pairs = rows.lines[[later - 1, later]].T
+        time = np.datetime64(int(rows.times[later[0]]), "us").astype("datetime64[s]")
+        names = _series_names(rows_at(np.unique(pairs[:_COMPARED])), pairs[:_COMPARED]) if rows_at else []
+        raise DataError(
+            f"{source}: {len(later)} rows have the time of another row but other values, the first, {time}, in lines "
+            f"{pairs[0, 0]} and {pairs[0, 1]}. "
+            + (
+                f"{' or '.join(names)} looks like the name of a series: several in one file can't be read yet, so keep "
+                "the rows of one"
+                if names
+                else "Keep one row of each time in the file (clocks set back repeat an hour)"
+            )
+            + ", or set data.duplicates to first, last or mean"
+        )
+    loss = len(later) if rule in ("first", "last") else 0
+    return loss, len(rows.times), "rows", f"repeat a time with other values (data.duplicates={rule})"
+
+
+def _series_names(frame: pd.DataFrame, pairs: np.ndarray) -> list[str]:
+    """Columns that may name a row's series, texts first, each with some of its values.
+
+    They hold few texts or whole numbers, and differ between the two rows, of `frame`, of each of `pairs`.
+    """
+    found = []
+    for name in frame.columns:
+        cells = frame[name].astype(str)
+        distinct = [*cells.unique()]
+        numbers = cells.str.fullmatch(r"\s*|[-+]?\d+([.,]\d*)?([eE].*)?")
+        whole = cells.str.fullmatch(r"[-+]?\d+")
+        differ = np.all(cells[pairs[:, 0]].to_numpy() != cells[pairs[:, 1]].to_numpy())
+        if differ and 2 * len(distinct) <= len(cells) and (whole | ~numbers).all():
+            shown = ", ".join([*distinct[:_SHOWN], *["…"] * (len(distinct) > _SHOWN)])
+            found.append((bool(whole.all()), len(distinct), f"{name!r} ({shown})"))
+    return [text for *_, text in sorted(found)[:_SHOWN]]
+
+
+def _sample(rows: Rows, ages: np.ndarray, step: int, native: int, losses: list[Loss]) -> Rows:
+    """The rows that lie whole steps from the one that is taken in any case, or nearest to that.
+
+    `ages` are their microseconds from that one, where rows that are nearest have the first `native` of each step.
+    """
+    taken = ages % step < native
+    steps = len(np.unique(ages // step))
+    fault = "have readings, but none at the time that data.resample=sample takes: data.resample=mean averages them"
+    losses.append((steps - len(np.unique(ages[taken] // step)), steps, "steps", fault))
+    return rows.take(taken)
+
+
+def _bin_means(rows: Rows, step: int, origin: int) -> Rows:
+    """Means over bins of `step`, counted from `origin`, each stamped with its beginning."""
     bins = (rows.times - origin) // step
     means = _group_means(rows, np.diff(bins, prepend=bins[0] - 1) > 0)
     return Rows(origin + np.unique(bins) * step, means.values, means.lines)
+
+
+def _full_bins(
+    rows: Rows,
+    step: int,
+    origin: int,
+    native: int,
+    min_share: float,
+    to_last: bool,
+    report: dict[str, Any],
+    losses: list[Loss],
+) -> Rows:
+    """`_bin_means` of the bins, and their columns, that have at least `min_share` of their readings.
+
+    With `to_last`, up to the last bin that is over, even if it has none.
+    """
+    bins = (rows.times - origin) // step
+    if to_last:  # a bin is over if the next reading would lie behind it, give or take a wobble of the clock
+        over = (rows.times[-1] + native + native // 10 - origin) // step - 1
+        last = Rows(origin + np.array([over]) * step, np.full((1, rows.values.shape[1]), np.nan), rows.lines[-1:])
+        rows, bins = rows.take(bins <= over), bins[bins <= over]
+        if not len(bins):
+            return last
+    # Readings are counted by the recorded steps that they lie in: what comes in faster fills no bin.
+    places = (rows.times - rows.times[0] + native // 2) // native
+    starts = np.flatnonzero((np.diff(bins, prepend=bins[0] - 1) > 0) | (np.diff(places, prepend=-1) > 0))
+    there = np.logical_or.reduceat(~np.isnan(rows.values), starts, axis=0)
+    begins = np.flatnonzero(np.diff(bins[starts], prepend=bins[0] - 1) > 0)
+    counts = np.add.reduceat(there.astype(np.int64), begins, axis=0)
+    thin = (counts == 0) | (counts * native < min_share * step * (1 - 1e-9))
+    means = _bin_means(rows, step, origin)
+    dropped = thin.all(axis=1)
+    sizes = np.diff(np.append(starts[begins], len(bins)))
+    report["thin_bins"] = int(thin.any(axis=1).sum())
+    fault = f"lie in bins of {spell(step)} with less than data.min_share={min_share:g} of their readings"
+    losses.append((int(sizes[dropped & (counts > 0).any(axis=1)].sum()), len(rows.times), "rows", fault))
+    means = Rows(means.times, np.where(thin, np.nan, means.values), means.lines).take(~dropped)
+    if to_last and (not len(means.times) or means.times[-1] < last.times[0]):
+        return Rows(
+            *(np.concatenate([getattr(means, name), getattr(last, name)]) for name in ("times", "values", "lines"))
+        )
+    return means
+
+
+def _check_losses(losses: Sequence[Loss], allow: bool, source: str) -> None:
+    """Warn of what loses more than 1% of the rows, and raise a DataError at more than 10%, unless that is allowed."""
+    for lost, total, what, fault in losses:
+        if lost < _FEW or lost <= _LOST * total:
+            continue
+        text = f"{source}: {lost} of {total} {what} ({lost / total:.0%}) are lost: they {fault}"
+        if lost > _TOO_MANY * total and not allow:
+            raise DataError(f"{text}. Correct the file or the option, or accept the loss with data.allow_loss=true")
+        logger.warning("%s", text)
+
+
+def warn_of_sentinels(report: Mapping[str, Any], source: str, option: str) -> None:
+    """Warn of the numbers that look as if they meant "no reading"; `option` is the one that says so."""
+    if found := report["sentinels"]:
+        values = "{value:.10g} in {column!r} ({count} of them, the first on line {line})"
+        logger.warning(
+            "%s: far from all other values: %s. If such a number means that there is no reading, add it to %s",
+            *(source, "; ".join(values.format_map(value) for value in found), option),
+        )
 
 
 def _group_means(rows: Rows, begins: np.ndarray) -> Rows:

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
 
-from .cleaning import WIND, CleanSeries, clean, duration, instant, require_float32, spell
+from .cleaning import WIND, CleanSeries, clean, duration, instant, require_float32, spell, warn_of_sentinels
 from .sampling import ResumableLoader, split_loader
 from .sources import SPLITS, DataError, Source, at_least, file_sha256, one_of, path_text
 from .streaming import read_table
@@ -48,7 +48,7 @@ class SeriesDataModule(pl.LightningDataModule):
         missing_values: numbers that mean "missing".
         missing: `drop` drops every window with something missing; `ffill` first fills inputs (never targets) with the
             last value, at most `fill_limit` steps old.
-        decimal, duplicates, step, resample: see `clean` and `arrange`.
+        decimal, duplicates, step, resample, min_share, bin_offset, allow_loss: see `clean` and `arrange`.
         lookback, horizon, season: durations, multiples of `step`.
         stride: steps from one window to the next.
         split: `date` (train < `val_from` <= val < `test_from` <= test < `test_until`) or `fraction` (the last
@@ -85,9 +85,12 @@ class SeriesDataModule(pl.LightningDataModule):
         missing_values: Sequence[float] = (-9999,),
         missing: str = "drop",
         fill_limit: int = 3,
-        duplicates: str = "first",
+        duplicates: str = "identical",
         step: str = "1h",
         resample: str = "sample",
+        min_share: float | None = None,
+        bin_offset: str | None = None,
+        allow_loss: bool = True,
         lookback: str = "5d",
         horizon: str = "2d",
         stride: int = 1,
@@ -120,7 +123,7 @@ class SeriesDataModule(pl.LightningDataModule):
         one_of(
             decimal=(decimal, (".", ",")),
             missing=(missing, ("drop", "ffill")),
-            duplicates=(duplicates, ("first", "last", "mean", "error")),
+            duplicates=(duplicates, ("identical", "first", "last", "mean", "error")),
             resample=(resample, ("sample", "mean", "rows")),
             split=(split, ("date", "fraction")),
         )
@@ -139,7 +142,10 @@ class SeriesDataModule(pl.LightningDataModule):
             "step": step,
             "resample": resample,
             "duplicates": duplicates,
+            **({} if min_share is None else {"min_share": min_share}),
+            **({} if bin_offset is None else {"bin_offset": bin_offset}),
         }
+        self._allow_loss = allow_loss
         self._step = duration("step", step)
         self._lookback, self._horizon, self._season = (
             self._steps(key, value) for key, value in (("lookback", lookback), ("horizon", horizon), ("season", season))
@@ -171,7 +177,8 @@ class SeriesDataModule(pl.LightningDataModule):
             return
         frame, file = self._read()
         source = str(file or self.name)
-        series = clean(frame, **self._cleaning, source=source)
+        series = clean(frame, **self._cleaning, allow_loss=self._allow_loss, source=source)
+        warn_of_sentinels(series.report, source, f"data.missing_values, now {self._cleaning['missing_values']}")
         splits = self._split_rows(series)
         features = features_of(series, self._features, self._calendar)
         target = series.column(self._target)
@@ -453,7 +460,8 @@ class SeriesDataModule(pl.LightningDataModule):
             values = series.column(name)
             seen = values[train][~np.isnan(values[train])]
             low, median, high = np.quantile(seen, [0.25, 0.5, 0.75]) if len(seen) else (0.0, 0.0, 0.0)
-            far = np.abs(values - median) > FAR * (high - low)
+            warned = [value["value"] for value in series.report["sentinels"] if value["column"] == name]
+            far = (np.abs(values - median) > FAR * (high - low)) & ~np.isin(values, warned)
             if high > low and far.any():
                 counts[name], row = int(far.sum()), int(far.argmax())
                 of_line = "mean from line" if self._cleaning["resample"] == "mean" else "line"

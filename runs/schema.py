@@ -277,7 +277,9 @@ class SeriesConfig(DataConfig):
     )
     fill_limit: int = option(3, "steps that ffill may bridge", least=1)
     duplicates: str = option(
-        "first", "rows of the same time: keep one, their mean, or stop", choices=("first", "last", "mean", "error")
+        "identical",
+        "rows of the same time: keep one if they are identical, else stop; or keep one, their mean, or stop",
+        choices=("identical", "first", "last", "mean", "error"),
     )
     step: str = option("1h", f"time between two steps of the model: {DURATION}")
     resample: str = option(
@@ -285,6 +287,13 @@ class SeriesConfig(DataConfig):
         "from a finer file: the reading at each step, the mean over it, or every k-th row",
         choices=("sample", "mean", "rows"),
     )
+    min_share: Optional[float] = option(
+        0.5, "share of its readings that a mean over a step needs; with fewer it is missing", least=0, most=1
+    )
+    bin_offset: Optional[str] = option(
+        None, f"how long after midnight (of Monday, for weeks) means over a step begin: {DURATION}"
+    )
+    allow_loss: bool = option(False, "use a file though more than 10% of its rows are lost to one rule")
     lookback: str = option("5d", f"what the model sees: {DURATION}")
     horizon: str = option("2d", f"what it forecasts: {DURATION}")
     stride: int = option(1, "steps from one window to the next", least=1)
@@ -500,6 +509,8 @@ class PredictConfig:
     time_column: Optional[str] = option(None, "readings: column with the time")
     time_format: Optional[str] = option(None, "readings: how a time is written (strptime)")
     decimal: Optional[str] = option(None, "readings: decimal mark of the numbers", choices=(".", ","))
+    missing_values: list[float] = option([], "readings: more numbers that mean: no reading")
+    allow_loss: bool = option(False, "readings: use a file though more than 10% of its rows are lost to one rule")
     columns: Any = option(
         {}, "readings: a column's name in training and in the input, where they differ: {training: input}"
     )

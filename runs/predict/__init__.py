@@ -175,7 +175,9 @@ def _options_of_predict() -> Iterator[None]:
     try:
         yield
     except DataError as error:
-        text = re.sub(r"\bdata\.(?=(encoding|separator|decimal|text_column|time_column|time_format)\b)", "", str(error))
+        text = re.sub(
+            r"\bdata\.(?=(encoding|separator|decimal|text_column|time_column|time_format|allow_loss)\b)", "", str(error)
+        )
         fixed = r"(; set data\.step to|,? or set data\.(duplicates|missing_values) to).*"  # the model is as it is
         text = re.sub(fixed, "", text)
         raise DataError(text.replace("data.path", "input").replace("data.step=", "the model's step of ")) from error

@@ -6,17 +6,19 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import torch
 import yaml
 from rich.table import Table
 
 from datamodules import DataError
-from datamodules.cleaning import CleanSeries, arrange, duration, spell
+from datamodules.cleaning import CleanSeries, arrange, duration, spell, warn_of_sentinels
 from datamodules.lookbacks import Lookbacks, moment
 from datamodules.recordings import read_recordings
 from datamodules.streaming import TableStream
@@ -128,7 +130,25 @@ def clean_file(facts: Mapping[str, Any], settings: dict[str, Any], span: int | N
             **reading,
         )
     rules = {name: value for name, value in cleaning.items() if name not in reading}
-    return arrange(rows, **rules, source=settings["input"], from_last=True), whole
+    rules["missing_values"] = [*rules["missing_values"], *settings["missing_values"]]
+    series = arrange(
+        rows,
+        **rules,
+        allow_loss=settings["allow_loss"],
+        source=settings["input"],
+        from_last=True,
+        rows_at=lambda lines: _rows_at(settings["input"], lines, format).drop(columns=[*needed]),
+    )
+    warn_of_sentinels(series.report, settings["input"], "missing_values")
+    return series, whole
+
+
+def _rows_at(path: str, lines: np.ndarray, format: Mapping[str, Any]) -> pd.DataFrame:
+    """The rows that begin at these lines of a file, as text."""
+    wanted = set(lines.tolist())
+    with TableStream(path, (), **format) as table:
+        rows = list(islice((row for row in table.rows() if row.line in wanted), len(wanted)))
+        return pd.DataFrame([row.fields for row in rows], [row.line for row in rows], table.header, dtype=str)
 
 
 def _check_length(lookbacks: Lookbacks, settings: dict[str, Any]) -> None:
