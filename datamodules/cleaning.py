@@ -6,7 +6,6 @@ missing hour (a gap) or a repeated one (duplicates) and is counted as such.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,59 +13,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .recordings import Rows, lines_of, micro, parse_numbers, parse_times
+from .recordings import Rows, lines_of, parse_numbers, parse_times
 from .sources import DataError
+from .steps import FIXED, Step, spell
 
 WIND = ("wind_x", "wind_y")
-_MICROSECONDS = {"w": 604_800_000_000, "d": 86_400_000_000, "h": 3_600_000_000, "min": 60_000_000, "s": 1_000_000}
 _DISORDER = 0.001  # a file with more backward steps than this is not in recording order
-
-
-def duration(key: str, value: Any) -> int:
-    """The microseconds of a duration such as `5d`, `48h`, `10min` or `1d12h`; `key` names the setting in errors."""
-    text = str(value).strip().lower()
-    pieces = re.findall(r"(\d+(?:\.\d+)?)\s*(w|d|h|min|s)\s*", text)
-    total = round(sum(float(number) * _MICROSECONDS[unit] for number, unit in pieces))
-    if "".join(text.split()) != "".join(number + unit for number, unit in pieces) or total <= 0:
-        raise DataError(f"data.{key}={value!r} is not a duration: write 5d, 48h, 10min or 1d12h")
-    return total
-
-
-def instant(
-    key: str, value: Any, *, before: np.datetime64 | None = None, after: np.datetime64 | None = None
-) -> np.datetime64:
-    """A date or date and time, datetime64[us]; `key` names the setting in errors.
-
-    With `before` or `after`, it may also be a duration before or behind that time, in `1y` a calendar year.
-    """
-    origin = before if after is None else after
-    if origin is not None and re.fullmatch(r"\s*([\d.]+\s*[a-z]+\s*)+", str(value).lower()):
-        years = re.fullmatch(r"\s*(\d+)\s*y\s*", str(value).lower())
-        try:
-            length = pd.DateOffset(years=int(years[1])) if years else pd.Timedelta(duration(key, value), unit="us")
-            shifted = pd.Timestamp(origin) - length if after is None else pd.Timestamp(origin) + length
-            if not 0 < shifted.year < 10000:
-                raise OverflowError
-        except DataError as error:
-            raise DataError(f"{error}, or 1y for a calendar year") from error
-        except (ValueError, OverflowError) as error:
-            raise DataError(f"data.{key}={value!r} leads out of the calendar") from error
-        return shifted.to_datetime64().astype("datetime64[us]")
-    try:
-        date = pd.Timestamp(str(value))
-    except ValueError:
-        date = pd.NaT
-    if not isinstance(date, pd.Timestamp) or date.tz is not None:
-        raise DataError(f"data.{key}={value!r} is not a date: write 2015-01-01, without a time zone")
-    return date.to_datetime64().astype("datetime64[us]")
-
-
-def spell(microseconds: int) -> str:
-    """`3600000000` as `1h`: a duration in its largest whole unit."""
-    for unit in ("d", "h", "min", "s"):
-        if microseconds % _MICROSECONDS[unit] == 0:
-            return f"{microseconds // _MICROSECONDS[unit]}{unit}"
-    return f"{microseconds / _MICROSECONDS['s']:g}s"
 
 
 @dataclass(frozen=True)
@@ -74,18 +26,20 @@ class CleanSeries:
     """Rows in time order, each timestamp once, none closer than `step` to the one before.
 
     Attributes:
-        times: datetime64[us], (rows,).
+        times: datetime64[us], (rows,); of rows without times, int64, their numbers from 1.
+        numbers: int64 (rows,), rising: where each row lies on the grid of `step`, in its units.
         names: of the columns.
         values: float64 (rows, columns), NaN where missing.
-        step: in microseconds.
+        step: from a row to the next.
         lines: of the file, where each row is; the first of those that a row is the mean of.
         report: every trap met on the way, counted.
     """
 
     times: np.ndarray
+    numbers: np.ndarray
     names: tuple[str, ...]
     values: np.ndarray
-    step: int
+    step: Step
     lines: np.ndarray
     report: dict[str, Any] = field(default_factory=dict)
 
@@ -95,21 +49,37 @@ class CleanSeries:
 
     def segments(self, breaks: Sequence[int] = ()) -> np.ndarray:
         """The number of the gap-free run that each row lies in; `breaks` are rows that start a new run as well."""
-        new = np.diff(micro(self.times), prepend=np.iinfo(np.int64).min // 2) != self.step
+        new = np.diff(self.numbers, prepend=np.iinfo(np.int64).min // 2) != self.step.count
         new[[row for row in breaks if row < len(new)]] = True
         return np.cumsum(new) - 1
+
+    def times_of(self, numbers: np.ndarray) -> np.ndarray:
+        """The times with these numbers, whether there is a row or not; NaT where only a row could tell."""
+        if self.step.unit != "rows":
+            return self.step.times(numbers).astype("datetime64[us]")
+        if self.times.dtype == np.int64:
+            return numbers + 1
+        found = np.minimum(np.searchsorted(self.numbers, numbers), len(self.numbers) - 1)
+        return np.where(self.numbers[found] == numbers, self.times[found], np.datetime64("NaT"))
+
+    def _gap_lengths(self) -> str:
+        """Those of the first gaps."""
+        steps = np.diff(self.numbers)
+        lengths = steps[steps > self.step.count][:10].tolist()
+        if self.step.is_fixed:
+            return ", ".join(f"{length / FIXED['min']:g}" for length in lengths) + " min"
+        return ", ".join(map(self.step.spell, lengths))
 
     def summary(self) -> str:
         """The traps that were met, in one line."""
         traps = {
             "empty cells": sum(self.report["empty_cells"].values()),
             "values marked missing": sum(self.report["missing_values"].values()),
-            f"rows resampled away ({self.report['native_step']} to {spell(self.step)})": self.report["resampled_away"],
+            f"rows resampled away ({self.report['native_step']} to {self.step})": self.report["resampled_away"],
             "backward jumps (sorted)": self.report["backward_jumps"],
             "repeated timestamps (rule: data.duplicates)": self.report["duplicates"],
             "rows off the grid (dropped)": self.report["off_grid"],
-            f"gaps of {', '.join(format(gap['minutes'], 'g') for gap in self.report['gaps'][:10])} min (no window "
-            "crosses one)": len(self.report["gaps"]),
+            f"gaps of {self._gap_lengths()} (no window crosses one)": len(self.report["gaps"]),
         }
         met = "; ".join(f"{count} {trap}" for trap, count in traps.items() if count)
         return f"{self.report['rows_read']} rows read; {met or 'nothing to mend'}"
@@ -118,7 +88,7 @@ class CleanSeries:
 def clean(
     frame: pd.DataFrame,
     *,
-    time_column: str,
+    time_column: str | None,
     time_format: str,
     columns: Sequence[str],
     decimal: str = ".",
@@ -129,7 +99,7 @@ def clean(
 
     Args:
         frame: one row per recording, in recording order, as `read_table` returns it.
-        time_column: where the timestamp is.
+        time_column: where the timestamp is; None if there is none, and rows are in order.
         time_format: how it is written (`strptime`); a zone in it (`%z`) is converted to UTC.
         columns: the numeric columns to keep.
         decimal: what stands before a number's fraction, a point or a comma.
@@ -139,9 +109,10 @@ def clean(
     Raises:
         DataError: an unreadable time or number (with its line), and what `arrange` raises.
     """
-    times = parse_times(frame, time_column, time_format, source)
+    timed = time_column is not None
+    times = parse_times(frame, time_column, time_format, source) if timed else np.arange(len(frame))
     rows = Rows(times, parse_numbers(frame, columns, source, decimal), lines_of(frame))
-    return arrange(rows, columns=columns, source=source, **rules)
+    return arrange(rows, columns=columns, source=source, timed=timed, **rules)
 
 
 def arrange(
@@ -155,6 +126,7 @@ def arrange(
     duplicates: str = "first",
     source: str = "the table",
     from_last: bool = False,
+    timed: bool = True,
 ) -> CleanSeries:
     """Parsed rows, in recording order, to rows in time order on one grid.
 
@@ -163,7 +135,7 @@ def arrange(
         columns: names of their values.
         wind: columns of wind `speed` and `direction` (degrees): adds the components `wind_x`, `wind_y`.
         missing_values: numbers that mean "missing".
-        step: of the result; a multiple of the recording's own (the median) step.
+        step: of the result; a multiple of the recording's own (the median) step. See `Step`.
         resample: `sample` takes the rows that lie whole steps behind the first one, or nearest to that; `mean` averages
             bins of `step` from the first timestamp, each stamped with its beginning; `rows` takes every k-th row as
             recorded, whatever its time, as published scripts do.
@@ -171,11 +143,12 @@ def arrange(
         source: named in errors.
         from_last: go back in time from the last row instead: `sample` and `rows` take it and those that lie whole steps
             before it, and the last bin of `mean` ends with it, so that a forecast starts from the latest reading.
+        timed: whether the rows have times; false: `step` is `rows`.
 
     Raises:
         DataError: a `step` that does not fit, forbidden duplicates, or a number that float32 can't hold.
     """
-    step_us = duration("step", step)
+    grid = Step.parse("step", step)
     report: dict[str, Any] = {"rows_read": len(rows.times), "resampled_away": 0}
     values = _mark_missing(rows.values, columns, missing_values, report)
     require_float32(values, columns, rows.lines, source)
@@ -185,39 +158,78 @@ def arrange(
         values = np.column_stack([values, speed * np.cos(angle), speed * np.sin(angle)])
         names += WIND
 
-    times = rows.times
-    rows = Rows(times, values, rows.lines)
-    backward = int((np.diff(times) < 0).sum())
-    disordered = backward > _DISORDER * len(times)
-    every = _every(np.sort(times) if disordered else times, step_us, source)
-    report["native_step"] = spell(step_us // every)
+    rows = Rows(rows.times, values, rows.lines)
+    recorded = rows.times
+    if not grid.is_fixed:
+        rows = _one_per_time(_in_order(rows, report), duplicates, source, report)
+        recorded = rows.times
+        grid, rows = _number(rows, grid, resample, from_last, source, report)
+    backward = int((np.diff(rows.times) < 0).sum())
+    disordered = backward > _DISORDER * len(rows.times)
+    every = _every(np.sort(rows.times) if disordered else rows.times, grid, source)
+    native = grid.count // every
+    report.setdefault("native_step", grid.spell(native))
     if every > 1 and (resample != "rows" or disordered or from_last):
         rows = _one_per_time(_in_order(rows, report), duplicates, source, report)
     if every > 1:
         before = len(rows.times)
-        native = step_us // every
         if resample == "mean":
-            rows = _bin_means(rows, step_us, native if from_last else None)
+            rows = _bin_means(rows, grid, native if from_last else None)
         elif from_last:
-            rows = rows.take(_back_from_last(rows.times, step_us, native))
+            rows = rows.take(_back_from_last(rows.times, grid.count, native))
         elif resample == "sample":
-            rows = rows.take((rows.times - rows.times[0] + native // 2) % step_us < native)
+            rows = rows.take((rows.times - rows.times[0] + native // 2) % grid.count < native)
         else:
             rows = rows.take(slice(0, None, every))
-        report["resampled_away"] = before - len(rows.times)
+        report["resampled_away"] += before - len(rows.times)
     rows = _one_per_time(_in_order(rows, report), duplicates, source, report)
-    kept = _on_grid(-rows.times[::-1], step_us)[::-1] if from_last else _on_grid(rows.times, step_us)
+    kept = _on_grid(-rows.times[::-1], grid.count)[::-1] if from_last else _on_grid(rows.times, grid.count)
     report["off_grid"] = int((~kept).sum())
     rows = rows.take(kept)
 
-    gaps = np.flatnonzero(np.diff(rows.times) > step_us)
-    series = CleanSeries(rows.times.astype("datetime64[us]"), names, rows.values, step_us, rows.lines, report)
+    numbers = rows.times
+    if grid.unit == "rows":
+        times = recorded[numbers.clip(0)].astype("datetime64[us]") if timed else numbers + 1
+    else:
+        times = grid.times(numbers).astype("datetime64[us]")
+    series = CleanSeries(times, numbers, names, rows.values, grid, rows.lines, report)
+    gaps = np.flatnonzero(np.diff(numbers) > grid.count)
     report["gaps"] = [
-        {"after": str(series.times[row]), "minutes": (rows.times[row + 1] - rows.times[row]) / _MICROSECONDS["min"]}
+        {
+            "after": str(times[row]),
+            "minutes": (times[row + 1] - times[row]).astype(np.int64) / FIXED["min"],
+        }
         for row in gaps
     ]
     report["rows"] = len(rows.times)
     return series
+
+
+def _number(
+    rows: Rows, step: Step, resample: str, from_last: bool, source: str, report: dict[str, Any]
+) -> tuple[Step, Rows]:
+    """Rows in time order with their numbers on the grid of a step without a fixed length in the place of their times.
+
+    Rows of which several lie in one unit of it, a month or a business day, become means over each step, if that is what
+    `resample` is.
+    """
+    if step.unit == "rows":
+        return step, Rows(np.arange(len(rows.times)), rows.values, rows.lines)
+    whole = step.without_phase(rows.times, rows.lines, source)
+    numbers = whole.numbers(rows.times)
+    again = np.flatnonzero(np.diff(numbers) == 0)
+    if not len(again):
+        return step.located(rows.times, rows.lines, source), Rows(numbers, rows.values, rows.lines)
+    if resample != "mean":
+        lines = rows.lines[again[0] : again[0] + 2]
+        raise DataError(
+            f"{source}, lines {lines[0]} and {lines[1]}: several rows in one {whole.unit_name} ({len(again)} such "
+            f"rows), too many for data.step={step}: data.resample=mean averages over each {whole.unit_name}"
+        )
+    means = _bin_means(Rows(numbers, rows.values, rows.lines), step, 1 if from_last else None)
+    report["native_step"] = spell(int(np.sort(np.diff(rows.times))[(len(numbers) - 1) // 2]))
+    report["resampled_away"] = len(numbers) - len(means.times)
+    return whole, means
 
 
 def _mark_missing(
@@ -245,19 +257,19 @@ def require_float32(
         )
 
 
-def _every(times: np.ndarray, step: int, source: str) -> int:
+def _every(numbers: np.ndarray, step: Step, source: str) -> int:
     """How many recorded steps make one `step`."""
-    steps = np.sort(np.diff(times))
+    steps = np.sort(np.diff(numbers))
     steps = steps[steps > 0]
     if not len(steps):
         return 1
     native = int(steps[len(steps) // 2])  # the median, but always a step that occurs
-    if step % native:
+    if step.count % native:
         raise DataError(
-            f"data.step={spell(step)} is not a multiple of the step of {spell(native)} between the rows of {source}; "
-            f"set data.step to {spell(native)} or a multiple of it"
+            f"data.step={step} is not a multiple of the step of {step.spell(native)} between the rows of {source}; "
+            f"set data.step to {step.spell(native)} or a multiple of it"
         )
-    return step // native
+    return step.count // native
 
 
 def _in_order(rows: Rows, report: dict[str, Any]) -> Rows:
@@ -290,15 +302,18 @@ def _back_from_last(times: np.ndarray, step: int, native: int) -> np.ndarray:
     return (times[-1] - times) % step < native
 
 
-def _bin_means(rows: Rows, step: int, native: int | None) -> Rows:
+def _bin_means(rows: Rows, step: Step, native: int | None) -> Rows:
     """Means over bins of `step`, each stamped with its beginning.
 
-    They begin with the first timestamp; or, given the `native` step, the last one ends with the last.
+    They begin with the first timestamp; or, given the `native` step, the last one ends with the last. Several months
+    begin where the year does: quarters in January, April, July and October.
     """
-    origin = rows.times[0] if native is None else rows.times[-1] + native - step
-    bins = (rows.times - origin) // step
+    origin = rows.times[0] if native is None else rows.times[-1] + native - step.count
+    if step.unit == "mo":
+        origin = 0
+    bins = (rows.times - origin) // step.count
     means = _group_means(rows, np.diff(bins, prepend=bins[0] - 1) > 0)
-    return Rows(origin + np.unique(bins) * step, means.values, means.lines)
+    return Rows(origin + np.unique(bins) * step.count, means.values, means.lines)
 
 
 def _group_means(rows: Rows, begins: np.ndarray) -> Rows:
