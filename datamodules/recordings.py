@@ -35,7 +35,7 @@ class Rows:
 def read_recordings(
     table: TableStream,
     *,
-    time_column: str,
+    time_column: str | None,
     time_format: str,
     columns: Sequence[str],
     decimal: str = ".",
@@ -46,12 +46,12 @@ def read_recordings(
 
     Args:
         table: the open file.
-        time_column: where the time is.
+        time_column: where the time is; None if there is none: the rows' times are then their numbers from 0.
         time_format: how it is written (`strptime`).
         columns: the numeric columns to keep.
         decimal: what stands before a number's fraction, a point or a comma.
-        span: microseconds; rows that are older than the newest by as much or more are forgotten on the way, so that
-            memory stays flat.
+        span: microseconds, or rows if there are no times; rows that are older than the newest by as much or more are
+            forgotten on the way, so that memory stays flat.
         progress: called after every part.
 
     Raises:
@@ -62,8 +62,11 @@ def read_recordings(
     parts: list[Rows] = []
     latest = np.empty(0, dtype=np.int64)  # the two newest times
     count = 0
-    for frame in _frames(table, [time_column, *columns]):
-        times = parse_times(frame, time_column, time_format, str(table.path))
+    for frame in _frames(table, [*([] if time_column is None else [time_column]), *columns]):
+        if time_column is None:
+            times = np.arange(count, count + len(frame))
+        else:
+            times = parse_times(frame, time_column, time_format, str(table.path))
         latest = np.unique(np.concatenate([latest, times]))[-2:]
         newest = int(latest[-1])
         count += len(times)

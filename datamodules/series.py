@@ -12,12 +12,13 @@ import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
 
-from .cleaning import WIND, CleanSeries, clean, duration, instant, require_float32, spell, warn_of_sentinels
+from .cleaning import WIND, CleanSeries, clean, require_float32, warn_of_sentinels
 from .sampling import ResumableLoader, split_loader
 from .sources import SPLITS, DataError, Source, at_least, file_sha256, one_of, path_text
+from .steps import NAMES, Step, instant
 from .streaming import read_table
 from .synthetic import sample_climate
-from .windows import CALENDAR, Climatology, WindowDataset, features_of, forward_fill, window_starts
+from .windows import Climatology, WindowDataset, calendar_of, features_of, forward_fill, window_starts
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ class SeriesDataModule(pl.LightningDataModule):
         encoding: str = "utf-8",
         separator: str = ",",
         decimal: str = ".",
-        time_column: str = "Date Time",
+        time_column: str | None = "Date Time",
         time_format: str = "%d.%m.%Y %H:%M:%S",
         target: str = "T (degC)",
         features: Sequence[str] = ("T (degC)", "p (mbar)", "rh (%)", "VPact (mbar)"),
@@ -116,7 +117,8 @@ class SeriesDataModule(pl.LightningDataModule):
         self._sample_years, self._sample_seed = sample_years, sample_seed
         self._target, self._calendar = target, calendar
         self._features = [*features, *(extra for extra in WIND if wind is not None and extra not in features)]
-        self._names = [*self._features, *(CALENDAR if calendar else ())]
+        self._step = Step.parse("step", step)
+        self._names = [*self._features, *(calendar_of(self._step) if calendar else ())]
         self._missing, self._fill_limit, self._stride = missing, fill_limit, stride
         self._split, self._reach_back, self._fractions = split, reach_back, (val_fraction, test_fraction)
         self._batching: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "seed": seed}
@@ -146,10 +148,14 @@ class SeriesDataModule(pl.LightningDataModule):
             **({} if bin_offset is None else {"bin_offset": bin_offset}),
         }
         self._allow_loss = allow_loss
-        self._step = duration("step", step)
-        self._lookback, self._horizon, self._season = (
-            self._steps(key, value) for key, value in (("lookback", lookback), ("horizon", horizon), ("season", season))
-        )
+        if bin_offset is not None and not (self._step.is_fixed and Step.parse("bin_offset", bin_offset).is_fixed):
+            raise DataError(
+                f"data.bin_offset={bin_offset} must be a fixed length such as 6h, and so must data.step={step}"
+            )
+        if time_column is None and (self._step.unit != "rows" or split == "date"):
+            raise DataError("data.time_column=null, for rows without times, needs data.step=rows data.split=fraction")
+        lengths = {"lookback": lookback, "horizon": horizon, "season": season}
+        self._lookback, self._horizon, self._season = self._count(lengths)
         if self._lookback < self._season:
             raise DataError(
                 f"data.lookback={lookback} is shorter than data.season={season}: lengthen the one or shorten the other"
@@ -162,7 +168,7 @@ class SeriesDataModule(pl.LightningDataModule):
             "lookback": self._lookback,
             "horizon": self._horizon,
             "season_length": self._season,
-            "step_hours": self._step / duration("step", "1h"),
+            "step_hours": self._step.hours,
         }
         self.facts: dict[str, Any] = {}
         self.report: dict[str, Any] = {}
@@ -203,13 +209,14 @@ class SeriesDataModule(pl.LightningDataModule):
         train = splits["train"]
         mean, std = self._fit_scaler(observed[train])
         require_float32(known, [*self._names, self._target], series.lines, source, std)
-        climatology = Climatology.fit(series.times[train], target[train])
+        climatology = Climatology.fit(series.times[train], target[train], series.step)
         self.facts = self._facts(mean, std, climatology)
         tables = ((known[:, :-1] - mean[:-1]) / std[:-1], known[:, -1], target, climatology.predict(series.times))
         inputs, history, targets, usual = (np.ascontiguousarray(table, dtype=np.float32) for table in tables)
+        clock = (series.numbers - series.numbers[0]) // series.step.count
         self._sets = {
             name: WindowDataset(
-                inputs, history, targets, usual, starts[name], self._lookback, self._horizon, series.times, series.step
+                inputs, history, targets, usual, starts[name], self._lookback, self._horizon, series.times, clock
             )
             for name in SPLITS
         }
@@ -238,14 +245,24 @@ class SeriesDataModule(pl.LightningDataModule):
         rows = {"origin": origin, "first_target": origin + 1, "last_target": origin + windows.horizon}
         return pd.DataFrame({name: windows.times[row] for name, row in rows.items()})
 
+    def target_times(self, split: str, index: np.ndarray, step: np.ndarray) -> pd.Series:
+        """The time of each target: of the window at this position, so many steps (from 1) after its last input."""
+        windows = self.dataset(split)
+        return pd.Series(windows.times[windows.starts[index] + windows.lookback - 1 + step])
+
     def _loader(self, split: str) -> ResumableLoader:
         return split_loader(self.dataset(split), split, self.trainer, **self._batching)
 
-    def _steps(self, key: str, value: str) -> int:
-        length = duration(key, value)
-        if length % self._step:
-            raise DataError(f"data.{key}={value} is not a multiple of data.step={spell(self._step)}")
-        return length // self._step
+    def _count(self, lengths: Mapping[str, str]) -> list[int]:
+        """How many steps these durations are."""
+        unit = self._step.unit
+        if other := [key for key, value in lengths.items() if Step.parse(key, value).unit != unit]:
+            given = ", ".join(f"data.{key}={lengths[key]}" for key in other)
+            raise DataError(
+                f"{given} can't be counted in steps of data.step={self._step}: give all of data.lookback, data.horizon "
+                f"and data.season as {NAMES[unit]}"
+            )
+        return [self._step.steps(key, value) for key, value in lengths.items()]
 
     def _check_features(self, wind: Mapping[str, str] | None, rules: Mapping[str, str]) -> None:
         if not self._names or len(set(self._features)) < len(self._features):
@@ -273,7 +290,9 @@ class SeriesDataModule(pl.LightningDataModule):
         file = self.source.locate()
         wind = dict.fromkeys((self._cleaning["wind"] or {}).values(), "data.wind (null for none)")
         features = dict.fromkeys(self._cleaning["columns"], "data.features")
-        needed = {**features, **wind, self._target: "data.target", self._cleaning["time_column"]: "data.time_column"}
+        needed = {**features, **wind, self._target: "data.target"}
+        if (time_column := self._cleaning["time_column"]) is not None:
+            needed[time_column] = "data.time_column"
         if file is not None:
             return read_table(file, columns=needed, **self._reading), file
         self.name, self.is_sample = SAMPLE, True
@@ -287,7 +306,7 @@ class SeriesDataModule(pl.LightningDataModule):
         rows = len(series.times)
         if rows < self._lookback + self._horizon:
             raise DataError(
-                f"{self.name} has {rows} rows of {spell(self._step)} after cleaning, a window needs "
+                f"{self.name} has {rows} rows of {self._step} after cleaning, a window needs "
                 f"{self._lookback + self._horizon}: shorten data.lookback ({self._lookback}) or data.horizon "
                 f"({self._horizon}), or give a longer series"
             )
@@ -367,12 +386,12 @@ class SeriesDataModule(pl.LightningDataModule):
 
     def _remedy(self, series: CleanSeries) -> str:
         """What to do about gaps that taking one row of k makes of single missing rows."""
-        sampled = self._cleaning["resample"] != "mean" and series.report["native_step"] != spell(self._step)
+        sampled = self._cleaning["resample"] != "mean" and series.report["native_step"] != str(self._step)
         if not sampled or not series.report["gaps"]:
             return ""
         return (
             f"; each row missing at the recorded step of {series.report['native_step']} leaves a gap of more than "
-            f"{spell(self._step)} between the rows that are taken: data.resample=mean averages over it instead"
+            f"{self._step} between the rows that are taken: data.resample=mean averages over it instead"
         )
 
     def _fit_scaler(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -395,7 +414,7 @@ class SeriesDataModule(pl.LightningDataModule):
             "target": self._target,
             "target_index": names.index(self._target) if self._target in names else None,
             "unit": "°C" if text == "degC" else text,
-            "step": spell(self._step),
+            "step": str(self._step),
             "feature_mean": mean[:-1].tolist(),
             "feature_std": std[:-1].tolist(),
             "target_mean": float(mean[-1]),
@@ -479,11 +498,14 @@ class SeriesDataModule(pl.LightningDataModule):
 
     def _unexpected(self, frame: pd.DataFrame, file: Path | None) -> dict[str, Any]:
         """How a known file differs from what it should be."""
-        times = frame[self._cleaning["time_column"]]
-        facts = {"rows": len(frame), "first": times.iloc[0], "last": times.iloc[-1]}
+        facts: dict[str, Any] = {"rows": len(frame)}
+        if (time_column := self._cleaning["time_column"]) is not None:
+            facts |= {"first": frame[time_column].iloc[0], "last": frame[time_column].iloc[-1]}
         expected = self._expected.get(file.name, {}) if file else {}
         differences = {
-            key: {"expected": value, "found": facts[key]} for key, value in expected.items() if facts[key] != value
+            key: {"expected": value, "found": facts.get(key)}
+            for key, value in expected.items()
+            if facts.get(key) != value
         }
         if differences:
             logger.warning("%s is not the known file of that name, or not all of it: %s", file, differences)

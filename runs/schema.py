@@ -42,7 +42,7 @@ def option(
 # ruff: noqa: UP045
 
 LARGEST_SEED = 2**32 - 1  # NumPy's and scikit-learn's generators take no larger one
-DURATION = "a duration such as 5d, 48h or 10min"
+DURATION = "a duration such as 5d, 48h or 10min, or 24mo, 2y, 20bd or 48rows where step is of that kind"
 
 
 @dataclass
@@ -262,7 +262,9 @@ class TextConfig(DataConfig):
 class SeriesConfig(DataConfig):
     """A CSV of timestamped readings."""
 
-    time_column: str = option("Date Time", "column with the time")
+    time_column: Optional[str] = option(
+        "Date Time", "column with the time; null: rows have none, are in order, and step is rows"
+    )
     time_format: str = option("%d.%m.%Y %H:%M:%S", "how a time is written (strptime)")
     target: str = option("T (degC)", "column to forecast")
     features: list[str] = option([], "columns the model reads")
@@ -281,7 +283,11 @@ class SeriesConfig(DataConfig):
         "rows of the same time: keep one if they are identical, else stop; or keep one, their mean, or stop",
         choices=("identical", "first", "last", "mean", "error"),
     )
-    step: str = option("1h", f"time between two steps of the model: {DURATION}")
+    step: str = option(
+        "1h",
+        "time between two steps of the model: 1h, 10min, 1d, …; by the calendar 1mo, 3mo, 1y; business days 1bd; or "
+        "rows, equally spaced whatever their times",
+    )
     resample: str = option(
         "sample",
         "from a finer file: the reading at each step, the mean over it, or every k-th row",
@@ -300,7 +306,7 @@ class SeriesConfig(DataConfig):
     season: str = option("1d", f"period of the seasonal naive forecast: {DURATION}")
     split: str = option("date", "chronological, by date or by fraction", choices=("date", "fraction"))
     val_from: Optional[str] = option("2015-01-01", "start of validation (split=date), or how long before the test: 1y")
-    test_from: Optional[str] = option("2016-01-01", "start of the test (split=date)")
+    test_from: Optional[str] = option("2016-01-01", "start of the test (split=date), the year first: 2016-01-01T06:00")
     test_until: Optional[str] = option(
         None, "end of the test (split=date), or how long it is: 1y; the file's end if not given"
     )

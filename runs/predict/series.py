@@ -18,9 +18,10 @@ import yaml
 from rich.table import Table
 
 from datamodules import DataError
-from datamodules.cleaning import CleanSeries, arrange, duration, spell, warn_of_sentinels
-from datamodules.lookbacks import Lookbacks, moment
+from datamodules.cleaning import CleanSeries, arrange, warn_of_sentinels
+from datamodules.lookbacks import Lookbacks, format_time
 from datamodules.recordings import read_recordings
+from datamodules.steps import LONGEST, Step
 from datamodules.streaming import TableStream
 from runs import figures
 from runs.predict.output import bar, console, table_writer
@@ -71,13 +72,15 @@ def forecast_file(task: Any, settings: dict[str, Any]) -> None:
         DataError: the input can't be used, or no lookback that may be used is complete.
     """
     facts = task.blueprint["facts"]
-    step = duration("step", facts["step"])
-    every, age = (_duration(name, settings[name]) for name in ("every", "max_age"))
+    step = Step.parse("step", facts["step"])
+    every, age = (_steps(step, name, settings[name]) for name in ("every", "max_age"))
     if every is not None and age is not None:
         raise ConfigError("max_age is for a single forecast: leave it out, every=… takes what is complete")
-    if every is not None and every % step:
-        raise ConfigError(f"every={settings['every']} must be a multiple of the model's step, {facts['step']}")
-    span = None if every is not None else facts["lookback"] * step + (age or 0) + (facts["fill_limit"] + 2) * step
+    timed = settings["time_column"] or facts["cleaning"]["time_column"]
+    if every is not None or (step.unit == "rows" and timed):
+        span = None
+    else:
+        span = (facts["lookback"] + (age or 0) + facts["fill_limit"] + 2) * step.count * LONGEST[step.unit]
     started = time.perf_counter()
     series, whole = clean_file(facts, settings, span)
     log.info(f"{settings['input']}: {series.summary()}" + (" (in the rows that are used)" if every is None else ""))
@@ -119,7 +122,9 @@ def clean_file(facts: Mapping[str, Any], settings: dict[str, Any], span: int | N
         for name, default in (("time_column", None), ("time_format", None), ("decimal", "."))
     }
     format = {name: settings[name] or facts["reading"][name] for name in ("encoding", "separator")}
-    needed = {**dict.fromkeys(theirs, "columns={ours: theirs}"), reading["time_column"]: "time_column"}
+    needed = dict.fromkeys(theirs, "columns={ours: theirs}")
+    if timed := reading["time_column"] is not None:
+        needed[reading["time_column"]] = "time_column"
     with TableStream(settings["input"], needed, **format) as table, bar(bytes=True) as progress:
         shown = progress.add_task("reading", total=table.size)
         rows, whole = read_recordings(
@@ -137,6 +142,7 @@ def clean_file(facts: Mapping[str, Any], settings: dict[str, Any], span: int | N
         allow_loss=settings["allow_loss"],
         source=settings["input"],
         from_last=True,
+        timed=timed,
         rows_at=lambda lines: _rows_at(settings["input"], lines, format).drop(columns=[*needed]),
     )
     warn_of_sentinels(series.report, settings["input"], "missing_values")
@@ -153,27 +159,28 @@ def _rows_at(path: str, lines: np.ndarray, format: Mapping[str, Any]) -> pd.Data
 
 def _check_length(lookbacks: Lookbacks, settings: dict[str, Any]) -> None:
     """Raise a DataError if the file begins later than the model's lookback."""
-    begin = lookbacks.series.times[0]
-    if early := int((lookbacks.wanted < begin).sum()):
+    series = lookbacks.series
+    if early := int((lookbacks.wanted < series.numbers[0]).sum()):
         raise DataError(
-            f"{settings['input']} begins at {moment(begin)}, too late for a forecast: the model reads "
-            f"{lookbacks.lookback} steps of {spell(lookbacks.series.step)}, and {early} of them would be older"
+            f"{settings['input']} begins at {format_time(series.times[0])}, too late for a forecast: the model reads "
+            f"{lookbacks.lookback} steps of {series.step}, and {early} of them would be older"
         )
 
 
 def latest(lookbacks: Lookbacks, age: int, settings: dict[str, Any]) -> np.ndarray:
     """The origin of the one forecast: the last row, or the latest with a complete lookback that is young enough."""
-    times = lookbacks.series.times
+    series = lookbacks.series
     if not (lacking := lookbacks.lacking()):
         return lookbacks.origins[-1:]
-    late = (times[-1] - times[lookbacks.origins]).astype(np.int64)
-    young = lookbacks.origins[late <= age]
-    ago = spell(int(late[-1])) if len(late) else ""
+    late = series.numbers[-1] - series.numbers[lookbacks.origins]
+    young = lookbacks.origins[late <= age * series.step.count]
+    ago = series.step.spell(int(late[-1])) if len(late) else ""
     if not len(young):
         known = f"the latest complete one ends {ago} before: max_age={ago} takes it"
-        remedy = known if ago else f"let it end earlier with {'a longer max_age' if age else 'max_age=…, say 1d'}"
+        longer = "a longer max_age" if age else f"max_age=…, say {series.step.spell(series.step.count)}"
+        remedy = known if ago else f"let it end earlier with {longer}"
         raise DataError(f"{settings['input']}: {lacking}; {remedy}")
-    log.warning(f"{lacking}; forecasting from {moment(times[young][-1])}, {ago} before the last reading")
+    log.warning(f"{lacking}; forecasting from {format_time(series.times[young][-1])}, {ago} before the last reading")
     return young[-1:]
 
 
@@ -216,8 +223,12 @@ def _forecast(task: Any, lookbacks: Lookbacks, origins: np.ndarray) -> Forecasts
 
 
 def _schema(task: Any, lookbacks: Lookbacks, with_truth: bool) -> pa.Schema:
-    seconds = not (lookbacks.series.times.astype(np.int64) % 1_000_000).any()
-    moments = [(name, pa.timestamp("s" if seconds else "us")) for name in ("origin", "time")]
+    times = lookbacks.series.times
+    if times.dtype == np.int64:
+        kind = pa.int64()  # the numbers of rows without times
+    else:
+        kind = pa.timestamp("us" if (times.astype(np.int64) % 1_000_000).any() else "s")
+    moments = [(name, kind) for name in ("origin", "time")]
     numbers = ["forecast", *(f"q{level:g}" for level in task.levels), *(["truth"] if with_truth else [])]
     return pa.schema([*moments, ("step", pa.int32()), *((name, pa.float32()) for name in numbers)])
 
@@ -256,7 +267,7 @@ def _scores(found: Forecasts) -> dict[str, Any]:
 def _draw(task: Any, found: Forecasts, output: Path) -> None:
     windows = [
         {
-            "origin": moment(found.origin[position])[:16],
+            "origin": format_time(found.origin[position]),
             "history": found.history[number],
             "truth": found.truth[position],
             "forecast": found.forecast[position],
@@ -275,9 +286,9 @@ def _print_forecast(task: Any, found: Forecasts, times: np.ndarray, output: Path
     horizon = len(times)
     for step in np.unique(np.linspace(0, horizon - 1, min(PRINTED, horizon)).astype(int)):
         numbers = [found.forecast[0, step], *found.quantiles[0, step, few]] if few else [found.forecast[0, step]]
-        table.add_row(moment(times[step])[:16], *(f"{value:.2f}" for value in numbers))
+        table.add_row(format_time(times[step]), *(f"{value:.2f}" for value in numbers))
     shown = console()
-    shown.print(f"from {moment(found.origin[0])}", highlight=False)
+    shown.print(f"from {format_time(found.origin[0])}", highlight=False)
     shown.print(table)
     shown.print(f"{horizon} steps in {seconds:.1f} s: {output}, {output.with_suffix('.png')}", soft_wrap=True)
 
@@ -299,11 +310,13 @@ def _print_scores(report: dict[str, Any], output: Path, seconds: float) -> None:
     )
 
 
-def _duration(name: str, value: str | None) -> int | None:
+def _steps(step: Step, name: str, value: str | None) -> int | None:
+    """How many of the model's steps an option of this program is."""
     try:
-        return None if value is None else duration(name, value)
+        return None if value is None else step.steps(name, value)
     except DataError as error:
-        raise ConfigError(str(error).removeprefix("data.")) from error
+        message = str(error).removeprefix("data.").replace("where data.step is", "where the model's step is")
+        raise ConfigError(message.replace(f"data.step={step}", f"the model's step, {step}")) from error
 
 
 def _columns(given: Any, ours: list[str]) -> dict[str, str]:
