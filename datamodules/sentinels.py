@@ -10,7 +10,7 @@ import numpy as np
 _USUAL = re.compile(r"-1|-9(\.9+)?|-?(99+|88+|77+)(\.9+|\.0+)?|-200|-32768|32767|-?2147483647|-2147483648|65535")
 _DISTINCT = 5  # other values that a column must have: one of fewer is a code, a switch or a constant
 _REPEATS = 3
-_FAR, _APART = 3, 10  # ranges of all other values, and times their widest spacing on that side
+_FAR, _APART = 3, 8  # ranges of all other values, and times their spacing on that side
 
 
 def sentinel_values(values: np.ndarray) -> dict[float, int]:
@@ -19,8 +19,9 @@ def sentinel_values(values: np.ndarray) -> dict[float, int]:
     Such a value is the column's least or greatest, and far from all others. With d its distance to the nearest other
     value, and r the range of the others:
 
-    - one that files usually write (-99, 999.9, -200 …): d > 3 r; or it occurs three times, and d > r or d is ten times
-      the widest spacing between neighbours among the half of the other values that is on its side;
+    - one that files usually write (-99, 999.9, -200 …): d > 3 r; or it occurs three times, and d > r or d is eight
+      times the widest spacing between neighbours among the half of the other values that is on its side (the median
+      spacing, for the only negative value);
     - any other: d > 3 r, and it occurs three times, yet in less than half of the rows.
 
     A column of less than five other values has none: it is a code, a switch or a constant with spikes.
@@ -50,7 +51,8 @@ def _is_sentinel(distinct: np.ndarray, counts: np.ndarray, end: int) -> bool:
         return distance > _FAR * extent
     middle = np.searchsorted(np.cumsum(weights), weights.sum() / 2)
     near = others[: max(middle + 1, _DISTINCT)] if end == 0 else others[min(middle, len(others) - _DISTINCT) :]
-    return distance > extent or distance > _APART * np.diff(near).max()
+    spacing = np.median(np.diff(near)) if value < 0 <= others[0] else np.diff(near).max()
+    return distance > extent or distance > _APART * spacing
 
 
 def is_usual(value: float) -> bool:
