@@ -48,7 +48,7 @@ class Rows:
 def read_recordings(
     table: TableStream,
     *,
-    time_column: str | Sequence[str],
+    time_column: str | Sequence[str] | None,
     time_format: str,
     columns: Sequence[str],
     decimal: str = ".",
@@ -60,13 +60,13 @@ def read_recordings(
 
     Args:
         table: the open file.
-        time_column: where the time is.
+        time_column: where the time is; None if there is none: the rows' times are then their numbers from 0.
         time_format: how it is written, see `parse_times`.
         columns: the numeric columns to keep.
         decimal: what stands before a number's fraction, a point or a comma.
         missing_words: further words for no reading, see `parse_numbers`.
-        span: microseconds; rows that are older than the newest by as much or more are forgotten on the way, so that
-            memory stays flat.
+        span: microseconds, or rows if there are no times; rows that are older than the newest by as much or more are
+            forgotten on the way, so that memory stays flat.
         progress: called after every part.
 
     Raises:
@@ -78,7 +78,10 @@ def read_recordings(
     latest = np.empty(0, dtype=np.int64)  # the two newest times
     count = 0
     for frame in _frames(table, [*time_columns(time_column), *columns]):
-        times = parse_times(frame, time_column, time_format, str(table.path))
+        if time_column is None:
+            times = np.arange(count, count + len(frame))
+        else:
+            times = parse_times(frame, time_column, time_format, str(table.path))
         latest = np.unique(np.concatenate([latest, times]))[-2:]
         newest = int(latest[-1])
         count += len(times)
@@ -124,9 +127,9 @@ def micro(times: np.ndarray) -> np.ndarray:
     return times.astype("datetime64[us]").astype(np.int64)
 
 
-def time_columns(column: str | Sequence[str]) -> list[str]:
-    """The columns that hold the time: one, or several that make it together."""
-    return [column] if isinstance(column, str) else list(column)
+def time_columns(column: str | Sequence[str] | None) -> list[str]:
+    """The columns that hold the time: one, or several that make it together; none where rows have no times."""
+    return [column] if isinstance(column, str) else list(column or ())
 
 
 def parse_times(frame: pd.DataFrame, column: str | Sequence[str], time_format: str, source: str) -> np.ndarray:

@@ -12,14 +12,15 @@ import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
 
-from .cleaning import WIND, CleanSeries, clean, duration, instant, require_float32, spell
+from .cleaning import WIND, CleanSeries, clean, require_float32, warn_of_sentinels
 from .formats import CsvFormat
 from .recordings import time_columns
 from .sampling import ResumableLoader, split_loader
 from .sources import SPLITS, DataError, Source, at_least, file_sha256, one_of, path_text
+from .steps import NAMES, Step, instant
 from .streaming import read_table
 from .synthetic import sample_climate
-from .windows import CALENDAR, Climatology, WindowDataset, features_of, forward_fill, offset_of, window_starts
+from .windows import Climatology, WindowDataset, calendar_of, features_of, forward_fill, offset_of, window_starts
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ class SeriesDataModule(pl.LightningDataModule):
         missing_words: words that mean it, beside the usual ones.
         missing: `drop` drops every window with something missing; `ffill` first fills inputs (never targets) with the
             last value, at most `fill_limit` steps old.
-        decimal, duplicates, step, resample: see `clean` and `arrange`.
+        decimal, duplicates, step, resample, min_share, bin_offset, allow_loss: see `clean` and `arrange`.
         lookback, horizon, season: durations, multiples of `step`.
         stride: steps from one window to the next.
         split: `date` (train < `val_from` <= val < `test_from` <= test < `test_until`) or `fraction` (the last
@@ -81,7 +82,7 @@ class SeriesDataModule(pl.LightningDataModule):
         expected: Mapping[str, Mapping[str, Any]] | None = None,
         on_missing: str = "sample",
         decimal: str = ".",
-        time_column: str | Sequence[str] = "Date Time",
+        time_column: str | Sequence[str] | None = "Date Time",
         time_format: str = "%d.%m.%Y %H:%M:%S",
         target: str = "T (degC)",
         features: Sequence[str] = ("T (degC)", "p (mbar)", "rh (%)", "VPact (mbar)"),
@@ -91,9 +92,12 @@ class SeriesDataModule(pl.LightningDataModule):
         missing_words: Sequence[str] = (),
         missing: str = "drop",
         fill_limit: int = 3,
-        duplicates: str = "first",
+        duplicates: str = "identical",
         step: str = "1h",
         resample: str = "sample",
+        min_share: float | None = None,
+        bin_offset: str | None = None,
+        allow_loss: bool = True,
         lookback: str = "5d",
         horizon: str = "2d",
         stride: int = 1,
@@ -120,14 +124,15 @@ class SeriesDataModule(pl.LightningDataModule):
         self._sample_years, self._sample_seed = sample_years, sample_seed
         self._target, self._calendar = target, calendar
         self._features = [*features, *(extra for extra in WIND if wind is not None and extra not in features)]
-        self._names = [*self._features, *(CALENDAR if calendar else ())]
+        self._step = Step.parse("step", step)
+        self._names = [*self._features, *(calendar_of(self._step) if calendar else ())]
         self._missing, self._fill_limit, self._stride = missing, fill_limit, stride
         self._split, self._reach_back, self._fractions = split, reach_back, (val_fraction, test_fraction)
         self._batching: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "seed": seed}
         one_of(
             decimal=(decimal, (".", ",")),
             missing=(missing, ("drop", "ffill")),
-            duplicates=(duplicates, ("first", "last", "mean", "error")),
+            duplicates=(duplicates, ("identical", "first", "last", "mean", "error")),
             resample=(resample, ("sample", "mean", "rows")),
             split=(split, ("date", "fraction")),
         )
@@ -147,11 +152,18 @@ class SeriesDataModule(pl.LightningDataModule):
             "step": step,
             "resample": resample,
             "duplicates": duplicates,
+            **({} if min_share is None else {"min_share": min_share}),
+            **({} if bin_offset is None else {"bin_offset": bin_offset}),
         }
-        self._step = duration("step", step)
-        self._lookback, self._horizon, self._season = (
-            self._steps(key, value) for key, value in (("lookback", lookback), ("horizon", horizon), ("season", season))
-        )
+        self._allow_loss = allow_loss
+        if bin_offset is not None and not (self._step.is_fixed and Step.parse("bin_offset", bin_offset).is_fixed):
+            raise DataError(
+                f"data.bin_offset={bin_offset} must be a fixed length such as 6h, and so must data.step={step}"
+            )
+        if time_column is None and (self._step.unit != "rows" or split == "date"):
+            raise DataError("data.time_column=null, for rows without times, needs data.step=rows data.split=fraction")
+        lengths = {"lookback": lookback, "horizon": horizon, "season": season}
+        self._lookback, self._horizon, self._season = self._count(lengths)
         if self._lookback < self._season:
             raise DataError(
                 f"data.lookback={lookback} is shorter than data.season={season}: lengthen the one or shorten the other"
@@ -164,7 +176,7 @@ class SeriesDataModule(pl.LightningDataModule):
             "lookback": self._lookback,
             "horizon": self._horizon,
             "season_length": self._season,
-            "step_hours": self._step / duration("step", "1h"),
+            "step_hours": self._step.hours,
         }
         self.facts: dict[str, Any] = {}
         self.report: dict[str, Any] = {}
@@ -179,7 +191,8 @@ class SeriesDataModule(pl.LightningDataModule):
             return
         frame, file = self._read()
         source = str(file or self.name)
-        series = clean(frame, **self._cleaning, source=source)
+        series = clean(frame, **self._cleaning, allow_loss=self._allow_loss, source=source)
+        warn_of_sentinels(series.report, source, f"data.missing_values, now {self._cleaning['missing_values']}")
         splits = self._split_rows(series)
         features = features_of(series, self._features, self._calendar)
         target = series.column(self._target)
@@ -206,12 +219,13 @@ class SeriesDataModule(pl.LightningDataModule):
         require_float32(known, [*self._names, self._target], series.lines, source, std)
         offset = offset_of(float(mean[-1]), float(std[-1]))
         history, targets = known[:, -1] - offset, target - offset
-        climatology = Climatology.fit(series.times[train], targets[train])
+        climatology = Climatology.fit(series.times[train], targets[train], series.step)
         self.facts = self._facts(mean, std, offset, climatology)
         inputs = np.ascontiguousarray((known[:, :-1] - mean[:-1]) / std[:-1], dtype=np.float32)
         tables = (inputs, history, targets, climatology.predict(series.times))
+        clock = (series.numbers - series.numbers[0]) // series.step.count
         self._sets = {
-            name: WindowDataset(*tables, starts[name], self._lookback, self._horizon, series.times, series.step)
+            name: WindowDataset(*tables, starts[name], self._lookback, self._horizon, series.times, clock)
             for name in SPLITS
         }
 
@@ -239,14 +253,24 @@ class SeriesDataModule(pl.LightningDataModule):
         rows = {"origin": origin, "first_target": origin + 1, "last_target": origin + windows.horizon}
         return pd.DataFrame({name: windows.times[row] for name, row in rows.items()})
 
+    def target_times(self, split: str, index: np.ndarray, step: np.ndarray) -> pd.Series:
+        """The time of each target: of the window at this position, so many steps (from 1) after its last input."""
+        windows = self.dataset(split)
+        return pd.Series(windows.times[windows.starts[index] + windows.lookback - 1 + step])
+
     def _loader(self, split: str) -> ResumableLoader:
         return split_loader(self.dataset(split), split, self.trainer, **self._batching)
 
-    def _steps(self, key: str, value: str) -> int:
-        length = duration(key, value)
-        if length % self._step:
-            raise DataError(f"data.{key}={value} is not a multiple of data.step={spell(self._step)}")
-        return length // self._step
+    def _count(self, lengths: Mapping[str, str]) -> list[int]:
+        """How many steps these durations are."""
+        unit = self._step.unit
+        if other := [key for key, value in lengths.items() if Step.parse(key, value).unit != unit]:
+            given = ", ".join(f"data.{key}={lengths[key]}" for key in other)
+            raise DataError(
+                f"{given} can't be counted in steps of data.step={self._step}: give all of data.lookback, data.horizon "
+                f"and data.season as {NAMES[unit]}"
+            )
+        return [self._step.steps(key, value) for key, value in lengths.items()]
 
     def _check_features(self, wind: Mapping[str, str] | None, rules: Mapping[str, str]) -> None:
         if not self._names or len(set(self._features)) < len(self._features):
@@ -289,7 +313,7 @@ class SeriesDataModule(pl.LightningDataModule):
         rows = len(series.times)
         if rows < self._lookback + self._horizon:
             raise DataError(
-                f"{self.name} has {rows} rows of {spell(self._step)} after cleaning, a window needs "
+                f"{self.name} has {rows} rows of {self._step} after cleaning, a window needs "
                 f"{self._lookback + self._horizon}: shorten data.lookback ({self._lookback}) or data.horizon "
                 f"({self._horizon}), or give a longer series"
             )
@@ -369,12 +393,12 @@ class SeriesDataModule(pl.LightningDataModule):
 
     def _remedy(self, series: CleanSeries) -> str:
         """What to do about gaps that taking one row of k makes of single missing rows."""
-        sampled = self._cleaning["resample"] != "mean" and series.report["native_step"] != spell(self._step)
+        sampled = self._cleaning["resample"] != "mean" and series.report["native_step"] != str(self._step)
         if not sampled or not series.report["gaps"]:
             return ""
         return (
             f"; each row missing at the recorded step of {series.report['native_step']} leaves a gap of more than "
-            f"{spell(self._step)} between the rows that are taken: data.resample=mean averages over it instead"
+            f"{self._step} between the rows that are taken: data.resample=mean averages over it instead"
         )
 
     def _fit_scaler(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -397,7 +421,7 @@ class SeriesDataModule(pl.LightningDataModule):
             "target": self._target,
             "target_index": names.index(self._target) if self._target in names else None,
             "unit": "°C" if text == "degC" else text,
-            "step": spell(self._step),
+            "step": str(self._step),
             "feature_mean": mean[:-1].tolist(),
             "feature_std": std[:-1].tolist(),
             **({"target_offset": offset} if offset else {}),  # runs from before there was one stay the same
@@ -463,7 +487,8 @@ class SeriesDataModule(pl.LightningDataModule):
             values = series.column(name)
             seen = values[train][~np.isnan(values[train])]
             low, median, high = np.quantile(seen, [0.25, 0.5, 0.75]) if len(seen) else (0.0, 0.0, 0.0)
-            far = np.abs(values - median) > FAR * (high - low)
+            warned = [value["value"] for value in series.report["sentinels"] if value["column"] == name]
+            far = (np.abs(values - median) > FAR * (high - low)) & ~np.isin(values, warned)
             if high > low and far.any():
                 counts[name], row = int(far.sum()), int(far.argmax())
                 of_line = "mean from line" if self._cleaning["resample"] == "mean" else "line"
@@ -481,11 +506,15 @@ class SeriesDataModule(pl.LightningDataModule):
 
     def _unexpected(self, frame: pd.DataFrame, file: Path | None) -> dict[str, Any]:
         """How a known file differs from what it should be."""
-        times = frame[time_columns(self._cleaning["time_column"])]
-        facts = {"rows": len(frame), "first": " ".join(times.iloc[0]), "last": " ".join(times.iloc[-1])}
+        facts: dict[str, Any] = {"rows": len(frame)}
+        if names := time_columns(self._cleaning["time_column"]):
+            times = frame[names]
+            facts |= {"first": " ".join(times.iloc[0]), "last": " ".join(times.iloc[-1])}
         expected = self._expected.get(file.name, {}) if file else {}
         differences = {
-            key: {"expected": value, "found": facts[key]} for key, value in expected.items() if facts[key] != value
+            key: {"expected": value, "found": facts.get(key)}
+            for key, value in expected.items()
+            if facts.get(key) != value
         }
         if differences:
             logger.warning("%s is not the known file of that name, or not all of it: %s", file, differences)

@@ -2,8 +2,8 @@
 
 A table of predictions is what `predictions.parquet` holds. Of a classification, a row per text, with `target`,
 `prediction` and `p(class)` for every class; of a forecast, a row per window and step, with `origin` (the time of the
-window's last input), `first_target`, `step`, `target`, `prediction`, `seasonal_naive` and, if it has quantiles, `q0.05`
-and the like.
+window's last input), `first_target`, `step`, `time` (that of the target), `target`, `prediction`, `seasonal_naive` and,
+if it has quantiles, `q0.05` and the like.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from pandas.api.types import is_datetime64_any_dtype
 
 from tasks.forecasting import error_scores, quantile_crps
 
@@ -90,12 +91,15 @@ def breakdown(task: str, predictions: pd.DataFrame) -> dict[str, dict[str, dict[
 
     Returns:
         `{"length": {"10-29": {"accuracy": …, "examples": …}, …}}`, or `season` and `year`, each part with `mae`,
-        `median_ae`, `skill` and the number of its windows. Parts without an example are left out.
+        `median_ae`, `skill` and the number of its windows. Parts without an example are left out; rows
+        without times have no parts.
     """
     if task == "cls":
         right = predictions["target"] == predictions["prediction"]
         parts = right.groupby(_lengths(predictions["text"]), observed=True).agg(["mean", "size"]).itertuples()
         return {"length": {name: {"accuracy": float(mean), "examples": int(size)} for name, mean, size in parts}}
+    if not is_datetime64_any_dtype(predictions["first_target"]):  # rows without times
+        return {}
     begin = predictions["first_target"].dt
     predictions = predictions.drop(columns=[*quantiles_of(predictions.columns)])
     found: dict[str, dict[str, dict[str, float]]] = {}

@@ -43,7 +43,7 @@ def option(
 
 LARGEST_SEED = 2**32 - 1  # NumPy's and scikit-learn's generators take no larger one
 CLOCK = "days:hours:minutes:seconds, as 00:12:00:00"
-DURATION = "a duration such as 5d, 48h or 10min"
+DURATION = "a duration such as 5d, 48h or 10min, or 24mo, 2y, 20bd or 48rows where step is of that kind"
 SEPARATOR = "between columns: one character, or tab; if not given, a tab in a file called .tsv, else a comma"
 QUOTE = "around fields that hold a separator; none: quotes are characters like any others"
 ESCAPE = 'what stands before a character that is taken as it is, as in \\"'
@@ -286,7 +286,11 @@ class TextConfig(DataConfig):
 class SeriesConfig(DataConfig):
     """A CSV of timestamped readings."""
 
-    time_column: Any = option("Date Time", "column with the time, or several: [date,time], joined by a blank")
+    time_column: Any = option(
+        "Date Time",
+        "column with the time, or several: [date,time], joined by a blank; null: rows have none, are in order, and "
+        "step is rows",
+    )
     time_format: str = option("%d.%m.%Y %H:%M:%S", TIME_FORMAT)
     target: str = option("T (degC)", "column to forecast")
     features: list[str] = option([], "columns the model reads")
@@ -302,21 +306,34 @@ class SeriesConfig(DataConfig):
     )
     fill_limit: int = option(3, "steps that ffill may bridge", least=1)
     duplicates: str = option(
-        "first", "rows of the same time: keep one, their mean, or stop", choices=("first", "last", "mean", "error")
+        "identical",
+        "rows of the same time: keep one if they are identical, else stop; or keep one, their mean, or stop",
+        choices=("identical", "first", "last", "mean", "error"),
     )
-    step: str = option("1h", f"time between two steps of the model: {DURATION}")
+    step: str = option(
+        "1h",
+        "time between two steps of the model: 1h, 10min, 1d, …; by the calendar 1mo, 3mo, 1y; business days 1bd; or "
+        "rows, equally spaced whatever their times",
+    )
     resample: str = option(
         "sample",
         "from a finer file: the reading at each step, the mean over it, or every k-th row",
         choices=("sample", "mean", "rows"),
     )
+    min_share: Optional[float] = option(
+        0.5, "share of its readings that a mean over a step needs; with fewer it is missing", least=0, most=1
+    )
+    bin_offset: Optional[str] = option(
+        None, f"how long after midnight (of Monday, for weeks) means over a step begin: {DURATION}"
+    )
+    allow_loss: bool = option(False, "use a file though more than 10% of its rows are lost to one rule")
     lookback: str = option("5d", f"what the model sees: {DURATION}")
     horizon: str = option("2d", f"what it forecasts: {DURATION}")
     stride: int = option(1, "steps from one window to the next", least=1)
     season: str = option("1d", f"period of the seasonal naive forecast: {DURATION}")
     split: str = option("date", "chronological, by date or by fraction", choices=("date", "fraction"))
     val_from: Optional[str] = option("2015-01-01", "start of validation (split=date), or how long before the test: 1y")
-    test_from: Optional[str] = option("2016-01-01", "start of the test (split=date)")
+    test_from: Optional[str] = option("2016-01-01", "start of the test (split=date), the year first: 2016-01-01T06:00")
     test_until: Optional[str] = option(
         None, "end of the test (split=date), or how long it is: 1y; the file's end if not given"
     )
@@ -581,6 +598,8 @@ class PredictConfig:
     time_format: Optional[str] = option(None, f"readings: {TIME_FORMAT}")
     decimal: Optional[str] = option(None, "readings: decimal mark of the numbers", choices=(".", ","))
     missing_words: Optional[list[str]] = option(None, "readings: further words that mean: no reading")
+    missing_values: list[float] = option([], "readings: more numbers that mean: no reading")
+    allow_loss: bool = option(False, "readings: use a file though more than 10% of its rows are lost to one rule")
     columns: Any = option(
         {}, "readings: a column's name in training and in the input, where they differ: {training: input}"
     )

@@ -34,7 +34,8 @@ class ForecastingTask(Task):
     The network answers in standard deviations of the target around a base, `forecast = base + deviation * answer`.
     Error is prediction - truth. Scores are pooled over all windows and steps: `mae` mean absolute error, `median_ae`
     median absolute error, `rmse`, `bias` mean error, `mae_day1`, `mae_day2`, … by day of the horizon (a step
-    belongs to the day in which it begins), and `skill = 1 - mae / mae_seasonal_naive` on the same windows.
+    belongs to the day in which it begins; none where a step is longer than a day), and
+    `skill = 1 - mae / mae_seasonal_naive` on the same windows.
 
     With `quantiles`, the network answers with all of them for each step, trained by the pinball loss (Koenker and
     Bassett 1978), twice its mean over the levels, which is the absolute error where 0.5 is the only one. The forecast
@@ -212,8 +213,7 @@ class ForecastingTask(Task):
         naive = (kept["naive"] - kept["targets"]).abs()
         by_step = errors.abs().mean(dim=0)
         self.scores = error_scores(errors, naive)
-        # Rounded before it is divided: 144 steps of 10 minutes are a day, in floating point as well.
-        days = (torch.arange(len(by_step)).double() * self.facts["step_hours"]).round(decimals=6).div(24).long()
+        days = self._days(len(by_step))
         for day in days.unique().tolist():
             self.scores[f"mae_day{day + 1}"] = by_step[days == day].mean().item()
         self.details = {}
@@ -224,6 +224,14 @@ class ForecastingTask(Task):
             "mae_by_step": by_step.tolist(),
             "seasonal_naive": {"mae": naive.mean().item(), "mae_by_step": naive.mean(dim=0).tolist()},
         }
+
+    def _days(self, horizon: int) -> Tensor:
+        """The day in which each step begins, from 0; empty where a step is longer than a day or has no fixed length."""
+        hours = self.facts["step_hours"]
+        if hours is None or hours > 24:
+            return torch.empty(0, dtype=torch.long)
+        # Rounded before it is divided: 144 steps of 10 minutes are a day, in floating point as well.
+        return (torch.arange(horizon).double() * hours).round(decimals=6).div(24).long()
 
     def _calibrated_test(self, kept: dict[str, Tensor]) -> Tensor:
         """The test's forecasts, their quantiles shifted and in order."""

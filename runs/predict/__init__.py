@@ -35,7 +35,7 @@ OPTIONS = {
 """Those that only one task has."""
 SHARED = (
     *("encoding", "separator", "quote", "escape", "comment", "header", "names", "skip_lines", "skip_after_header"),
-    *("member", "decimal", "missing_words", "text_column", "time_column", "time_format"),
+    *("member", "decimal", "missing_words", "text_column", "time_column", "time_format", "allow_loss"),
 )
 """Those that are called as in training, there with `data.` before."""
 

@@ -86,11 +86,13 @@ def test_scores_match_their_formulas_pooled_over_unequal_batches() -> None:
         (1.0, [1] * 24 + [2] * 24),
         (5.0, [1] * 5 + [2] * 5 + [3] * 5),
         (7.0, [1] * 4 + [2] * 3 + [3] * 4 + [4] * 3),
-        (48.0, [1, 3, 5]),
+        (24.0, [1, 2, 3]),
+        (48.0, []),  # longer than a day: no scores by day
+        (None, []),  # as months are
     ],
 )
-def test_a_step_counts_towards_the_day_in_which_it_begins(step_hours: float, days: list[int]) -> None:
-    horizon = len(days)
+def test_a_step_counts_towards_the_day_in_which_it_begins(step_hours: float | None, days: list[int]) -> None:
+    horizon = len(days) or 3
     facts = {**FACTS, "horizon": horizon, "step_hours": step_hours}
     errors = torch.arange(1.0, horizon + 1)[None]
     batch = {
