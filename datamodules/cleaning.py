@@ -15,6 +15,7 @@ import pandas as pd
 
 from .recordings import Rows, lines_of, parse_numbers, parse_times
 from .sources import DataError
+from .spacing import require_step
 from .steps import FIXED, Step, spell
 
 WIND = ("wind_x", "wind_y")
@@ -58,7 +59,7 @@ class CleanSeries:
         if self.step.unit != "rows":
             return self.step.times(numbers).astype("datetime64[us]")
         if self.times.dtype == np.int64:
-            return numbers + 1
+            return numbers
         found = np.minimum(np.searchsorted(self.numbers, numbers), len(self.numbers) - 1)
         return np.where(self.numbers[found] == numbers, self.times[found], np.datetime64("NaT"))
 
@@ -110,7 +111,7 @@ def clean(
         DataError: an unreadable time or number (with its line), and what `arrange` raises.
     """
     timed = time_column is not None
-    times = parse_times(frame, time_column, time_format, source) if timed else np.arange(len(frame))
+    times = parse_times(frame, time_column, time_format, source) if timed else np.arange(len(frame)) + 1
     rows = Rows(times, parse_numbers(frame, columns, source, decimal), lines_of(frame))
     return arrange(rows, columns=columns, source=source, timed=timed, **rules)
 
@@ -124,6 +125,7 @@ def arrange(
     step: str = "1h",
     resample: str = "sample",
     duplicates: str = "first",
+    round_times: str | None = None,
     source: str = "the table",
     from_last: bool = False,
     timed: bool = True,
@@ -139,6 +141,7 @@ def arrange(
         resample: `sample` takes the rows that lie whole steps behind the first one, or nearest to that; `mean` averages
             bins of `step` from the first timestamp, each stamped with its beginning; `rows` takes every k-th row as
             recorded, whatever its time, as published scripts do.
+        round_times: a duration to whose multiples times are rounded, where clocks are inexact.
         duplicates: `first`, `last`, `mean` or `error` for rows of the same timestamp.
         source: named in errors.
         from_last: go back in time from the last row instead: `sample` and `rows` take it and those that lie whole steps
@@ -158,15 +161,19 @@ def arrange(
         values = np.column_stack([values, speed * np.cos(angle), speed * np.sin(angle)])
         names += WIND
 
-    rows = Rows(rows.times, values, rows.lines)
+    rows = Rows(rows.times if round_times is None else _rounded(rows.times, round_times), values, rows.lines)
     recorded = rows.times
     if not grid.is_fixed:
         rows = _one_per_time(_in_order(rows, report), duplicates, source, report)
         recorded = rows.times
-        grid, rows = _number(rows, grid, resample, from_last, source, report)
+        if timed:
+            grid, rows = _number(rows, grid, resample, from_last, source, report)
     backward = int((np.diff(rows.times) < 0).sum())
     disordered = backward > _DISORDER * len(rows.times)
-    every = _every(np.sort(rows.times) if disordered else rows.times, grid, source)
+    if grid.is_fixed:
+        every = require_step(rows.times, grid, resample, source, from_last)
+    else:
+        every = _every(rows.times, grid, source, from_last)
     native = grid.count // every
     report.setdefault("native_step", grid.spell(native))
     if every > 1 and (resample != "rows" or disordered or from_last):
@@ -189,7 +196,7 @@ def arrange(
 
     numbers = rows.times
     if grid.unit == "rows":
-        times = recorded[numbers.clip(0)].astype("datetime64[us]") if timed else numbers + 1
+        times = recorded[numbers.clip(0)].astype("datetime64[us]") if timed else numbers
     else:
         times = grid.times(numbers).astype("datetime64[us]")
     series = CleanSeries(times, numbers, names, rows.values, grid, rows.lines, report)
@@ -203,6 +210,12 @@ def arrange(
     ]
     report["rows"] = len(rows.times)
     return series
+
+
+def _rounded(times: np.ndarray, to: str) -> np.ndarray:
+    """The times, microseconds, as the nearest multiples of a duration since a midnight, the later one of two."""
+    whole = Step.parse("round_times", to).count
+    return (times + whole // 2) // whole * whole
 
 
 def _number(
@@ -257,19 +270,15 @@ def require_float32(
         )
 
 
-def _every(numbers: np.ndarray, step: Step, source: str) -> int:
-    """How many recorded steps make one `step`."""
-    steps = np.sort(np.diff(numbers))
-    steps = steps[steps > 0]
-    if not len(steps):
-        return 1
-    native = int(steps[len(steps) // 2])  # the median, but always a step that occurs
-    if step.count % native:
+def _every(numbers: np.ndarray, step: Step, source: str, from_last: bool) -> int:
+    """How many recorded steps make one `step`, of rows with rising numbers on its grid."""
+    native = max(1, int(np.gcd.reduce(np.diff(numbers)))) if len(numbers) > 1 else 1
+    if step.count % native and not from_last:  # a few last rows may lie far apart by chance
         raise DataError(
             f"data.step={step} is not a multiple of the step of {step.spell(native)} between the rows of {source}; "
             f"set data.step to {step.spell(native)} or a multiple of it"
         )
-    return step.count // native
+    return max(1, step.count // native)
 
 
 def _in_order(rows: Rows, report: dict[str, Any]) -> Rows:

@@ -46,7 +46,7 @@ def read_recordings(
 
     Args:
         table: the open file.
-        time_column: where the time is; None if there is none: the rows' times are then their numbers from 0.
+        time_column: where the time is; None if there is none: the rows' times are then their numbers from 1.
         time_format: how it is written (`strptime`).
         columns: the numeric columns to keep.
         decimal: what stands before a number's fraction, a point or a comma.
@@ -64,7 +64,7 @@ def read_recordings(
     count = 0
     for frame in _frames(table, [*([] if time_column is None else [time_column]), *columns]):
         if time_column is None:
-            times = np.arange(count, count + len(frame))
+            times = np.arange(count, count + len(frame)) + 1
         else:
             times = parse_times(frame, time_column, time_format, str(table.path))
         latest = np.unique(np.concatenate([latest, times]))[-2:]

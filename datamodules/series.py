@@ -13,8 +13,10 @@ import pandas as pd
 import pytorch_lightning as pl
 
 from .cleaning import WIND, CleanSeries, clean, require_float32
+from .recordings import micro
 from .sampling import ResumableLoader, split_loader
 from .sources import SPLITS, DataError, Source, at_least, file_sha256, one_of, path_text
+from .spacing import advise, are_business_days
 from .steps import NAMES, Step, instant
 from .streaming import read_table
 from .synthetic import sample_climate
@@ -49,7 +51,7 @@ class SeriesDataModule(pl.LightningDataModule):
         missing_values: numbers that mean "missing".
         missing: `drop` drops every window with something missing; `ffill` first fills inputs (never targets) with the
             last value, at most `fill_limit` steps old.
-        decimal, duplicates, step, resample: see `clean` and `arrange`.
+        decimal, duplicates, step, resample, round_times: see `clean` and `arrange`.
         lookback, horizon, season: durations, multiples of `step`.
         stride: steps from one window to the next.
         split: `date` (train < `val_from` <= val < `test_from` <= test < `test_until`) or `fraction` (the last
@@ -105,6 +107,7 @@ class SeriesDataModule(pl.LightningDataModule):
         sample_years: int = 3,
         sample_seed: int = 0,
         season: str = "1d",
+        round_times: str | None = None,
     ) -> None:
         super().__init__()
         self.source = Source(name, path, tuple(files), tuple(urls), dict(sha256 or {}), on_missing, SAMPLE)
@@ -115,6 +118,8 @@ class SeriesDataModule(pl.LightningDataModule):
         self._target, self._calendar = target, calendar
         self._features = [*features, *(extra for extra in WIND if wind is not None and extra not in features)]
         self._step = Step.parse("step", step)
+        if round_times is not None and not Step.parse("round_times", round_times).is_fixed:
+            raise DataError(f"data.round_times={round_times} must be a duration such as 1h or 10min")
         self._names = [*self._features, *(calendar_of(self._step) if calendar else ())]
         self._missing, self._fill_limit, self._stride = missing, fill_limit, stride
         self._split, self._reach_back, self._fractions = split, reach_back, (val_fraction, test_fraction)
@@ -141,6 +146,7 @@ class SeriesDataModule(pl.LightningDataModule):
             "step": step,
             "resample": resample,
             "duplicates": duplicates,
+            **({} if round_times is None else {"round_times": round_times}),
         }
         if time_column is None and (self._step.unit != "rows" or split == "date"):
             raise DataError("data.time_column=null, for rows without times, needs data.step=rows data.split=fraction")
@@ -250,6 +256,13 @@ class SeriesDataModule(pl.LightningDataModule):
             raise DataError(
                 f"{given} can't be counted in steps of data.step={self._step}: give all of data.lookback, data.horizon "
                 f"and data.season as {NAMES[unit]}"
+            )
+        if uneven := [key for key, value in lengths.items() if Step.parse(key, value).count % self._step.count]:
+            step = self._step
+            given = ", ".join(f"data.{key}={lengths[key]}" for key in uneven)
+            raise DataError(
+                f"{given} is not a multiple of data.step={step}: data.lookback, data.horizon and data.season must be, "
+                f"as {step.spell(step.count)} and {step.spell(4 * step.count)} are"
             )
         return [self._step.steps(key, value) for key, value in lengths.items()]
 
@@ -374,7 +387,11 @@ class SeriesDataModule(pl.LightningDataModule):
         return "".join(f"{way}, or " for way in ways)
 
     def _remedy(self, series: CleanSeries) -> str:
-        """What to do about gaps that taking one row of k makes of single missing rows."""
+        """What to do about gaps: at weekends, on holidays, and those that taking one row of k makes of single rows."""
+        if self._step.unit == "bd" and series.report["gaps"]:
+            return "; a holiday without a row is a gap: data.step=rows takes the rows as equally spaced instead"
+        if self._step.is_fixed and are_business_days(micro(series.times)):
+            return f"; there are no rows on weekends: set {advise(micro(series.times), self._step)}"
         sampled = self._cleaning["resample"] != "mean" and series.report["native_step"] != str(self._step)
         if not sampled or not series.report["gaps"]:
             return ""

@@ -291,6 +291,9 @@ class SeriesConfig(DataConfig):
         "from a finer file: the reading at each step, the mean over it, or every k-th row",
         choices=("sample", "mean", "rows"),
     )
+    round_times: Optional[str] = option(
+        None, "round times to whole 1h, 10min and so on, where clocks are inexact by seconds; if not given, as they are"
+    )
     lookback: str = option("5d", f"what the model sees: {DURATION}")
     horizon: str = option("2d", f"what it forecasts: {DURATION}")
     stride: int = option(1, "steps from one window to the next", least=1)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import torch
 import yaml
@@ -261,14 +262,19 @@ def _draw(task: Any, found: Forecasts, output: Path) -> None:
 
 def _print_forecast(task: Any, found: Forecasts, times: np.ndarray, output: Path, seconds: float) -> None:
     few = [*dict.fromkeys([*range(len(task.levels))[:COLUMNS], *range(len(task.levels))[-COLUMNS:]])]
-    table = Table("time", task.facts["target"], *(f"{100 * task.levels[at]:g}%" for at in few), box=None)
+    known = not pd.isna(times).any()
+    table = Table(
+        "time" if known else "step", task.facts["target"], *(f"{100 * task.levels[at]:g}%" for at in few), box=None
+    )
     horizon = len(times)
     for step in np.unique(np.linspace(0, horizon - 1, min(PRINTED, horizon)).astype(int)):
         numbers = [found.forecast[0, step], *found.quantiles[0, step, few]] if few else [found.forecast[0, step]]
-        table.add_row(format_time(times[step]), *(f"{value:.2f}" for value in numbers))
+        table.add_row(format_time(times[step]) if known else str(step + 1), *(f"{value:.2f}" for value in numbers))
     shown = console()
     shown.print(f"from {format_time(found.origin[0])}", highlight=False)
     shown.print(table)
+    if not known:
+        shown.print("the times are not known: by data.step=rows, rows are equally spaced whatever their times")
     shown.print(f"{horizon} steps in {seconds:.1f} s: {output}, {output.with_suffix('.png')}", soft_wrap=True)
 
 
