@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from .formats import WIND
 from .recordings import Rows, lines_of, micro, parse_numbers, parse_times
 from .sources import DataError
 
-WIND = ("wind_x", "wind_y")
 _MICROSECONDS = {"w": 604_800_000_000, "d": 86_400_000_000, "h": 3_600_000_000, "min": 60_000_000, "s": 1_000_000}
 _DISORDER = 0.001  # a file with more backward steps than this is not in recording order
 

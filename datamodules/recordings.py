@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from .formats import time_columns
 from .sources import DataError
 from .streaming import LINE, TableStream, warn, without_blank_end
 
@@ -122,11 +123,6 @@ def lines_of(frame: pd.DataFrame) -> np.ndarray:
 def micro(times: np.ndarray) -> np.ndarray:
     """Datetimes as microseconds."""
     return times.astype("datetime64[us]").astype(np.int64)
-
-
-def time_columns(column: str | Sequence[str]) -> list[str]:
-    """The columns that hold the time: one, or several that make it together."""
-    return [column] if isinstance(column, str) else list(column)
 
 
 def parse_times(frame: pd.DataFrame, column: str | Sequence[str], time_format: str, source: str) -> np.ndarray:

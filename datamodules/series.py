@@ -12,9 +12,8 @@ import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
 
-from .cleaning import WIND, CleanSeries, clean, duration, instant, require_float32, spell
-from .formats import CsvFormat
-from .recordings import time_columns
+from .cleaning import CleanSeries, clean, duration, instant, require_float32, spell
+from .formats import WIND, CsvFormat, series_columns, time_columns
 from .sampling import ResumableLoader, split_loader
 from .sources import SPLITS, DataError, Source, at_least, file_sha256, one_of, path_text
 from .streaming import read_table
@@ -134,7 +133,7 @@ class SeriesDataModule(pl.LightningDataModule):
         self._check_features(wind, {"resample": resample, "duplicates": duplicates})
         columns = [target, *self._features, *(wind.values() if wind is not None else ())]
         self._cleaning = {
-            "time_column": [*map(str, time_column)] if isinstance(time_column, (list, tuple)) else str(time_column),
+            "time_column": str(time_column) if len(names := time_columns(time_column)) == 1 else names,
             "time_format": time_format,
             "columns": list(dict.fromkeys(column for column in columns if wind is None or column not in WIND)),
             **({} if decimal == "." else {"decimal": decimal}),  # runs from before there was a choice stay the same
@@ -269,10 +268,7 @@ class SeriesDataModule(pl.LightningDataModule):
 
     def _read(self) -> tuple[pd.DataFrame, Path | None]:
         file = self.source.locate()
-        wind = dict.fromkeys((self._cleaning["wind"] or {}).values(), "data.wind (null for none)")
-        features = dict.fromkeys(self._cleaning["columns"], "data.features")
-        times = dict.fromkeys(time_columns(self._cleaning["time_column"]), "data.time_column")
-        needed = {**features, **wind, self._target: "data.target", **times}
+        needed = series_columns(self._cleaning["time_column"], self._target, self._features, self._cleaning["wind"])
         if file is not None:
             return read_table(file, columns=needed, **self._reading), file
         self.name, self.is_sample = SAMPLE, True

@@ -17,9 +17,9 @@ from rich.table import Table
 
 from datamodules import DataError
 from datamodules.cleaning import CleanSeries, arrange, duration, spell
-from datamodules.formats import CsvFormat
+from datamodules.formats import CsvFormat, time_columns
 from datamodules.lookbacks import Lookbacks, moment
-from datamodules.recordings import read_recordings, time_columns
+from datamodules.recordings import read_recordings
 from datamodules.streaming import TableStream
 from runs import figures
 from runs.predict.output import bar, console, table_writer
