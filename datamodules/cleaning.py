@@ -6,19 +6,19 @@ missing hour (a gap) or a repeated one (duplicates) and is counted as such.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from .formats import WIND
 from .recordings import Rows, lines_of, parse_numbers, parse_times
 from .sources import DataError
 from .spacing import require_step
 from .steps import FIXED, Step, spell
 
-WIND = ("wind_x", "wind_y")
 _DISORDER = 0.001  # a file with more backward steps than this is not in recording order
 
 
@@ -89,10 +89,11 @@ class CleanSeries:
 def clean(
     frame: pd.DataFrame,
     *,
-    time_column: str | None,
+    time_column: str | Sequence[str] | None,
     time_format: str,
     columns: Sequence[str],
     decimal: str = ".",
+    missing_words: Collection[str] = (),
     source: str = "the table",
     **rules: Any,
 ) -> CleanSeries:
@@ -101,9 +102,10 @@ def clean(
     Args:
         frame: one row per recording, in recording order, as `read_table` returns it.
         time_column: where the timestamp is; None if there is none, and rows are in order.
-        time_format: how it is written (`strptime`); a zone in it (`%z`) is converted to UTC.
+        time_format: how it is written, see `parse_times`; a zone in it (`%z`) is converted to UTC.
         columns: the numeric columns to keep.
         decimal: what stands before a number's fraction, a point or a comma.
+        missing_words: further words for no reading, see `parse_numbers`.
         source: named in errors.
         rules: of `arrange`.
 
@@ -112,7 +114,7 @@ def clean(
     """
     timed = time_column is not None
     times = parse_times(frame, time_column, time_format, source) if timed else np.arange(len(frame)) + 1
-    rows = Rows(times, parse_numbers(frame, columns, source, decimal), lines_of(frame))
+    rows = Rows(times, parse_numbers(frame, columns, source, decimal, missing_words), lines_of(frame))
     return arrange(rows, columns=columns, source=source, timed=timed, **rules)
 
 

@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
 
-from .cleaning import WIND, CleanSeries, clean, require_float32
+from .cleaning import CleanSeries, clean, require_float32
+from .formats import WIND, CsvFormat, series_columns, time_columns
 from .recordings import micro
 from .sampling import ResumableLoader, split_loader
 from .sources import SPLITS, DataError, Source, at_least, file_sha256, one_of, path_text
@@ -43,12 +44,13 @@ class SeriesDataModule(pl.LightningDataModule):
         name: of the data set.
         path, files, urls, sha256, on_missing: where the file is, see `Source`.
         expected: file name to `{rows, first, last}` of files whose hash is not known; a difference is a warning.
-        encoding, separator, time_column, time_format: how the file is written.
+        time_column, time_format: where the time is, and how it is written, see `parse_times`.
         target: the column to forecast.
         features: the columns to forecast from, in this order.
         wind: the columns of wind `speed` and `direction`: adds the components `wind_x` and `wind_y` to the features.
         calendar: adds sine and cosine of the time of day and of the year to the features.
         missing_values: numbers that mean "missing".
+        missing_words: words that mean it, beside the usual ones.
         missing: `drop` drops every window with something missing; `ffill` first fills inputs (never targets) with the
             last value, at most `fill_limit` steps old.
         decimal, duplicates, step, resample, round_times: see `clean` and `arrange`.
@@ -61,6 +63,7 @@ class SeriesDataModule(pl.LightningDataModule):
             it, as they would in use; false: inputs must lie in the split as well.
         batch_size, num_workers, seed: of the batches and their order.
         sample_years, sample_seed: of the built-in sample.
+        csv_format: how the file is written, see `CsvFormat`.
 
     Attributes:
         sizes: `num_features` F, `lookback` L, `horizon` H, `season_length` in steps, `step_hours`.
@@ -76,16 +79,15 @@ class SeriesDataModule(pl.LightningDataModule):
         sha256: Mapping[str, str] | None = None,
         expected: Mapping[str, Mapping[str, Any]] | None = None,
         on_missing: str = "sample",
-        encoding: str = "utf-8",
-        separator: str = ",",
         decimal: str = ".",
-        time_column: str | None = "Date Time",
+        time_column: str | Sequence[str] | None = "Date Time",
         time_format: str = "%d.%m.%Y %H:%M:%S",
         target: str = "T (degC)",
         features: Sequence[str] = ("T (degC)", "p (mbar)", "rh (%)", "VPact (mbar)"),
         wind: Mapping[str, str] | None = None,
         calendar: bool = True,
         missing_values: Sequence[float] = (-9999,),
+        missing_words: Sequence[str] = (),
         missing: str = "drop",
         fill_limit: int = 3,
         duplicates: str = "first",
@@ -108,12 +110,13 @@ class SeriesDataModule(pl.LightningDataModule):
         sample_seed: int = 0,
         season: str = "1d",
         round_times: str | None = None,
+        **csv_format: Any,
     ) -> None:
         super().__init__()
         self.source = Source(name, path, tuple(files), tuple(urls), dict(sha256 or {}), on_missing, SAMPLE)
         self.name, self.is_sample = self.source.title, False
         self._expected = expected or {}
-        self._reading = {"encoding": encoding, "separator": separator}
+        self._reading = CsvFormat(**csv_format).state()
         self._sample_years, self._sample_seed = sample_years, sample_seed
         self._target, self._calendar = target, calendar
         self._features = [*features, *(extra for extra in WIND if wind is not None and extra not in features)]
@@ -137,10 +140,11 @@ class SeriesDataModule(pl.LightningDataModule):
         self._check_features(wind, {"resample": resample, "duplicates": duplicates})
         columns = [target, *self._features, *(wind.values() if wind is not None else ())]
         self._cleaning = {
-            "time_column": time_column,
+            "time_column": str(time_column) if len(names := time_columns(time_column)) == 1 else names,
             "time_format": time_format,
             "columns": list(dict.fromkeys(column for column in columns if wind is None or column not in WIND)),
             **({} if decimal == "." else {"decimal": decimal}),  # runs from before there was a choice stay the same
+            **({"missing_words": list(missing_words)} if missing_words else {}),
             "wind": dict(wind) if wind is not None else None,
             "missing_values": list(missing_values or ()),
             "step": step,
@@ -290,11 +294,7 @@ class SeriesDataModule(pl.LightningDataModule):
 
     def _read(self) -> tuple[pd.DataFrame, Path | None]:
         file = self.source.locate()
-        wind = dict.fromkeys((self._cleaning["wind"] or {}).values(), "data.wind (null for none)")
-        features = dict.fromkeys(self._cleaning["columns"], "data.features")
-        needed = {**features, **wind, self._target: "data.target"}
-        if (time_column := self._cleaning["time_column"]) is not None:
-            needed[time_column] = "data.time_column"
+        needed = series_columns(self._cleaning["time_column"], self._target, self._features, self._cleaning["wind"])
         if file is not None:
             return read_table(file, columns=needed, **self._reading), file
         self.name, self.is_sample = SAMPLE, True
@@ -503,14 +503,11 @@ class SeriesDataModule(pl.LightningDataModule):
 
     def _unexpected(self, frame: pd.DataFrame, file: Path | None) -> dict[str, Any]:
         """How a known file differs from what it should be."""
-        facts: dict[str, Any] = {"rows": len(frame)}
-        if (time_column := self._cleaning["time_column"]) is not None:
-            facts |= {"first": frame[time_column].iloc[0], "last": frame[time_column].iloc[-1]}
+        times = frame[time_columns(self._cleaning["time_column"])]
+        facts = {"rows": len(frame), "first": " ".join(times.iloc[0]), "last": " ".join(times.iloc[-1])}
         expected = self._expected.get(file.name, {}) if file else {}
         differences = {
-            key: {"expected": value, "found": facts.get(key)}
-            for key, value in expected.items()
-            if facts.get(key) != value
+            key: {"expected": value, "found": facts[key]} for key, value in expected.items() if facts[key] != value
         }
         if differences:
             logger.warning("%s is not the known file of that name, or not all of it: %s", file, differences)

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from datamodules import DataError
 from datamodules.cleaning import CleanSeries, arrange
+from datamodules.formats import CsvFormat, time_columns
 from datamodules.lookbacks import Lookbacks, format_time
 from datamodules.recordings import read_recordings
 from datamodules.steps import LONGEST, Step
@@ -116,14 +117,15 @@ def clean_file(facts: Mapping[str, Any], settings: dict[str, Any], span: int | N
     ours: list[str] = cleaning["columns"]
     names = _columns(settings["columns"], ours)
     theirs = [names.get(name, name) for name in ours]
+    given = {**settings, "time_column": _time_column(settings["time_column"])}
     reading = {
-        name: settings[name] or cleaning.get(name, default)
-        for name, default in (("time_column", None), ("time_format", None), ("decimal", "."))
+        name: cleaning.get(name, default) if given[name] is None else given[name]
+        for name, default in (("time_column", None), ("time_format", None), ("decimal", "."), ("missing_words", ()))
     }
-    format = {name: settings[name] or facts["reading"][name] for name in ("encoding", "separator")}
+    format = CsvFormat.merge(settings, facts["reading"]).state()
     needed = dict.fromkeys(theirs, "columns={ours: theirs}")
-    if timed := reading["time_column"] is not None:
-        needed[reading["time_column"]] = "time_column"
+    needed |= dict.fromkeys(time_columns(reading["time_column"]), "time_column")
+    timed = reading["time_column"] is not None
     with TableStream(settings["input"], needed, **format) as table, bar(bytes=True) as progress:
         shown = progress.add_task("reading", total=table.size)
         rows, whole = read_recordings(
@@ -302,6 +304,13 @@ def _steps(step: Step, name: str, value: str | None) -> int | None:
     except DataError as error:
         message = str(error).removeprefix("data.").replace("where data.step is", "where the model's step is")
         raise ConfigError(message.replace(f"data.step={step}", f"the model's step, {step}")) from error
+
+
+def _time_column(given: str | None) -> str | list[str] | None:
+    """The column of `time_column=`, or several, which come as they were typed: `[date, time]`."""
+    if given is None or not given.startswith("[") or not given.endswith("]"):
+        return given
+    return [name.strip().strip("'\"") for name in given[1:-1].split(",")]
 
 
 def _columns(given: Any, ours: list[str]) -> dict[str, str]:
