@@ -15,15 +15,16 @@ import numpy as np
 import pandas as pd
 
 from .bins import bin_means, full_bin_means, group_means
-from .recordings import Rows, lines_of, parse_numbers, parse_times, time_columns
+from .formats import WIND, time_columns
+from .recordings import Rows, lines_of, parse_numbers, parse_times
 from .sentinels import sentinel_values
 from .sources import DataError
+from .spacing import require_step
 from .steps import DAY, FIXED, Step, spell
 from .streaming import LINE
 
 logger = logging.getLogger(__name__)
 
-WIND = ("wind_x", "wind_y")
 _DISORDER = 0.001  # a file with more backward steps than this is not in recording order
 _ORIGIN = {"us": 4 * DAY, "mo": 0, "bd": 2}  # numbers from which bins are counted: January, or Monday, 1970-01-05
 _LOST, _TOO_MANY, _FEW = 0.01, 0.1, 3  # share of rows lost that is a warning, and an error; fewer rows are neither
@@ -69,7 +70,7 @@ class CleanSeries:
         if self.step.unit != "rows":
             return self.step.times(numbers).astype("datetime64[us]")
         if self.times.dtype == np.int64:
-            return numbers + 1
+            return numbers
         found = np.minimum(np.searchsorted(self.numbers, numbers), len(self.numbers) - 1)
         return np.where(self.numbers[found] == numbers, self.times[found], np.datetime64("NaT"))
 
@@ -125,7 +126,7 @@ def clean(
         DataError: an unreadable time or number (with its line), and what `arrange` raises.
     """
     timed = time_column is not None
-    times = parse_times(frame, time_column, time_format, source) if timed else np.arange(len(frame))
+    times = parse_times(frame, time_column, time_format, source) if timed else np.arange(len(frame)) + 1
     rows = Rows(times, parse_numbers(frame, columns, source, decimal, missing_words), lines_of(frame))
 
     def rows_at(lines: np.ndarray) -> pd.DataFrame:
@@ -143,6 +144,7 @@ def arrange(
     missing_values: Sequence[float] = (),
     step: str = "1h",
     resample: str = "sample",
+    round_times: str | None = None,
     duplicates: str = "identical",
     min_share: float | None = None,
     bin_offset: str | None = None,
@@ -163,6 +165,7 @@ def arrange(
         resample: `sample` takes the rows that lie whole steps behind the first one, or nearest to that; `mean` averages
             bins of `step`, each stamped with its beginning; `rows` takes every k-th row as recorded, whatever its time,
             as published scripts do.
+        round_times: a duration to whose multiples times are rounded, where clocks are inexact.
         duplicates: for rows of the same time: `identical` drops those that repeat another and refuses those that
             differ; `first`, `last`, `mean`, or `error`.
         min_share: share of a bin's readings, as many as fit into it at the recorded step, below which its mean is
@@ -197,16 +200,20 @@ def arrange(
         values = np.column_stack([values, speed * np.cos(angle), speed * np.sin(angle)])
         names += WIND
 
-    rows = Rows(rows.times, values, rows.lines)
+    rows = Rows(rows.times if round_times is None else _rounded(rows.times, round_times), values, rows.lines)
     recorded = rows.times
     losses = [_differing(rows, duplicates, source, rows_at)]
     if not grid.is_fixed:
         rows = _one_per_time(_in_order(rows, report), duplicates, source, report)
         recorded = rows.times
-        grid, rows = _number(rows, grid, resample, min_share or 0, from_last, source, report, losses)
+        if timed:
+            grid, rows = _number(rows, grid, resample, min_share or 0, from_last, source, report, losses)
     backward = int((np.diff(rows.times) < 0).sum())
     disordered = backward > _DISORDER * len(rows.times)
-    every = _every(np.sort(rows.times) if disordered else rows.times, grid, source)
+    if grid.is_fixed:
+        every = require_step(rows.times, grid, resample, source, from_last)
+    else:
+        every = _every(rows.times, grid, source, from_last)
     native = grid.count // every
     report.setdefault("native_step", grid.spell(native))
     if every > 1 and (resample != "rows" or disordered or from_last):
@@ -243,7 +250,7 @@ def arrange(
 
     numbers = rows.times
     if grid.unit == "rows":
-        times = recorded[numbers.clip(0)].astype("datetime64[us]") if timed else numbers + 1
+        times = recorded[numbers.clip(0)].astype("datetime64[us]") if timed else numbers
     else:
         times = grid.times(numbers).astype("datetime64[us]")
     series = CleanSeries(times, numbers, names, rows.values, grid, rows.lines, report)
@@ -257,6 +264,12 @@ def arrange(
     ]
     report["rows"] = len(rows.times)
     return series
+
+
+def _rounded(times: np.ndarray, to: str) -> np.ndarray:
+    """The times, microseconds, as the nearest multiples of a duration since a midnight, the later one of two."""
+    whole = Step.parse("round_times", to).count
+    return (times + whole // 2) // whole * whole
 
 
 def _number(
@@ -333,19 +346,15 @@ def require_float32(
         )
 
 
-def _every(numbers: np.ndarray, step: Step, source: str) -> int:
-    """How many recorded steps make one `step`."""
-    steps = np.sort(np.diff(numbers))
-    steps = steps[steps > 0]
-    if not len(steps):
-        return 1
-    native = int(steps[len(steps) // 2])  # the median, but always a step that occurs
-    if step.count % native:
+def _every(numbers: np.ndarray, step: Step, source: str, from_last: bool) -> int:
+    """How many recorded steps make one `step`, of rows with rising numbers on its grid."""
+    native = max(1, int(np.gcd.reduce(np.diff(numbers)))) if len(numbers) > 1 else 1
+    if step.count % native and not from_last:  # a few last rows may lie far apart by chance
         raise DataError(
             f"data.step={step} is not a multiple of the step of {step.spell(native)} between the rows of {source}; "
             f"set data.step to {step.spell(native)} or a multiple of it"
         )
-    return step.count // native
+    return max(1, step.count // native)
 
 
 def _in_order(rows: Rows, report: dict[str, Any]) -> Rows:

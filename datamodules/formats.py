@@ -16,6 +16,7 @@ from typing import IO, Any
 from .sources import SUFFIXES, DataError, at_least, one_of, table_suffix
 
 TAB = "\t"
+WIND = ("wind_x", "wind_y")  # features that are made of columns of wind
 COMPRESSED = {".gz": b"\x1f\x8b", ".bz2": b"BZh", ".xz": b"\xfd7zXZ\0"}
 ZIP = b"PK\x03\x04"
 SHOWN = 10  # members named in a message about many
@@ -98,11 +99,36 @@ class CsvFormat:
         A member belongs to one archive, so that it is only ever given.
         """
         usual = {**usual, "member": None}
-        names = [part.name for part in fields(cls) if part.name in given or part.name in usual]
-        values: dict[str, Any] = {name: usual.get(name) if given.get(name) is None else given[name] for name in names}
+        values: dict[str, Any] = {
+            part.name: (usual if given.get(part.name) is None else given)[part.name]
+            for part in fields(cls)
+            if given.get(part.name) is not None or part.name in usual
+        }
         if given.get("header"):  # the names are those of files without one
             values["names"] = ()
         return cls(**values)
+
+
+def text_columns(text_column: str, target: str) -> dict[str, str]:
+    """The columns of labelled texts, each with the option that names it."""
+    return {text_column: "data.text_column", target: "data.target"}
+
+
+def time_columns(column: str | Sequence[str] | None) -> list[str]:
+    """The columns that hold the time: one, several that make it together, or none."""
+    if column is None:
+        return []
+    return [*map(str, column)] if isinstance(column, Sequence) and not isinstance(column, str) else [str(column)]
+
+
+def series_columns(
+    time_column: str | Sequence[str] | None, target: str, features: Sequence[str], wind: Mapping[str, str] | None
+) -> dict[str, str]:
+    """The columns of a series, each with the option that names it; those of readings first."""
+    columns = dict.fromkeys([target, *features, *(wind or {}).values()], "data.features")
+    columns |= dict.fromkeys((wind or {}).values(), "data.wind (null for none)")
+    columns |= {target: "data.target"} | dict.fromkeys(time_columns(time_column), "data.time_column")
+    return {name: option for name, option in columns.items() if wind is None or name not in WIND}
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from .formats import time_columns
 from .sources import DataError
 from .streaming import LINE, TableStream, warn, without_blank_end
 
@@ -60,7 +61,7 @@ def read_recordings(
 
     Args:
         table: the open file.
-        time_column: where the time is; None if there is none: the rows' times are then their numbers from 0.
+        time_column: where the time is; None if there is none: the rows' times are then their numbers from 1.
         time_format: how it is written, see `parse_times`.
         columns: the numeric columns to keep.
         decimal: what stands before a number's fraction, a point or a comma.
@@ -79,7 +80,7 @@ def read_recordings(
     count = 0
     for frame in _frames(table, [*time_columns(time_column), *columns]):
         if time_column is None:
-            times = np.arange(count, count + len(frame))
+            times = np.arange(count, count + len(frame)) + 1
         else:
             times = parse_times(frame, time_column, time_format, str(table.path))
         latest = np.unique(np.concatenate([latest, times]))[-2:]
@@ -125,11 +126,6 @@ def lines_of(frame: pd.DataFrame) -> np.ndarray:
 def micro(times: np.ndarray) -> np.ndarray:
     """Datetimes as microseconds."""
     return times.astype("datetime64[us]").astype(np.int64)
-
-
-def time_columns(column: str | Sequence[str] | None) -> list[str]:
-    """The columns that hold the time: one, or several that make it together; none where rows have no times."""
-    return [column] if isinstance(column, str) else list(column or ())
 
 
 def parse_times(frame: pd.DataFrame, column: str | Sequence[str], time_format: str, source: str) -> np.ndarray:

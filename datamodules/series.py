@@ -12,11 +12,12 @@ import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
 
-from .cleaning import WIND, CleanSeries, clean, require_float32, warn_of_sentinels
-from .formats import CsvFormat
-from .recordings import time_columns
+from .cleaning import CleanSeries, clean, require_float32, warn_of_sentinels
+from .formats import WIND, CsvFormat, series_columns, time_columns
+from .recordings import micro
 from .sampling import ResumableLoader, split_loader
 from .sources import SPLITS, DataError, Source, at_least, file_sha256, one_of, path_text
+from .spacing import advise, are_business_days
 from .steps import NAMES, Step, instant
 from .streaming import read_table
 from .synthetic import sample_climate
@@ -55,7 +56,7 @@ class SeriesDataModule(pl.LightningDataModule):
         missing_words: words that mean it, beside the usual ones.
         missing: `drop` drops every window with something missing; `ffill` first fills inputs (never targets) with the
             last value, at most `fill_limit` steps old.
-        decimal, duplicates, step, resample, min_share, bin_offset, allow_loss: see `clean` and `arrange`.
+        decimal, duplicates, step, resample, round_times, min_share, bin_offset, allow_loss: see `clean` and `arrange`.
         lookback, horizon, season: durations, multiples of `step`.
         stride: steps from one window to the next.
         split: `date` (train < `val_from` <= val < `test_from` <= test < `test_until`) or `fraction` (the last
@@ -114,6 +115,7 @@ class SeriesDataModule(pl.LightningDataModule):
         sample_years: int = 3,
         sample_seed: int = 0,
         season: str = "1d",
+        round_times: str | None = None,
         **csv_format: Any,
     ) -> None:
         super().__init__()
@@ -125,6 +127,8 @@ class SeriesDataModule(pl.LightningDataModule):
         self._target, self._calendar = target, calendar
         self._features = [*features, *(extra for extra in WIND if wind is not None and extra not in features)]
         self._step = Step.parse("step", step)
+        if round_times is not None and not Step.parse("round_times", round_times).is_fixed:
+            raise DataError(f"data.round_times={round_times} must be a duration such as 1h or 10min")
         self._names = [*self._features, *(calendar_of(self._step) if calendar else ())]
         self._missing, self._fill_limit, self._stride = missing, fill_limit, stride
         self._split, self._reach_back, self._fractions = split, reach_back, (val_fraction, test_fraction)
@@ -142,7 +146,7 @@ class SeriesDataModule(pl.LightningDataModule):
         self._check_features(wind, {"resample": resample, "duplicates": duplicates})
         columns = [target, *self._features, *(wind.values() if wind is not None else ())]
         self._cleaning = {
-            "time_column": [*map(str, time_column)] if isinstance(time_column, (list, tuple)) else str(time_column),
+            "time_column": str(time_column) if len(names := time_columns(time_column)) == 1 else names,
             "time_format": time_format,
             "columns": list(dict.fromkeys(column for column in columns if wind is None or column not in WIND)),
             **({} if decimal == "." else {"decimal": decimal}),  # runs from before there was a choice stay the same
@@ -152,6 +156,7 @@ class SeriesDataModule(pl.LightningDataModule):
             "step": step,
             "resample": resample,
             "duplicates": duplicates,
+            **({} if round_times is None else {"round_times": round_times}),
             **({} if min_share is None else {"min_share": min_share}),
             **({} if bin_offset is None else {"bin_offset": bin_offset}),
         }
@@ -270,6 +275,13 @@ class SeriesDataModule(pl.LightningDataModule):
                 f"{given} can't be counted in steps of data.step={self._step}: give all of data.lookback, data.horizon "
                 f"and data.season as {NAMES[unit]}"
             )
+        if uneven := [key for key, value in lengths.items() if Step.parse(key, value).count % self._step.count]:
+            step = self._step
+            given = ", ".join(f"data.{key}={lengths[key]}" for key in uneven)
+            raise DataError(
+                f"{given} is not a multiple of data.step={step}: data.lookback, data.horizon and data.season must be, "
+                f"as {step.spell(step.count)} and {step.spell(4 * step.count)} are"
+            )
         return [self._step.steps(key, value) for key, value in lengths.items()]
 
     def _check_features(self, wind: Mapping[str, str] | None, rules: Mapping[str, str]) -> None:
@@ -296,10 +308,7 @@ class SeriesDataModule(pl.LightningDataModule):
 
     def _read(self) -> tuple[pd.DataFrame, Path | None]:
         file = self.source.locate()
-        wind = dict.fromkeys((self._cleaning["wind"] or {}).values(), "data.wind (null for none)")
-        features = dict.fromkeys(self._cleaning["columns"], "data.features")
-        times = dict.fromkeys(time_columns(self._cleaning["time_column"]), "data.time_column")
-        needed = {**features, **wind, self._target: "data.target", **times}
+        needed = series_columns(self._cleaning["time_column"], self._target, self._features, self._cleaning["wind"])
         if file is not None:
             return read_table(file, columns=needed, **self._reading), file
         self.name, self.is_sample = SAMPLE, True
@@ -392,7 +401,11 @@ class SeriesDataModule(pl.LightningDataModule):
         return "".join(f"{way}, or " for way in ways)
 
     def _remedy(self, series: CleanSeries) -> str:
-        """What to do about gaps that taking one row of k makes of single missing rows."""
+        """What to do about gaps: at weekends, on holidays, and those that taking one row of k makes of single rows."""
+        if self._step.unit == "bd" and series.report["gaps"]:
+            return "; a holiday without a row is a gap: data.step=rows takes the rows as equally spaced instead"
+        if self._step.is_fixed and are_business_days(micro(series.times)):
+            return f"; there are no rows on weekends: set {advise(micro(series.times), self._step)}"
         sampled = self._cleaning["resample"] != "mean" and series.report["native_step"] != str(self._step)
         if not sampled or not series.report["gaps"]:
             return ""
@@ -512,9 +525,7 @@ class SeriesDataModule(pl.LightningDataModule):
             facts |= {"first": " ".join(times.iloc[0]), "last": " ".join(times.iloc[-1])}
         expected = self._expected.get(file.name, {}) if file else {}
         differences = {
-            key: {"expected": value, "found": facts.get(key)}
-            for key, value in expected.items()
-            if facts.get(key) != value
+            key: {"expected": value, "found": facts[key]} for key, value in expected.items() if facts[key] != value
         }
         if differences:
             logger.warning("%s is not the known file of that name, or not all of it: %s", file, differences)

@@ -84,20 +84,29 @@ class Source:
                 nowhere to be had and `on_missing` is `"error"`.
         """
         one_of(on_missing=(self.on_missing, ("sample", "error")))
-        if self.path is not None:
-            return self._verified(self._explicit(Path(os.path.expanduser(self.path)).absolute()))
+        if (present := self.find()) is not None:
+            return self._verified(present)
         if not self.files and not self.urls:
             return None
         cache = cache_folder(self.cache_dir)
-        for folder in (*_data_folders(), cache):
-            for name in self._names():
-                if (folder / name).is_file():
-                    return self._verified(folder / name)
         found, failures = self._download(cache)
         if found is not None:
             return found
         self._missing(cache, failures)
         return None
+
+    def find(self) -> Path | None:
+        """The data file, unless it must be downloaded first; its content is not looked at.
+
+        Raises:
+            DataError: `path` does not exist.
+        """
+        if self.path is not None:
+            return self._explicit(Path(os.path.expanduser(self.path)).absolute())
+        if not self.files and not self.urls:
+            return None
+        folders = (*_data_folders(), cache_folder(self.cache_dir))
+        return next((folder / name for folder in folders for name in self._names() if (folder / name).is_file()), None)
 
     def _explicit(self, path: Path) -> Path:
         if path.is_file():

@@ -30,7 +30,7 @@ from .corpus import (
     split_by_class,
     write_arrays,
 )
-from .formats import CsvFormat
+from .formats import CsvFormat, text_columns
 from .sampling import ResumableLoader, split_loader
 from .sources import SPLITS, DataError, Source, at_least, cache_folder, file_sha256, one_of, path_text
 from .streaming import LINE, read_table, warn
@@ -268,7 +268,7 @@ class TextDataModule(pl.LightningDataModule):
         return positions
 
     def _read(self, file: Path | None) -> pd.DataFrame:
-        columns = {self._text_column: "data.text_column", self._target: "data.target"}
+        columns = text_columns(self._text_column, self._target)
         if file is not None:
             return read_table(file, columns=columns, **self._format)
         frame = sample_reviews(self._sample_size, seed=SAMPLE_SEED)

@@ -288,8 +288,7 @@ class SeriesConfig(DataConfig):
 
     time_column: Any = option(
         "Date Time",
-        "column with the time, or several: [date,time], joined by a blank; null: rows have none, are in order, and "
-        "step is rows",
+        "column with the time, or several: [date,time], joined by a blank; null: none, rows are in order, step is rows",
     )
     time_format: str = option("%d.%m.%Y %H:%M:%S", TIME_FORMAT)
     target: str = option("T (degC)", "column to forecast")
@@ -319,6 +318,9 @@ class SeriesConfig(DataConfig):
         "sample",
         "from a finer file: the reading at each step, the mean over it, or every k-th row",
         choices=("sample", "mean", "rows"),
+    )
+    round_times: Optional[str] = option(
+        None, "round times to whole 1h, 10min and so on, where clocks are inexact by seconds; if not given, as they are"
     )
     min_share: Optional[float] = option(
         0.5, "share of its readings that a mean over a step needs; with fewer it is missing", least=0, most=1

@@ -91,7 +91,8 @@ def _predictions(folders: Sequence[Path]) -> Predictions | None:
     errors = both["prediction"] - both["target"]
     names = {"prediction": "model", "seasonal_naive": "naive"}
     each = {names[name]: (both[name] - both["target"]).abs() for name in names if name in both}
-    hours = pd.DataFrame(each).groupby(both["time"].dt.hour).mean() if _is_dated(both) else pd.DataFrame()
+    hours = pd.DataFrame(each)
+    hours = hours.groupby(both["time"].dt.hour).mean() if _is_dated(both) else hours.iloc[:0]
     kept = errors.to_numpy(dtype=np.float32)
     return Predictions(kept[np.isfinite(kept)], hours, runs[0], _hours_per_step(folders[0]))
 

@@ -20,9 +20,9 @@ from rich.table import Table
 
 from datamodules import DataError
 from datamodules.cleaning import CleanSeries, arrange, warn_of_sentinels
-from datamodules.formats import CsvFormat
+from datamodules.formats import CsvFormat, time_columns
 from datamodules.lookbacks import Lookbacks, format_time
-from datamodules.recordings import read_recordings, time_columns
+from datamodules.recordings import read_recordings
 from datamodules.steps import LONGEST, Step
 from datamodules.streaming import TableStream
 from runs import figures
@@ -125,10 +125,10 @@ def clean_file(facts: Mapping[str, Any], settings: dict[str, Any], span: int | N
         name: cleaning.get(name, default) if given[name] is None else given[name]
         for name, default in (("time_column", None), ("time_format", None), ("decimal", "."), ("missing_words", ()))
     }
-    timed = reading["time_column"] is not None
     format = CsvFormat.merge(settings, facts["reading"]).state()
-    needed = {**dict.fromkeys(theirs, "columns={ours: theirs}")}
+    needed = dict.fromkeys(theirs, "columns={ours: theirs}")
     needed |= dict.fromkeys(time_columns(reading["time_column"]), "time_column")
+    timed = reading["time_column"] is not None
     with TableStream(settings["input"], needed, **format) as table, bar(bytes=True) as progress:
         shown = progress.add_task("reading", total=table.size)
         rows, whole = read_recordings(
@@ -287,15 +287,21 @@ def _draw(task: Any, found: Forecasts, output: Path) -> None:
 
 def _print_forecast(task: Any, found: Forecasts, times: np.ndarray, output: Path, seconds: float) -> None:
     few = [*dict.fromkeys([*range(len(task.levels))[:COLUMNS], *range(len(task.levels))[-COLUMNS:]])]
-    table = Table("time", task.facts["target"], *(f"{100 * task.levels[at]:g}%" for at in few), box=None)
+    known = not pd.isna(times).any()
+    table = Table(
+        "time" if known else "step", task.facts["target"], *(f"{100 * task.levels[at]:g}%" for at in few), box=None
+    )
     horizon, varied = len(times), float(np.ptp(np.append(found.history[0], found.forecast[0])))
     decimals = max(2, 2 - math.floor(math.log10(varied))) if varied else 2
     for step in np.unique(np.linspace(0, horizon - 1, min(PRINTED, horizon)).astype(int)):
         numbers = [found.forecast[0, step], *found.quantiles[0, step, few]] if few else [found.forecast[0, step]]
-        table.add_row(format_time(times[step]), *(f"{value:.{decimals}f}" for value in numbers))
+        shown_time = format_time(times[step]) if known else str(step + 1)
+        table.add_row(shown_time, *(f"{value:.{decimals}f}" for value in numbers))
     shown = console()
     shown.print(f"from {format_time(found.origin[0])}", highlight=False)
     shown.print(table)
+    if not known:
+        shown.print("the times are not known: by data.step=rows, rows are equally spaced whatever their times")
     shown.print(f"{horizon} steps in {seconds:.1f} s: {output}, {output.with_suffix('.png')}", soft_wrap=True)
 
 
