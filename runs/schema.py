@@ -274,7 +274,7 @@ class SeriesConfig(DataConfig):
     missing_values: list[float] = option([-9999.0], "numbers that mean: no reading")
     missing: str = option(
         "drop",
-        "windows with gaps in their inputs: leave them out, or repeat the last reading",
+        "windows with empty cells or absent rows in their inputs: leave them out, or repeat the last reading",
         choices=("drop", "ffill"),
     )
     fill_limit: int = option(3, "steps that ffill may bridge", least=1)
