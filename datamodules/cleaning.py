@@ -91,6 +91,7 @@ class CleanSeries:
             "backward jumps (sorted)": self.report["backward_jumps"],
             "repeated timestamps (rule: data.duplicates)": self.report["duplicates"],
             "rows off the grid (dropped)": self.report["off_grid"],
+            "absent rows to be filled (data.missing=ffill)": self.report.get("absent_rows", 0),
             "bins with too few readings (data.min_share)": self.report.get("thin_bins", 0),
             'values that may mean "no reading" (kept)': sum(value["count"] for value in self.report["sentinels"]),
             f"gaps of {self._gap_lengths()} (no window crosses one)": len(self.report["gaps"]),
@@ -148,6 +149,7 @@ def arrange(
     duplicates: str = "identical",
     min_share: float | None = None,
     bin_offset: str | None = None,
+    fill_rows: int = 0,
     allow_loss: bool = True,
     source: str = "the table",
     from_last: bool = False,
@@ -173,6 +175,7 @@ def arrange(
             Monday, whatever the file's first row. None, in runs from before there was a choice: one reading is
             enough, and bins begin with the first row, or end with the last if `from_last`.
         bin_offset: a duration after midnight at which bins begin.
+        fill_rows: so many rows without a reading are added where a gap begins, for `data.missing=ffill` to fill.
         allow_loss: more than 10% of the rows lost by a rule are a warning, not an error.
         source: named in errors.
         from_last: go back in time from the last row instead: `sample` and `rows` take it and those that lie whole steps
@@ -210,7 +213,10 @@ def arrange(
             grid, rows = _number(rows, grid, resample, min_share or 0, from_last, source, report, losses)
     backward = int((np.diff(rows.times) < 0).sum())
     disordered = backward > _DISORDER * len(rows.times)
-    if grid.is_fixed:
+    averaged = "native_step" in report
+    if averaged:
+        every = 1
+    elif grid.is_fixed:
         every = require_step(rows.times, grid, resample, source, from_last)
     else:
         every = _every(rows.times, grid, source, from_last)
@@ -247,6 +253,9 @@ def arrange(
     losses.append((report["off_grid"], len(rows.times), "rows", fault))
     _check_losses(losses, allow_loss, source)
     rows = rows.take(kept)
+    before = len(rows.times)
+    rows = _with_absent(rows, grid.count, fill_rows)
+    report["absent_rows"] = len(rows.times) - before
 
     numbers = rows.times
     if grid.unit == "rows":
@@ -479,3 +488,14 @@ def _on_grid(times: np.ndarray, step: int) -> np.ndarray:
         else:
             last = time
     return kept
+
+
+def _with_absent(rows: Rows, step: int, limit: int) -> Rows:
+    """The rows with up to `limit` more, all NaN, where rows are absent that would lie whole steps behind the last."""
+    absent = np.append(np.clip(np.diff(rows.times) // step - 1, 0, limit), 0)
+    if not absent.any():
+        return rows
+    place = np.repeat(np.arange(len(absent)), absent + 1)
+    later = np.arange(len(place)) - np.searchsorted(place, place)  # rows behind the last that is there
+    values = np.where((later > 0)[:, None], np.nan, rows.values[place])
+    return Rows(rows.times[place] + later * step, values, rows.lines[place])

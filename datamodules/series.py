@@ -55,7 +55,8 @@ class SeriesDataModule(pl.LightningDataModule):
         missing_values: numbers that mean "missing".
         missing_words: words that mean it, beside the usual ones.
         missing: `drop` drops every window with something missing; `ffill` first fills inputs (never targets) with the
-            last value, at most `fill_limit` steps old.
+            last value, at most `fill_limit` steps old, in empty cells and in absent rows alike (in runs from before there
+            was `min_share`, in empty cells alone).
         decimal, duplicates, step, resample, round_times, min_share, bin_offset, allow_loss: see `clean` and `arrange`.
         lookback, horizon, season: durations, multiples of `step`.
         stride: steps from one window to the next.
@@ -159,6 +160,7 @@ class SeriesDataModule(pl.LightningDataModule):
             **({} if round_times is None else {"round_times": round_times}),
             **({} if min_share is None else {"min_share": min_share}),
             **({} if bin_offset is None else {"bin_offset": bin_offset}),
+            **({"fill_rows": fill_limit} if missing == "ffill" and min_share is not None else {}),
         }
         self._allow_loss = allow_loss
         if bin_offset is not None and not (self._step.is_fixed and Step.parse("bin_offset", bin_offset).is_fixed):

@@ -300,7 +300,7 @@ class SeriesConfig(DataConfig):
     missing_words: list[str] = option([], "further words that mean: no reading")
     missing: str = option(
         "drop",
-        "windows with gaps in their inputs: leave them out, or repeat the last reading",
+        "windows with empty cells or absent rows in their inputs: leave them out, or repeat the last reading",
         choices=("drop", "ffill"),
     )
     fill_limit: int = option(3, "steps that ffill may bridge", least=1)
