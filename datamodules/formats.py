@@ -13,13 +13,12 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from .sources import SUFFIXES, DataError, at_least, one_of, table_suffix
+from .sources import DataError, archive_of, at_least, one_of, table_member, table_suffix
 
 TAB = "\t"
 WIND = ("wind_x", "wind_y")  # features that are made of columns of wind
 COMPRESSED = {".gz": b"\x1f\x8b", ".bz2": b"BZh", ".xz": b"\xfd7zXZ\0"}
 ZIP = b"PK\x03\x04"
-SHOWN = 10  # members named in a message about many
 DAMAGE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, gzip.BadGzipFile, EOFError)
 OTHER_KINDS = {
     b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": "a spreadsheet (or another Office file): save it as CSV UTF-8",
@@ -46,7 +45,6 @@ class CsvFormat:
         header: whether the first row has the names of the columns, which else are `names`, or 1, 2, 3 and so on.
         skip_lines: lines left out before anything else.
         skip_after_header: rows left out after the header, such as one of units.
-        member: the table's name in a zip archive of several.
 
     Raises:
         DataError: these don't go together.
@@ -62,7 +60,6 @@ class CsvFormat:
     names: Sequence[str] = ()
     skip_lines: int = 0
     skip_after_header: int = 0
-    member: str | None = None
 
     def __post_init__(self) -> None:
         one_of(encoding_errors=(self.encoding_errors, ("strict", "replace")))
@@ -94,11 +91,7 @@ class CsvFormat:
 
     @classmethod
     def merge(cls, given: Mapping[str, Any], usual: Mapping[str, Any]) -> CsvFormat:
-        """The format of which some parts are `given`, not None, and others are as in `usual`, if known there.
-
-        A member belongs to one archive, so that it is only ever given.
-        """
-        usual = {**usual, "member": None}
+        """The format of which some parts are `given`, not None, and others are as in `usual`, if known there."""
         values: dict[str, Any] = {
             part.name: (usual if given.get(part.name) is None else given)[part.name]
             for part in fields(cls)
@@ -148,17 +141,18 @@ class TableFile:
     counted: IO[bytes]
 
 
-def open_table(path: Path, member: str | None, stack: ExitStack) -> TableFile:
+def open_table(path: Path, stack: ExitStack) -> TableFile:
     """The bytes of a table; nothing is unpacked to disk, so no member of an archive can land elsewhere.
 
     Args:
-        path: a plain file, one that gzip, bzip2 or xz has compressed, or a zip archive; told by how it begins.
-        member: the table's name in an archive of several.
+        path: a plain file, one that gzip, bzip2 or xz has compressed, or a zip archive, told by how it begins; or a
+            table in such an archive: `archive.zip/set/train.tsv`.
         stack: closes it.
 
     Raises:
         DataError: it can't be read, or is no table.
     """
+    path, member = archive_of(path)
     try:
         file = stack.enter_context(path.open("rb"))
         mark = file.peek(16)
@@ -173,7 +167,7 @@ def open_table(path: Path, member: str | None, stack: ExitStack) -> TableFile:
             kind = "zip archive" if path.suffix.lower() == ".zip" else f"{path.suffix} file"
             raise DataError(f"{path} is {f'not a {kind}' if mark else 'empty'}: delete it and get it again")
         if member is not None:
-            raise DataError(f"{path} is not a zip archive: leave out data.member")
+            raise DataError(f"{path} is not a zip archive: there is no {member} in it")
         if suffix == ".bz2" and mark[4:10] != b"1AY&SY":  # a text that begins with these letters
             suffix = ""
         raw: Any = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}[suffix](file) if suffix else file
@@ -208,31 +202,3 @@ def damaged(path: Path, error: Exception) -> DataError:
     kind = path.suffix.lower() if path.suffix.lower() in COMPRESSED else "zip"
     name = "zip archive" if kind == "zip" else f"{kind} file"
     return DataError(f"{path} is a damaged {name} ({error}): delete it and get it again")
-
-
-def table_member(path: Path, archive: zipfile.ZipFile, member: str | None = None) -> str:
-    """The name of the table in an archive: the `member`, or the only CSV, or, if there is none, the only other table.
-
-    Raises:
-        DataError: there is none, or more than one.
-    """
-    # Archives made on a Mac carry a "__MACOSX/._name.csv" beside each file.
-    paths = [PurePosixPath(info.filename) for info in archive.infolist() if not info.is_dir()]
-    paths = [one for one in paths if one.parts and one.parts[0] != "__MACOSX" and not one.name.startswith("._")]
-    names = [str(one) for one in paths]
-    shown = f"{names[:SHOWN]}" + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
-    if "[Content_Types].xml" in names or ("mimetype" in names and "content.xml" in names):
-        raise DataError(f"{path} is a spreadsheet (or another Office file): save it as CSV UTF-8")
-    if member is not None:
-        chosen = [name for name in names if member in (name, PurePosixPath(name).name)]
-        if len(chosen) == 1:
-            return chosen[0]
-        raise DataError(
-            f"{path} holds {'no' if not chosen else 'more than one'} {member!r}: data.member is one of {shown}"
-        )
-    tables = [str(one) for one in paths if one.suffix.lower() == ".csv"]
-    tables = tables or [str(one) for one in paths if one.suffix.lower() in SUFFIXES]
-    if len(tables) == 1:
-        return tables[0]
-    remedy = "name one with data.member=…" if tables else "unpack it and give data.path a table"
-    raise DataError(f"{path} must hold exactly one .csv file, but holds {shown}: {remedy}")

@@ -180,7 +180,7 @@ class TableStream:
 
     def __enter__(self) -> TableStream:
         with ExitStack() as stack:
-            self._file = open_table(self.path, self.format.member, stack)
+            self._file = open_table(self.path, stack)
             self.size, self.separator = self._file.size, self.format.separator_in(self._file.name)
             try:
                 self._text = self._decoded()
@@ -393,7 +393,7 @@ class TableStream:
     def _not_encoded(self, where: str) -> DataError:
         """With the encoding to try, judged by the table's beginning."""
         with ExitStack() as stack:
-            start = open_table(self.path, self.format.member, stack).raw.read(START)
+            start = open_table(self.path, stack).raw.read(START)
         name = codecs.lookup(self.encoding).name
         if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) and not name.startswith("utf-16"):
             cause = "try data.encoding=utf-16"

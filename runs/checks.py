@@ -170,11 +170,14 @@ def check_header(config: DictConfig) -> None:
     else:
         columns = series_columns(*(data[name] for name in ("time_column", "target", "features", "wind")))
     place = {item.name: data[item.name] for item in fields(Source) if item.name in data}
-    if (file := Source(**place).find()) is None:
+    others = {split: path for split in ("val", "test") if (path := data.get(f"{split}_path")) is not None}
+    source = Source(**place, others=others)
+    if (file := source.find()) is None:
         return
     format = {item.name: data[item.name] for item in fields(CsvFormat)}
-    with TableStream(file, columns, **format):
-        pass
+    for each in (file, *source.find_others().values()):
+        with TableStream(each, columns, **format):
+            pass
 
 
 def suggestion(wrong: str, owner: type = Config) -> str:

@@ -52,7 +52,6 @@ HEADER = "whether the first row names the columns; false: they are called 1, 2, 
 NAMES = "the columns' names, if there is no header"
 SKIP_LINES = "lines left out before the header"
 SKIP_AFTER_HEADER = "rows left out after the header, such as one of units"
-MEMBER = "name of the table in a zip archive of several"
 TIME_FORMAT = (
     "how a time is written: as strptime has it, iso8601, epoch_s or epoch_ms; twice for an interval: %H:%M - %H:%M"
 )
@@ -230,7 +229,9 @@ class DataConfig:
 
     _target_: str = MISSING
     name: str = MISSING
-    path: Optional[str] = option(None, "your CSV file (plain, compressed or zipped) instead of the data set's own")
+    path: Optional[str] = option(
+        None, "your CSV file (plain, compressed or zipped; all.zip/train.csv of several) instead of the data set's own"
+    )
     files: list[str] = option([], "names under which the data set is looked for in RNN_LAB_DATA and the cache")
     urls: list[str] = option([], "where it is downloaded from, tried in order")
     sha256: dict[str, str] = option({}, "known files and their hashes")
@@ -251,7 +252,6 @@ class DataConfig:
     names: list[str] = option([], NAMES)
     skip_lines: int = option(0, SKIP_LINES, least=0)
     skip_after_header: int = option(0, SKIP_AFTER_HEADER, least=0)
-    member: Optional[str] = option(None, MEMBER)
     val_fraction: float = option(0.1, "share for validation (of a series with split=fraction)", above=0, most=0.9)
     test_fraction: float = option(0.1, "share for the test (of a series with split=fraction)", above=0, most=0.9)
     batch_size: int = option(128, "examples per step", least=1)
@@ -263,9 +263,16 @@ class DataConfig:
 class TextConfig(DataConfig):
     """A CSV of texts and labels."""
 
+    val_path: Optional[str] = option(None, "file of the validation split, if it has one of its own")
+    test_path: Optional[str] = option(None, "file of the test split, if it has one of its own")
     text_column: str = option("review", "column with the text")
     target: str = option("cat", "column with the label")
     unlabelled: str = option("error", "rows without a label: stop, or leave them out", choices=("error", "drop"))
+    small_classes: str = option(
+        "error",
+        "classes with fewer rows than there are splits: stop, leave them out, or make one class `other` of them",
+        choices=("error", "drop", "merge"),
+    )
     tokenizer: str = option("jieba", "how texts are cut", choices=("jieba", "char", "whitespace"))
     max_length: int = option(256, "tokens kept of a text", least=1)
     min_frequency: int = option(2, "a token must occur so often in the training split to be known", least=1)
@@ -575,7 +582,7 @@ class PredictConfig:
     """Predictions of a trained run. What isn't given of the file's format is as it was in training."""
 
     run: str = option(MISSING, "folder of the run")
-    input: Optional[str] = option(None, "CSV file (plain, compressed or zipped) of reviews or readings")
+    input: Optional[str] = option(None, "CSV file (plain, compressed, zipped) of reviews or readings")
     text: Optional[str] = option(None, "a single review, instead of a file")
     output: Optional[str] = option(None, "file of the predictions: .csv or .parquet")
     overwrite: bool = option(False, "replace files that are there already")
@@ -591,7 +598,6 @@ class PredictConfig:
     names: Optional[list[str]] = option(None, NAMES)
     skip_lines: Optional[int] = option(None, SKIP_LINES, least=0)
     skip_after_header: Optional[int] = option(None, SKIP_AFTER_HEADER, least=0)
-    member: Optional[str] = option(None, MEMBER)
     text_column: Optional[str] = option(None, "reviews: column with the text")
     target: Optional[str] = option(None, "reviews: column with the true label, to score the predictions by")
     explain: bool = option(False, "reviews: show what each word adds to the answer")

@@ -16,6 +16,7 @@ import torch
 from omegaconf import DictConfig
 
 from datamodules import DataError
+from datamodules.sources import archive_of
 from runs.build import load_task, plain, read_config
 from runs.checkpoints import BEST, LAST, read_json
 from runs.checks import validate
@@ -35,7 +36,7 @@ OPTIONS = {
 """Those that only one task has."""
 SHARED = (
     *("encoding", "separator", "quote", "escape", "comment", "header", "names", "skip_lines", "skip_after_header"),
-    *("member", "decimal", "missing_words", "text_column", "time_column", "time_format", "allow_loss"),
+    *("decimal", "missing_words", "text_column", "time_column", "time_format", "allow_loss"),
 )
 """Those that are called as in training, there with `data.` before."""
 
@@ -102,7 +103,7 @@ def _check_request(settings: dict[str, Any]) -> None:
         if settings["target"] is not None:
             raise ConfigError("target=… is for input=…: a single text has no column of labels")
         return
-    if not Path(settings["input"]).is_file():
+    if not archive_of(Path(settings["input"]))[0].is_file():
         raise ConfigError(f"input={settings['input']} is not a file")
     if settings["output"] is None:
         raise ConfigError("output is missing: give it as output=FILE.csv or output=FILE.parquet")
@@ -123,7 +124,7 @@ def _make_room(settings: dict[str, Any], kind: str) -> None:
     suffixes = [".html"] * settings["explain"] + [".json"] * scored
     suffixes += [".png", ".svg"] if kind == "forecast" or scored else []
     for path in [output, *map(output.with_suffix, suffixes)]:
-        if path.exists() and path.samefile(settings["input"]):
+        if path.exists() and path.samefile(archive_of(Path(settings["input"]))[0]):
             raise ConfigError(f"{path} is the input, and would be overwritten: choose another output")
         if path.is_dir() or (path.exists() and not settings["overwrite"]):
             raise ConfigError(f"{path} is there already: choose another output, or say overwrite=true")

@@ -97,19 +97,19 @@ def archive(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("member", ["set/train.tsv", "train.tsv", "a/x.csv"])
 def test_a_member_of_an_archive_is_chosen_by_name(member: str, archive: Path) -> None:
-    assert cells(archive, member=member) == ROWS
+    assert cells(archive / member) == ROWS
 
 
 def test_members_are_listed_where_none_or_a_wrong_one_is_chosen(archive: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"holds \['set/train.tsv', .*: name one with data\.member"):
+    with pytest.raises(DataError, match=r"holds \['set/train.tsv', .*: name one as data\.path=.*all\.zip/a/x\.csv$"):
         cells(archive)
-    with pytest.raises(DataError, match=r"all.zip holds no 'val.tsv': data.member is one of \['set/train.tsv'"):
-        cells(archive, member="val.tsv")
+    with pytest.raises(DataError, match=r"all\.zip holds no 'val.tsv', but \['set/train.tsv'"):
+        cells(archive / "val.tsv")
     with pytest.raises(DataError, match=r"all.zip holds more than one 'x.csv'"):
-        cells(archive, member="x.csv")
+        cells(archive / "x.csv")
     (tmp_path / "t.csv").write_bytes(text())
-    with pytest.raises(DataError, match=r"t\.csv is not a zip archive: leave out data\.member"):
-        cells(tmp_path / "t.csv", member="train.tsv")
+    with pytest.raises(DataError, match=r"t\.csv is not a zip archive: there is no train\.tsv"):
+        cells(tmp_path / "t.csv" / "train.tsv")
 
 
 def test_files_that_are_no_tables_are_called_what_they_are(tmp_path: Path) -> None:
@@ -317,7 +317,7 @@ def test_blank_rows_at_the_end_are_left_out_and_counted(end: str, tmp_path: Path
 
 
 def test_a_format_is_as_in_training_where_nothing_else_is_given() -> None:
-    usual = CsvFormat(separator=";", header=False, names=["a"], member="train.csv", skip_lines=2).state()
+    usual = CsvFormat(separator=";", header=False, names=["a"], skip_lines=2).state()
     given = dict.fromkeys(usual) | {"skip_lines": 0}
     assert CsvFormat.merge(given, usual) == CsvFormat(separator=";", header=False, names=["a"])
     assert CsvFormat.merge({"header": True}, usual) == CsvFormat(separator=";", skip_lines=2)
