@@ -70,6 +70,8 @@ def trained(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Callable[...,
                 *("data.stride=3", "data.batch_size=64", f"seed={seed}", *MODELS[model], f"hydra.run.dir={folder}"),
             )
             assert outcome.code == 0, outcome.output
+            assert "Warning" not in outcome.output
+            assert "overridden" not in outcome.output
         return folder
 
     return run_once
