@@ -212,6 +212,8 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     # Short epochs (sample data, fast_dev_run) are shorter than the logging interval; curves have epoch points, too.
     warnings.filterwarnings("ignore", message=".*number of training batches.*smaller than the logging interval.*")
+    # It is the task's own business which batches a device can take.
+    warnings.filterwarnings("ignore", message=".*overridden `on_before_batch_transfer` in `LightningModule`.*")
     # Checkpoints of a resumed run lie in its own folder, on purpose.
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty.*")
     # A resumed run knows the sum of its losses so far, though this process has added none to it.

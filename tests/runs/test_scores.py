@@ -70,6 +70,8 @@ def trained(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Callable[...,
                 *("data.stride=3", "data.batch_size=64", f"seed={seed}", *MODELS[model], f"hydra.run.dir={folder}"),
             )
             assert outcome.code == 0, outcome.output
+            assert "Warning" not in outcome.output
+            assert "overridden" not in outcome.output
         return folder
 
     return run_once
@@ -88,7 +90,7 @@ def error_scores(truth: Any, forecast: Any, naive: Any) -> dict[str, float]:
 def quantile_scores(table: pd.DataFrame, truth: str = "target") -> dict[str, float]:
     edges = np.array([0, 0.075, 0.3, 0.7, 0.925, 1])  # half way between the levels
     losses = [mean_pinball_loss(table[truth], table[f"q{level}"], alpha=level) for level in LEVELS]
-    found = {"crps": 2 * np.diff(edges) @ losses}
+    found: dict[str, float] = {"crps": float(2 * np.diff(edges) @ losses)}
     for share, low, high in (("90", "q0.05", "q0.95"), ("80", "q0.1", "q0.9")):
         found[f"coverage_{share}"] = table[truth].between(table[low], table[high]).mean()
         found[f"width_{share}"] = (table[high] - table[low]).mean()
@@ -218,10 +220,12 @@ def test_every_score_of_a_classifier_is_that_of_its_predictions(
     table = pd.read_parquet(folder / "predictions.parquet")
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     labels = [row["class"] for row in metrics["per_class"]]
+    options: Any = {"labels": labels, "zero_division": 0}
+    found: Any
     truth, answer = table["target"], table["prediction"]
     expected = {"accuracy": accuracy_score(truth, answer)}
     for average in ("macro", "weighted"):
-        found = precision_recall_fscore_support(truth, answer, labels=labels, average=average, zero_division=0)  # type: ignore[arg-type]
+        found = precision_recall_fscore_support(truth, answer, average=average, **options)
         expected |= {f"{name}_{average}": found[at] for at, name in enumerate(("precision", "recall", "f1"))}
     right, confidence = truth == answer, table["probability"].astype(np.float64)
     bins = pd.cut(confidence, [*np.linspace(0, 1, 16), np.inf], right=False)
@@ -232,7 +236,7 @@ def test_every_score_of_a_classifier_is_that_of_its_predictions(
     assert metrics["test"] == pytest.approx(expected, rel=EXACT)
     surest = right[confidence.argsort()[::-1].to_numpy()][: int(np.ceil(0.9 * len(table)))]
     assert metrics["test"]["accuracy_at_90"] == pytest.approx(surest.mean(), abs=2 / len(table))
-    found = precision_recall_fscore_support(truth, answer, labels=labels, average=None, zero_division=0)  # type: ignore[arg-type]
+    found = precision_recall_fscore_support(truth, answer, average=None, **options)
     for at, name in enumerate(("precision", "recall", "f1", "support")):
         assert [row[name] for row in metrics["per_class"]] == pytest.approx(found[at].tolist(), rel=EXACT)
     assert metrics["confusion"] == confusion_matrix(truth, answer, labels=labels).tolist()
