@@ -20,7 +20,9 @@ from runs.schema import (
     PROGRAMS,
     SCHEMAS,
     UNAVAILABLE,
+    AdamConfig,
     BaselineModelConfig,
+    CallbacksConfig,
     ClassificationConfig,
     Config,
     ConfigError,
@@ -98,6 +100,12 @@ def validate(config: DictConfig, prefix: str = "") -> None:
         _check_pairing(config)
     if schema is TrainerConfig and config.max_steps == 0:
         raise ConfigError(f"{prefix}max_steps=0 is not allowed: it must be at least 1, or -1 for no limit")
+    if schema is AdamConfig and len(config.betas) != 2:
+        raise ConfigError(f"{prefix}betas={config.betas} is not allowed: it must be two numbers, as [0.9,0.999]")
+    for extra in config.extra if schema is CallbacksConfig else ():
+        if not isinstance(extra, DictConfig) or "_target_" not in extra:
+            example = "{_target_: pytorch_lightning.callbacks.LearningRateMonitor}"
+            raise ConfigError(f"{prefix}extra: {extra} is no callback; each is named by its class, as {example}")
     declared = {each.name: each for each in fields(schema)} if is_dataclass(schema) else {}
     closed = declared and str(config.get("_target_") or OWN[0]).partition(".")[0] in OWN
     # This node's own values first: the others may refer to them, and the message should name the one that was given.

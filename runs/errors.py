@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import traceback
 from itertools import accumulate
 
@@ -12,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from datamodules.sources import DataError
 from runs.checks import suggestion
-from runs.completion import choices
+from runs.completion import choices, groups
 from runs.schema import PROGRAMS, Config, ConfigError
 
 
@@ -41,6 +42,8 @@ def explain(error: BaseException, arguments: list[str]) -> str | None:
         return "\n".join(filter(None, [_first_lines(error, cause), _suggestion(f"{error}\n{cause}")]))
     if isinstance(error, AssertionError | AttributeError) and (message := _below_null(error)):
         return message
+    if raised_within(error, "hydra._internal.config_loader_impl"):  # nothing but a command line makes it fail
+        return _uncomposable(error, arguments)
     if isinstance(error, OSError):
         reason = error.strerror or str(error)
         return f"{reason}: {error.filename}" if error.filename else reason
@@ -76,6 +79,15 @@ def _below_null(error: BaseException) -> str | None:
     others = " or ".join(f"{group}={choice}" for choice in choices(group) if choice != "none")
     advice = "choose" if null == group else "other choices may have them:"
     return f"{key}: {null} is null, it has no options" + (f"; {advice} {others}" if others else "")
+
+
+def _uncomposable(error: BaseException, arguments: list[str]) -> str:
+    """What to say of a command line over which Hydra stumbles: mostly, the choice of a group is no name."""
+    for argument in arguments:
+        group, _, value = argument.lstrip("+~").partition("=")
+        if group in groups() and (value in ("null", "true", "false") or not re.match(r"[^\W\d]", value)):
+            return f"{argument}: a choice of {group} is a name: {', '.join(choices(group))}"
+    return f"the options {shlex.join(arguments)} don't go together: {_first_lines(error) or repr(error)}"
 
 
 def raised_within(error: BaseException, module: str) -> bool:

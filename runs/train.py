@@ -15,6 +15,7 @@ import pandas as pd
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import (
+    BackboneFinetuning,
     BasePredictionWriter,
     BatchSizeFinder,
     Callback,
@@ -48,6 +49,7 @@ log = logging.getLogger(__name__)
 UNSUITED = {
     LearningRateFinder: "a run trains as its config.yaml says; compare some rates: -m optimizer.lr=1e-4,3e-4,1e-3",
     BatchSizeFinder: "a run trains as its config.yaml says; compare some sizes: -m data.batch_size=64,128,256",
+    BackboneFinetuning: "it thaws a module named backbone, and no task has one",
     ModelPruning: "it prunes after the validation that picks the best weights; use optimizer.weight_decay or a smaller "
     "model.encoder.hidden_size",
     OnExceptionCheckpoint: "a run keeps checkpoints/last.ckpt to resume from: resume=FOLDER",
