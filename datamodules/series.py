@@ -55,8 +55,8 @@ class SeriesDataModule(pl.LightningDataModule):
         missing_values: numbers that mean "missing".
         missing_words: words that mean it, beside the usual ones.
         missing: `drop` drops every window with something missing; `ffill` first fills inputs (never targets) with the
-            last value, at most `fill_limit` steps old, in empty cells and in absent rows alike (in runs from before there
-            was `min_share`, in empty cells alone).
+            last value, at most `fill_limit` steps old, in empty cells and in absent rows alike (in older runs, those from
+            before `min_share`, in empty cells alone).
         decimal, duplicates, step, resample, round_times, min_share, bin_offset, allow_loss: see `clean` and `arrange`.
         lookback, horizon, season: durations, multiples of `step`.
         stride: steps from one window to the next.
