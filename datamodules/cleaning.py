@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from .bins import bin_means, full_bin_means, group_means
+from .losses import Loss, check_losses
 from .recordings import Rows, lines_of, parse_numbers, parse_times
 from .sentinels import sentinel_values
 from .sources import DataError
@@ -26,10 +27,7 @@ logger = logging.getLogger(__name__)
 WIND = ("wind_x", "wind_y")
 _DISORDER = 0.001  # a file with more backward steps than this is not in recording order
 _ORIGIN = {"us": 4 * DAY, "mo": 0, "bd": 2}  # numbers from which bins are counted: January, or Monday, 1970-01-05
-_LOST, _TOO_MANY, _FEW = 0.01, 0.1, 3  # share of rows lost that is a warning, and an error; fewer rows are neither
 _COMPARED, _SHOWN = 1000, 3  # pairs of rows searched for names of series; columns, and values of each, in a message
-Loss = tuple[int, int, str, str]
-"""How many are lost, of how many, of what, and why."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +90,7 @@ class CleanSeries:
             "rows off the grid (dropped)": self.report["off_grid"],
             "absent rows to be filled (data.missing=ffill)": self.report.get("absent_rows", 0),
             "bins with too few readings (data.min_share)": self.report.get("thin_bins", 0),
+            "rows of a last step that is not over (left out)": self.report.get("unfinished", 0),
             'values that may mean "no reading" (kept)': sum(value["count"] for value in self.report["sentinels"]),
             f"gaps of {self._gap_lengths()} (no window crosses one)": len(self.report["gaps"]),
         }
@@ -215,19 +214,9 @@ def arrange(
         rows = _one_per_time(_in_order(rows, report), duplicates, source, report)
     if every > 1:
         before = len(rows.times)
-        if resample == "mean" and min_share is not None and grid.unit != "rows":
-            origin = _ORIGIN[grid.unit] + (0 if bin_offset is None else Step.parse("bin_offset", bin_offset).count)
-
-            def begin(bins: np.ndarray) -> np.ndarray:
-                return origin + bins * grid.count
-
-            bins = (rows.times - origin) // grid.count
-            means = _record(full_bin_means(rows, bins, begin, native, min_share, from_last), grid, rows, report, losses)
-            rows = Rows(begin(means.times), means.values, means.lines)
-        elif resample == "mean":
-            origin = rows.times[-1] + native - grid.count if from_last else rows.times[0]
-            means = bin_means(rows, (rows.times - origin) // grid.count)
-            rows = Rows(origin + means.times * grid.count, means.values, means.lines)
+        if resample == "mean":
+            offset = 0 if bin_offset is None else Step.parse("bin_offset", bin_offset).count
+            rows = _means(rows, grid, native, min_share, offset, from_last, report, losses)
         elif from_last:
             rows = _sample(rows, rows.times[-1] - rows.times, grid.count, native, losses)
         elif resample == "sample":
@@ -240,7 +229,7 @@ def arrange(
     report["off_grid"] = int((~kept).sum())
     fault = f"are off the grid: they come less than data.step={grid} after the one before"
     losses.append((report["off_grid"], len(rows.times), "rows", fault))
-    _check_losses(losses, allow_loss, source)
+    check_losses(losses, allow_loss, source)
     rows = rows.take(kept)
     before = len(rows.times)
     rows = _with_absent(rows, grid.count, fill_rows)
@@ -300,16 +289,45 @@ def _number(
         return whole.times(origin + bins * step.count)
 
     of_all = begin if step.unit == "mo" else None  # nothing is recorded on weekends and after hours
-    found = full_bin_means(rows, (numbers - origin) // step.count, of_all, native, min_share, from_last)
-    means = _record(found, step, rows, report, losses)
+    bins = (numbers - origin) // step.count
+    found = full_bin_means(rows, bins, of_all, native, min_share, from_last)
+    means = _record(found, step, bins, report, losses)
     report["resampled_away"] = len(numbers) - len(means.times)
     return whole, Rows(origin + means.times * step.count, means.values, means.lines)
 
 
-def _record(found: tuple[Rows, int, int], step: Step, rows: Rows, report: dict[str, Any], losses: list[Loss]) -> Rows:
-    """The means of `full_bin_means` over `rows`, after what they leave out is noted."""
+def _means(
+    rows: Rows,
+    step: Step,
+    native: int,
+    min_share: float | None,
+    offset: int,
+    from_last: bool,
+    report: dict[str, Any],
+    losses: list[Loss],
+) -> Rows:
+    """Means over bins of `step`, each stamped with its beginning."""
+    if min_share is None or step.unit == "rows":
+        origin = rows.times[-1] + native - step.count if from_last else rows.times[0]
+        means = bin_means(rows, (rows.times - origin) // step.count)
+        return Rows(origin + means.times * step.count, means.values, means.lines)
+    origin = _ORIGIN[step.unit] + offset
+
+    def begin(bins: np.ndarray) -> np.ndarray:
+        return origin + bins * step.count
+
+    bins = (rows.times - origin) // step.count
+    means = _record(full_bin_means(rows, bins, begin, native, min_share, from_last), step, bins, report, losses)
+    return Rows(begin(means.times), means.values, means.lines)
+
+
+def _record(
+    found: tuple[Rows, int, int], step: Step, bins: np.ndarray, report: dict[str, Any], losses: list[Loss]
+) -> Rows:
+    """The means of `full_bin_means` of rows in `bins`, after what they leave out is noted."""
     means, report["thin_bins"], lost = found
-    losses.append((lost, len(rows.times), "rows", f"lie in bins of {step} with too few readings (data.min_share)"))
+    report["unfinished"] = int((bins > means.times[-1]).sum()) if len(means.times) else 0
+    losses.append((lost, len(bins), "rows", f"lie in bins of {step} with too few readings (data.min_share)"))
     return means
 
 
@@ -440,17 +458,6 @@ def _sample(rows: Rows, ages: np.ndarray, step: int, native: int, losses: list[L
     fault = "have readings, but none at the time that data.resample=sample takes: data.resample=mean averages them"
     losses.append((steps - len(np.unique(ages[taken] // step)), steps, "steps", fault))
     return rows.take(taken)
-
-
-def _check_losses(losses: Sequence[Loss], allow: bool, source: str) -> None:
-    """Warn of what loses more than 1% of the rows, and raise a DataError at more than 10%, unless that is allowed."""
-    for lost, total, what, fault in losses:
-        if lost < _FEW or lost <= _LOST * total:
-            continue
-        text = f"{source}: {lost} of {total} {what} ({lost / total:.0%}) are lost: they {fault}"
-        if lost > _TOO_MANY * total and not allow:
-            raise DataError(f"{text}. Correct the file or the option, or accept the loss with data.allow_loss=true")
-        logger.warning("%s", text)
 
 
 def warn_of_sentinels(report: Mapping[str, Any], source: str, option: str) -> None:

@@ -48,8 +48,8 @@ class SeriesDataModule(pl.LightningDataModule):
         calendar: adds sine and cosine of the time of day and of the year to the features.
         missing_values: numbers that mean "missing".
         missing: `drop` drops every window with something missing; `ffill` first fills inputs (never targets) with the
-            last value, at most `fill_limit` steps old, in empty cells and in absent rows alike (in runs from before there
-            was `min_share`, in empty cells alone).
+            last value, at most `fill_limit` steps old, in empty cells and absent rows alike (without `min_share`, as in
+            runs from before there was one, in empty cells alone).
         decimal, duplicates, step, resample, min_share, bin_offset, allow_loss: see `clean` and `arrange`.
         lookback, horizon, season: durations, multiples of `step`.
         stride: steps from one window to the next.

@@ -228,6 +228,7 @@ class DataConfig:
     )
     encoding: str = option("utf-8", "of the file: utf-8, gb18030, latin-1, …")
     separator: str = option(",", "between the file's columns: one character, or tab")
+    allow_loss: bool = option(False, "use a file though more than 10% of its rows are lost: empty, off the grid, …")
     val_fraction: float = option(0.1, "share for validation (of a series with split=fraction)", above=0, most=0.9)
     test_fraction: float = option(0.1, "share for the test (of a series with split=fraction)", above=0, most=0.9)
     batch_size: int = option(128, "examples per step", least=1)
@@ -299,7 +300,6 @@ class SeriesConfig(DataConfig):
     bin_offset: Optional[str] = option(
         None, f"how long after midnight (of Monday, for weeks) means over a step begin: {DURATION}"
     )
-    allow_loss: bool = option(False, "use a file though more than 10% of its rows are lost to one rule")
     lookback: str = option("5d", f"what the model sees: {DURATION}")
     horizon: str = option("2d", f"what it forecasts: {DURATION}")
     stride: int = option(1, "steps from one window to the next", least=1)
@@ -516,7 +516,7 @@ class PredictConfig:
     time_format: Optional[str] = option(None, "readings: how a time is written (strptime)")
     decimal: Optional[str] = option(None, "readings: decimal mark of the numbers", choices=(".", ","))
     missing_values: list[float] = option([], "readings: more numbers that mean: no reading")
-    allow_loss: bool = option(False, "readings: use a file though more than 10% of its rows are lost to one rule")
+    allow_loss: bool = option(False, "readings: use a file though more than 10% of its rows are lost")
     columns: Any = option(
         {}, "readings: a column's name in training and in the input, where they differ: {training: input}"
     )

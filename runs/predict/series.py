@@ -58,10 +58,10 @@ class Forecasts:
 def forecast_file(task: Any, settings: dict[str, Any]) -> None:
     """Write `origin, time, step, forecast`, a column per quantile, with `every` also `truth`; and a figure beside it.
 
-    The file is read and cleaned as in training; a finer recording is resampled back from its last row. Without
-    `every`, there is one forecast, from the last row, and of the file only what it needs is kept in memory. With it,
-    there is one from each origin so far apart whose lookback is complete, and those whose truth is complete are
-    scored, as a run's test is, in a JSON file beside the output.
+    The file is read and cleaned as in training; a finer recording is sampled back from its last row, or averaged over
+    the bins of training up to the last that is over. Without `every`, there is one forecast, from the last row, and of
+    the file only what it needs is kept in memory. With it, there is one from each origin so far apart whose lookback is
+    complete, and those whose truth is complete are scored, as a run's test is, in a JSON file beside the output.
 
     Args:
         task: the trained task.

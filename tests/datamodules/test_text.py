@@ -700,3 +700,21 @@ def test_the_real_reviews_are_read_whole_and_cleaned_as_counted() -> None:
     assert [sizes[split]["rows"] for split in SPLITS] == [50_203, 6_276, 6_276]
     per_class = [sum(sizes[split]["classes"][name] for split in SPLITS) for name in data.facts["classes"]]
     assert (len(per_class), min(per_class)) == (10, sizes["train"]["classes"]["热水器"] + 115)
+
+
+@pytest.mark.parametrize(("empty", "outcome"), [(2, ""), (5, "warning"), (60, "error")])
+def test_rows_without_a_text_are_a_warning_from_one_in_a_hundred_and_an_error_from_one_in_ten(
+    tmp_path: Path, empty: int, outcome: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [(f"文本{row}很好" * (row >= empty), "ab"[row % 2]) for row in range(300)]
+    path = tmp_path / "t.csv"
+    path.write_text("review,cat\n" + "".join(f"{text},{label}\n" for text, label in rows), encoding="utf-8")
+    message = rf"{empty} of 300 rows \(\d+%\) are lost: they have no text in column 'review'"
+    if outcome == "error":
+        with pytest.raises(DataError, match=rf"{message}.*data\.allow_loss=true"):
+            TextDataModule("t", path=str(path), tokenizer="char", cache_dir=str(tmp_path), allow_loss=False).setup()
+    caplog.clear()
+    TextDataModule("t", path=str(path), tokenizer="char", cache_dir=str(tmp_path)).setup()
+    warned = [record.getMessage() for record in caplog.records if "are lost" in record.getMessage()]
+    assert len(warned) == bool(outcome)
+    assert all(re.search(message, text) for text in warned)
