@@ -14,10 +14,10 @@ import numpy as np
 import pandas as pd
 
 from .formats import WIND
-from .recordings import Rows, lines_of, parse_numbers, parse_times
+from .recordings import Rows, common_offset, lines_of, parse_numbers, parse_offsets, parse_times
 from .sources import DataError
 from .spacing import require_step
-from .steps import FIXED, Step, spell
+from .steps import FIXED, Step, format_offset, spell
 
 _DISORDER = 0.001  # a file with more backward steps than this is not in recording order
 
@@ -34,6 +34,7 @@ class CleanSeries:
         step: from a row to the next.
         lines: of the file, where each row is; the first of those that a row is the mean of.
         report: every trap met on the way, counted.
+        utc_offset: of the clock that the times are on, seconds east of UTC; None if they were written without one.
     """
 
     times: np.ndarray
@@ -43,10 +44,16 @@ class CleanSeries:
     step: Step
     lines: np.ndarray
     report: dict[str, Any] = field(default_factory=dict)
+    utc_offset: int | None = None
 
     def column(self, name: str) -> np.ndarray:
         """Values of one column, (rows,)."""
         return self.values[:, self.names.index(name)]
+
+    def text_of(self, row: int) -> str:
+        """The time of a row, ISO 8601."""
+        text = str(self.times[row])
+        return text if self.utc_offset is None else text + format_offset(self.utc_offset)
 
     def segments(self, breaks: Sequence[int] = ()) -> np.ndarray:
         """The number of the gap-free run that each row lies in; `breaks` are rows that start a new run as well."""
@@ -102,7 +109,8 @@ def clean(
     Args:
         frame: one row per recording, in recording order, as `read_table` returns it.
         time_column: where the timestamp is; None if there is none, and rows are in order.
-        time_format: how it is written, see `parse_times`; a zone in it (`%z`) is converted to UTC.
+        time_format: how it is written, see `parse_times`; times of one offset from UTC (`%z`)
+            stay on that clock, those of several are put on UTC's.
         columns: the numeric columns to keep.
         decimal: what stands before a number's fraction, a point or a comma.
         missing_words: further words for no reading, see `parse_numbers`.
@@ -112,10 +120,13 @@ def clean(
     Raises:
         DataError: an unreadable time or number (with its line), and what `arrange` raises.
     """
-    timed = time_column is not None
-    times = parse_times(frame, time_column, time_format, source) if timed else np.arange(len(frame)) + 1
-    rows = Rows(times, parse_numbers(frame, columns, source, decimal, missing_words), lines_of(frame))
-    return arrange(rows, columns=columns, source=source, timed=timed, **rules)
+    times, offset = np.arange(len(frame)) + 1, None
+    if time_column is not None:
+        times = parse_times(frame, time_column, time_format, source)
+        offset = common_offset(parse_offsets(frame, time_column, time_format, source))
+    rows = Rows(times, parse_numbers(frame, columns, source, decimal, missing_words), lines_of(frame), utc_offset=0)
+    rows = rows.on_clock(offset)
+    return arrange(rows, columns=columns, source=source, timed=time_column is not None, **rules)
 
 
 def arrange(
@@ -163,6 +174,7 @@ def arrange(
         values = np.column_stack([values, speed * np.cos(angle), speed * np.sin(angle)])
         names += WIND
 
+    utc_offset = rows.utc_offset
     rows = Rows(rows.times if round_times is None else _rounded(rows.times, round_times), values, rows.lines)
     recorded = rows.times
     if not grid.is_fixed:
@@ -201,11 +213,11 @@ def arrange(
         times = recorded[numbers.clip(0)].astype("datetime64[us]") if timed else numbers
     else:
         times = grid.times(numbers).astype("datetime64[us]")
-    series = CleanSeries(times, numbers, names, rows.values, grid, rows.lines, report)
+    series = CleanSeries(times, numbers, names, rows.values, grid, rows.lines, report, utc_offset)
     gaps = np.flatnonzero(np.diff(numbers) > grid.count)
     report["gaps"] = [
         {
-            "after": str(times[row]),
+            "after": series.text_of(int(row)),
             "minutes": (times[row + 1] - times[row]).astype(np.int64) / FIXED["min"],
         }
         for row in gaps

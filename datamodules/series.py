@@ -18,7 +18,7 @@ from .recordings import micro
 from .sampling import ResumableLoader, split_loader
 from .sources import SPLITS, DataError, Source, at_least, file_sha256, one_of, path_text
 from .spacing import advise, are_business_days
-from .steps import NAMES, Step, instant
+from .steps import NAMES, Step, format_offset, instant, with_offset
 from .streaming import read_table
 from .synthetic import sample_climate
 from .windows import Climatology, WindowDataset, calendar_of, features_of, forward_fill, window_starts
@@ -209,7 +209,7 @@ class SeriesDataModule(pl.LightningDataModule):
         mean, std = self._fit_scaler(observed[train])
         require_float32(known, [*self._names, self._target], series.lines, source, std)
         climatology = Climatology.fit(series.times[train], target[train], series.step)
-        self.facts = self._facts(mean, std, climatology)
+        self.facts = self._facts(mean, std, climatology, series.utc_offset)
         tables = ((known[:, :-1] - mean[:-1]) / std[:-1], known[:, -1], target, climatology.predict(series.times))
         inputs, history, targets, usual = (np.ascontiguousarray(table, dtype=np.float32) for table in tables)
         clock = (series.numbers - series.numbers[0]) // series.step.count
@@ -242,12 +242,15 @@ class SeriesDataModule(pl.LightningDataModule):
         windows = self.dataset(split)
         origin = windows.starts[np.asarray(index)] + windows.lookback - 1
         rows = {"origin": origin, "first_target": origin + 1, "last_target": origin + windows.horizon}
-        return pd.DataFrame({name: windows.times[row] for name, row in rows.items()})
+        return pd.DataFrame(
+            {name: with_offset(windows.times[row], self.facts["utc_offset"]) for name, row in rows.items()}
+        )
 
     def target_times(self, split: str, index: np.ndarray, step: np.ndarray) -> pd.Series:
         """The time of each target: of the window at this position, so many steps (from 1) after its last input."""
         windows = self.dataset(split)
-        return pd.Series(windows.times[windows.starts[index] + windows.lookback - 1 + step])
+        rows = windows.starts[index] + windows.lookback - 1 + step
+        return with_offset(windows.times[rows], self.facts["utc_offset"])
 
     def _loader(self, split: str) -> ResumableLoader:
         return split_loader(self.dataset(split), split, self.trainer, **self._batching)
@@ -357,7 +360,7 @@ class SeriesDataModule(pl.LightningDataModule):
                 f"{found[name]['dropped_missing']} windows were dropped for missing values"
                 + (f" (of column {worst!r}, {lost.max()} are missing). " if lost.any() else ". ")
                 + "The data run from "
-                f"{series.times[0]} to {series.times[-1]}: "
+                f"{series.text_of(0)} to {series.text_of(-1)}: "
                 + self._fill(found[name])
                 + "move the split (data.val_from, data.test_from, "
                 "data.test_until; or data.split=fraction, and the fractions) or shorten data.lookback"
@@ -410,7 +413,9 @@ class SeriesDataModule(pl.LightningDataModule):
                 std[column] = deviation
         return mean, std
 
-    def _facts(self, mean: np.ndarray, std: np.ndarray, climatology: Climatology) -> dict[str, Any]:
+    def _facts(
+        self, mean: np.ndarray, std: np.ndarray, climatology: Climatology, utc_offset: int | None
+    ) -> dict[str, Any]:
         names = self._names
         unit = re.search(r"\(([^()]*)\)\s*$", self._target)
         text = unit.group(1) if unit else ""
@@ -421,6 +426,7 @@ class SeriesDataModule(pl.LightningDataModule):
             "target_index": names.index(self._target) if self._target in names else None,
             "unit": "°C" if text == "degC" else text,
             "step": str(self._step),
+            "utc_offset": utc_offset,
             "feature_mean": mean[:-1].tolist(),
             "feature_std": std[:-1].tolist(),
             "target_mean": float(mean[-1]),
@@ -444,7 +450,7 @@ class SeriesDataModule(pl.LightningDataModule):
     ) -> dict[str, Any]:
         """What was read, every trap met, and what came of it; logged as well."""
         ends = {
-            name: {"from": str(series.times[rows][0]), "to": str(series.times[rows][-1])}
+            name: {"from": series.text_of(rows.start), "to": series.text_of(rows.stop - 1)}
             for name, rows in splits.items()
             if rows.stop > rows.start
         }
@@ -456,6 +462,7 @@ class SeriesDataModule(pl.LightningDataModule):
             "unexpected": self._unexpected(frame, file),
             **frame.attrs,
             **series.report,
+            "clock": "as written" if series.utc_offset is None else f"UTC{format_offset(series.utc_offset)}",
             "far_off": self._far_off(series, splits["train"]),
             "rows_after_test_until": unused,
             "reach_back": self._reach_back,
@@ -463,6 +470,8 @@ class SeriesDataModule(pl.LightningDataModule):
             "learned_from": {"scaler and climatology": "train", **ends.get("train", {})},
         }
         logger.info("%s: %s", self.name, series.summary())
+        if series.utc_offset is not None:
+            logger.info("%s: all times here, and dates in options, are on the clock %s", self.name, report["clock"])
         torn = len(series.report["gaps"]) * (self._lookback + self._horizon)
         if (remedy := self._remedy(series)) and torn > TORN * len(series.times):
             logger.warning("%s: many windows are lost to gaps%s", self.name, remedy)
@@ -490,7 +499,7 @@ class SeriesDataModule(pl.LightningDataModule):
                 counts[name], row = int(far.sum()), int(far.argmax())
                 of_line = "mean from line" if self._cleaning["resample"] == "mean" else "line"
                 found.append(
-                    f"{counts[name]} of {name!r}, the first {values[row]:g} at {series.times[row]} "
+                    f"{counts[name]} of {name!r}, the first {values[row]:g} at {series.text_of(row)} "
                     f"({of_line} {series.lines[row]})"
                 )
         if found:
