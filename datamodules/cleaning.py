@@ -7,7 +7,7 @@ missing hour (a gap) or a repeated one (duplicates) and is counted as such.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,16 +15,17 @@ import numpy as np
 import pandas as pd
 
 from .bins import bin_means, full_bin_means, group_means
+from .formats import WIND, time_columns
 from .losses import Loss, check_losses
-from .recordings import Rows, lines_of, parse_numbers, parse_times
+from .recordings import Rows, common_offset, lines_of, parse_numbers, parse_offsets, parse_times
 from .sentinels import sentinel_values
 from .sources import DataError
-from .steps import DAY, FIXED, Step, spell
+from .spacing import require_step
+from .steps import DAY, FIXED, Step, format_offset, spell
 from .streaming import LINE
 
 logger = logging.getLogger(__name__)
 
-WIND = ("wind_x", "wind_y")
 _DISORDER = 0.001  # a file with more backward steps than this is not in recording order
 _ORIGIN = {"us": 4 * DAY, "mo": 0, "bd": 2}  # numbers from which bins are counted: January, or Monday, 1970-01-05
 _COMPARED, _SHOWN = 1000, 3  # pairs of rows searched for names of series; columns, and values of each, in a message
@@ -42,6 +43,7 @@ class CleanSeries:
         step: from a row to the next.
         lines: of the file, where each row is; the first of those that a row is the mean of.
         report: every trap met on the way, counted.
+        utc_offset: of the clock that the times are on, seconds east of UTC; None if they were written without one.
     """
 
     times: np.ndarray
@@ -51,10 +53,16 @@ class CleanSeries:
     step: Step
     lines: np.ndarray
     report: dict[str, Any] = field(default_factory=dict)
+    utc_offset: int | None = None
 
     def column(self, name: str) -> np.ndarray:
         """Values of one column, (rows,)."""
         return self.values[:, self.names.index(name)]
+
+    def text_of(self, row: int) -> str:
+        """The time of a row, ISO 8601."""
+        text = str(self.times[row])
+        return text if self.utc_offset is None else text + format_offset(self.utc_offset)
 
     def segments(self, breaks: Sequence[int] = ()) -> np.ndarray:
         """The number of the gap-free run that each row lies in; `breaks` are rows that start a new run as well."""
@@ -67,7 +75,7 @@ class CleanSeries:
         if self.step.unit != "rows":
             return self.step.times(numbers).astype("datetime64[us]")
         if self.times.dtype == np.int64:
-            return numbers + 1
+            return numbers
         found = np.minimum(np.searchsorted(self.numbers, numbers), len(self.numbers) - 1)
         return np.where(self.numbers[found] == numbers, self.times[found], np.datetime64("NaT"))
 
@@ -101,10 +109,11 @@ class CleanSeries:
 def clean(
     frame: pd.DataFrame,
     *,
-    time_column: str | None,
+    time_column: str | Sequence[str] | None,
     time_format: str,
     columns: Sequence[str],
     decimal: str = ".",
+    missing_words: Collection[str] = (),
     source: str = "the table",
     **rules: Any,
 ) -> CleanSeries:
@@ -113,24 +122,29 @@ def clean(
     Args:
         frame: one row per recording, in recording order, as `read_table` returns it.
         time_column: where the timestamp is; None if there is none, and rows are in order.
-        time_format: how it is written (`strptime`); a zone in it (`%z`) is converted to UTC.
+        time_format: how it is written, see `parse_times`; times of one offset from UTC (`%z`)
+            stay on that clock, those of several are put on UTC's.
         columns: the numeric columns to keep.
         decimal: what stands before a number's fraction, a point or a comma.
+        missing_words: further words for no reading, see `parse_numbers`.
         source: named in errors.
         rules: of `arrange`.
 
     Raises:
         DataError: an unreadable time or number (with its line), and what `arrange` raises.
     """
-    timed = time_column is not None
-    times = parse_times(frame, time_column, time_format, source) if timed else np.arange(len(frame))
-    rows = Rows(times, parse_numbers(frame, columns, source, decimal), lines_of(frame))
+    times, offset = np.arange(len(frame)) + 1, None
+    if time_column is not None:
+        times = parse_times(frame, time_column, time_format, source)
+        offset = common_offset(parse_offsets(frame, time_column, time_format, source))
+    rows = Rows(times, parse_numbers(frame, columns, source, decimal, missing_words), lines_of(frame), utc_offset=0)
+    rows = rows.on_clock(offset)
 
     def rows_at(lines: np.ndarray) -> pd.DataFrame:
-        others = frame.columns.difference([time_column, *columns, LINE], sort=False)
+        others = frame.columns.difference([*time_columns(time_column), *columns, LINE], sort=False)
         return frame[others].set_axis(rows.lines).loc[lines]
 
-    return arrange(rows, columns=columns, source=source, timed=timed, rows_at=rows_at, **rules)
+    return arrange(rows, columns=columns, source=source, timed=time_column is not None, rows_at=rows_at, **rules)
 
 
 def arrange(
@@ -142,6 +156,7 @@ def arrange(
     step: str = "1h",
     resample: str = "sample",
     duplicates: str = "identical",
+    round_times: str | None = None,
     min_share: float | None = None,
     bin_offset: str | None = None,
     fill_rows: int = 0,
@@ -164,6 +179,7 @@ def arrange(
             as published scripts do.
         duplicates: for rows of the same time: `identical` drops those that repeat another and refuses those that
             differ; `first`, `last`, `mean`, or `error`.
+        round_times: a duration to whose multiples times are rounded, where clocks are inexact.
         min_share: share of a bin's readings, as many as fit into it at the recorded step, below which its mean is
             missing, column by column; a bin without any mean is a gap. Bins begin at midnight, those of a week on
             Monday, whatever the file's first row. None, in runs from before there was a choice: one reading is
@@ -197,17 +213,22 @@ def arrange(
         values = np.column_stack([values, speed * np.cos(angle), speed * np.sin(angle)])
         names += WIND
 
-    rows = Rows(rows.times, values, rows.lines)
+    utc_offset = rows.utc_offset
+    rows = Rows(rows.times if round_times is None else _rounded(rows.times, round_times), values, rows.lines)
     recorded = rows.times
     losses = [_differing(rows, duplicates, source, rows_at)]
     if not grid.is_fixed:
         rows = _one_per_time(_in_order(rows, report), duplicates, source, report)
         recorded = rows.times
-        grid, rows = _number(rows, grid, resample, min_share or 0, from_last, source, report, losses)
+        if timed:
+            grid, rows = _number(rows, grid, resample, min_share or 0, from_last, source, report, losses)
     backward = int((np.diff(rows.times) < 0).sum())
     disordered = backward > _DISORDER * len(rows.times)
-    averaged = "native_step" in report
-    every = 1 if averaged else _every(np.sort(rows.times) if disordered else rows.times, grid, source)
+    if grid.is_fixed:
+        every = require_step(rows.times, grid, resample, source, from_last)
+    else:
+        averaged = "native_step" in report
+        every = 1 if averaged else _every(rows.times, grid, source, from_last)
     native = grid.count // every
     report.setdefault("native_step", grid.spell(native))
     if every > 1 and (resample != "rows" or disordered or from_last):
@@ -237,20 +258,26 @@ def arrange(
 
     numbers = rows.times
     if grid.unit == "rows":
-        times = recorded[numbers.clip(0)].astype("datetime64[us]") if timed else numbers + 1
+        times = recorded[numbers.clip(0)].astype("datetime64[us]") if timed else numbers
     else:
         times = grid.times(numbers).astype("datetime64[us]")
-    series = CleanSeries(times, numbers, names, rows.values, grid, rows.lines, report)
+    series = CleanSeries(times, numbers, names, rows.values, grid, rows.lines, report, utc_offset)
     gaps = np.flatnonzero(np.diff(numbers) > grid.count)
     report["gaps"] = [
         {
-            "after": str(times[row]),
+            "after": series.text_of(int(row)),
             "minutes": (times[row + 1] - times[row]).astype(np.int64) / FIXED["min"],
         }
         for row in gaps
     ]
     report["rows"] = len(rows.times)
     return series
+
+
+def _rounded(times: np.ndarray, to: str) -> np.ndarray:
+    """The times, microseconds, as the nearest multiples of a duration since a midnight, the later one of two."""
+    whole = Step.parse("round_times", to).count
+    return (times + whole // 2) // whole * whole
 
 
 def _number(
@@ -356,19 +383,15 @@ def require_float32(
         )
 
 
-def _every(numbers: np.ndarray, step: Step, source: str) -> int:
-    """How many recorded steps make one `step`."""
-    steps = np.sort(np.diff(numbers))
-    steps = steps[steps > 0]
-    if not len(steps):
-        return 1
-    native = int(steps[len(steps) // 2])  # the median, but always a step that occurs
-    if step.count % native:
+def _every(numbers: np.ndarray, step: Step, source: str, from_last: bool) -> int:
+    """How many recorded steps make one `step`, of rows with rising numbers on its grid."""
+    native = max(1, int(np.gcd.reduce(np.diff(numbers)))) if len(numbers) > 1 else 1
+    if step.count % native and not from_last:  # a few last rows may lie far apart by chance
         raise DataError(
             f"data.step={step} is not a multiple of the step of {step.spell(native)} between the rows of {source}; "
             f"set data.step to {step.spell(native)} or a multiple of it"
         )
-    return step.count // native
+    return max(1, step.count // native)
 
 
 def _in_order(rows: Rows, report: dict[str, Any]) -> Rows:

@@ -12,10 +12,13 @@ import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
 
-from .cleaning import WIND, CleanSeries, clean, require_float32, warn_of_sentinels
+from .cleaning import CleanSeries, clean, require_float32, warn_of_sentinels
+from .formats import WIND, CsvFormat, series_columns, time_columns
+from .recordings import micro
 from .sampling import ResumableLoader, split_loader
 from .sources import SPLITS, DataError, Source, at_least, file_sha256, one_of, path_text
-from .steps import NAMES, Step, instant
+from .spacing import advise, are_business_days
+from .steps import NAMES, Step, format_offset, instant, with_offset
 from .streaming import read_table
 from .synthetic import sample_climate
 from .windows import Climatology, WindowDataset, calendar_of, features_of, forward_fill, window_starts
@@ -41,16 +44,17 @@ class SeriesDataModule(pl.LightningDataModule):
         name: of the data set.
         path, files, urls, sha256, on_missing: where the file is, see `Source`.
         expected: file name to `{rows, first, last}` of files whose hash is not known; a difference is a warning.
-        encoding, separator, time_column, time_format: how the file is written.
+        time_column, time_format: where the time is, and how it is written, see `parse_times`.
         target: the column to forecast.
         features: the columns to forecast from, in this order.
         wind: the columns of wind `speed` and `direction`: adds the components `wind_x` and `wind_y` to the features.
         calendar: adds sine and cosine of the time of day and of the year to the features.
         missing_values: numbers that mean "missing".
+        missing_words: words that mean it, beside the usual ones.
         missing: `drop` drops every window with something missing; `ffill` first fills inputs (never targets) with the
             last value, at most `fill_limit` steps old, in empty cells and absent rows alike (without `min_share`, as in
             runs from before there was one, in empty cells alone).
-        decimal, duplicates, step, resample, min_share, bin_offset, allow_loss: see `clean` and `arrange`.
+        decimal, duplicates, step, resample, round_times, min_share, bin_offset, allow_loss: see `clean` and `arrange`.
         lookback, horizon, season: durations, multiples of `step`.
         stride: steps from one window to the next.
         split: `date` (train < `val_from` <= val < `test_from` <= test < `test_until`) or `fraction` (the last
@@ -60,6 +64,7 @@ class SeriesDataModule(pl.LightningDataModule):
             it, as they would in use; false: inputs must lie in the split as well.
         batch_size, num_workers, seed: of the batches and their order.
         sample_years, sample_seed: of the built-in sample.
+        csv_format: how the file is written, see `CsvFormat`.
 
     Attributes:
         sizes: `num_features` F, `lookback` L, `horizon` H, `season_length` in steps, `step_hours`.
@@ -75,16 +80,15 @@ class SeriesDataModule(pl.LightningDataModule):
         sha256: Mapping[str, str] | None = None,
         expected: Mapping[str, Mapping[str, Any]] | None = None,
         on_missing: str = "sample",
-        encoding: str = "utf-8",
-        separator: str = ",",
         decimal: str = ".",
-        time_column: str | None = "Date Time",
+        time_column: str | Sequence[str] | None = "Date Time",
         time_format: str = "%d.%m.%Y %H:%M:%S",
         target: str = "T (degC)",
         features: Sequence[str] = ("T (degC)", "p (mbar)", "rh (%)", "VPact (mbar)"),
         wind: Mapping[str, str] | None = None,
         calendar: bool = True,
         missing_values: Sequence[float] = (-9999,),
+        missing_words: Sequence[str] = (),
         missing: str = "drop",
         fill_limit: int = 3,
         duplicates: str = "identical",
@@ -109,16 +113,20 @@ class SeriesDataModule(pl.LightningDataModule):
         sample_years: int = 3,
         sample_seed: int = 0,
         season: str = "1d",
+        round_times: str | None = None,
+        **csv_format: Any,
     ) -> None:
         super().__init__()
         self.source = Source(name, path, tuple(files), tuple(urls), dict(sha256 or {}), on_missing, SAMPLE)
         self.name, self.is_sample = self.source.title, False
         self._expected = expected or {}
-        self._reading = {"encoding": encoding, "separator": separator}
+        self._reading = CsvFormat(**csv_format).state()
         self._sample_years, self._sample_seed = sample_years, sample_seed
         self._target, self._calendar = target, calendar
         self._features = [*features, *(extra for extra in WIND if wind is not None and extra not in features)]
         self._step = Step.parse("step", step)
+        if round_times is not None and not Step.parse("round_times", round_times).is_fixed:
+            raise DataError(f"data.round_times={round_times} must be a duration such as 1h or 10min")
         self._names = [*self._features, *(calendar_of(self._step) if calendar else ())]
         self._missing, self._fill_limit, self._stride = missing, fill_limit, stride
         self._split, self._reach_back, self._fractions = split, reach_back, (val_fraction, test_fraction)
@@ -136,10 +144,11 @@ class SeriesDataModule(pl.LightningDataModule):
         self._check_features(wind, {"resample": resample, "duplicates": duplicates})
         columns = [target, *self._features, *(wind.values() if wind is not None else ())]
         self._cleaning = {
-            "time_column": time_column,
+            "time_column": str(time_column) if len(names := time_columns(time_column)) == 1 else names,
             "time_format": time_format,
             "columns": list(dict.fromkeys(column for column in columns if wind is None or column not in WIND)),
             **({} if decimal == "." else {"decimal": decimal}),  # runs from before there was a choice stay the same
+            **({"missing_words": list(missing_words)} if missing_words else {}),
             "wind": dict(wind) if wind is not None else None,
             "missing_values": list(missing_values or ()),
             "step": step,
@@ -148,6 +157,7 @@ class SeriesDataModule(pl.LightningDataModule):
             **({} if min_share is None else {"min_share": min_share}),
             **({} if bin_offset is None else {"bin_offset": bin_offset}),
             **({"fill_rows": fill_limit} if missing == "ffill" and min_share is not None else {}),
+            **({} if round_times is None else {"round_times": round_times}),
         }
         self._allow_loss = allow_loss
         if bin_offset is not None and not (self._step.is_fixed and Step.parse("bin_offset", bin_offset).is_fixed):
@@ -212,7 +222,7 @@ class SeriesDataModule(pl.LightningDataModule):
         mean, std = self._fit_scaler(observed[train])
         require_float32(known, [*self._names, self._target], series.lines, source, std)
         climatology = Climatology.fit(series.times[train], target[train], series.step)
-        self.facts = self._facts(mean, std, climatology)
+        self.facts = self._facts(mean, std, climatology, series.utc_offset)
         tables = ((known[:, :-1] - mean[:-1]) / std[:-1], known[:, -1], target, climatology.predict(series.times))
         inputs, history, targets, usual = (np.ascontiguousarray(table, dtype=np.float32) for table in tables)
         clock = (series.numbers - series.numbers[0]) // series.step.count
@@ -245,12 +255,15 @@ class SeriesDataModule(pl.LightningDataModule):
         windows = self.dataset(split)
         origin = windows.starts[np.asarray(index)] + windows.lookback - 1
         rows = {"origin": origin, "first_target": origin + 1, "last_target": origin + windows.horizon}
-        return pd.DataFrame({name: windows.times[row] for name, row in rows.items()})
+        return pd.DataFrame(
+            {name: with_offset(windows.times[row], self.facts["utc_offset"]) for name, row in rows.items()}
+        )
 
     def target_times(self, split: str, index: np.ndarray, step: np.ndarray) -> pd.Series:
         """The time of each target: of the window at this position, so many steps (from 1) after its last input."""
         windows = self.dataset(split)
-        return pd.Series(windows.times[windows.starts[index] + windows.lookback - 1 + step])
+        rows = windows.starts[index] + windows.lookback - 1 + step
+        return with_offset(windows.times[rows], self.facts["utc_offset"])
 
     def _loader(self, split: str) -> ResumableLoader:
         return split_loader(self.dataset(split), split, self.trainer, **self._batching)
@@ -263,6 +276,13 @@ class SeriesDataModule(pl.LightningDataModule):
             raise DataError(
                 f"{given} can't be counted in steps of data.step={self._step}: give all of data.lookback, data.horizon "
                 f"and data.season as {NAMES[unit]}"
+            )
+        if uneven := [key for key, value in lengths.items() if Step.parse(key, value).count % self._step.count]:
+            step = self._step
+            given = ", ".join(f"data.{key}={lengths[key]}" for key in uneven)
+            raise DataError(
+                f"{given} is not a multiple of data.step={step}: data.lookback, data.horizon and data.season must be, "
+                f"as {step.spell(step.count)} and {step.spell(4 * step.count)} are"
             )
         return [self._step.steps(key, value) for key, value in lengths.items()]
 
@@ -290,11 +310,7 @@ class SeriesDataModule(pl.LightningDataModule):
 
     def _read(self) -> tuple[pd.DataFrame, Path | None]:
         file = self.source.locate()
-        wind = dict.fromkeys((self._cleaning["wind"] or {}).values(), "data.wind (null for none)")
-        features = dict.fromkeys(self._cleaning["columns"], "data.features")
-        needed = {**features, **wind, self._target: "data.target"}
-        if (time_column := self._cleaning["time_column"]) is not None:
-            needed[time_column] = "data.time_column"
+        needed = series_columns(self._cleaning["time_column"], self._target, self._features, self._cleaning["wind"])
         if file is not None:
             return read_table(file, columns=needed, **self._reading), file
         self.name, self.is_sample = SAMPLE, True
@@ -357,7 +373,7 @@ class SeriesDataModule(pl.LightningDataModule):
                 f"{found[name]['dropped_missing']} windows were dropped for missing values"
                 + (f" (of column {worst!r}, {lost.max()} are missing). " if lost.any() else ". ")
                 + "The data run from "
-                f"{series.times[0]} to {series.times[-1]}: "
+                f"{series.text_of(0)} to {series.text_of(-1)}: "
                 + self._fill(found[name])
                 + "move the split (data.val_from, data.test_from, "
                 "data.test_until; or data.split=fraction, and the fractions) or shorten data.lookback"
@@ -387,7 +403,11 @@ class SeriesDataModule(pl.LightningDataModule):
         return "".join(f"{way}, or " for way in ways)
 
     def _remedy(self, series: CleanSeries) -> str:
-        """What to do about gaps that taking one row of k makes of single missing rows."""
+        """What to do about gaps: at weekends, on holidays, and those that taking one row of k makes of single rows."""
+        if self._step.unit == "bd" and series.report["gaps"]:
+            return "; a holiday without a row is a gap: data.step=rows takes the rows as equally spaced instead"
+        if self._step.is_fixed and are_business_days(micro(series.times)):
+            return f"; there are no rows on weekends: set {advise(micro(series.times), self._step)}"
         sampled = self._cleaning["resample"] != "mean" and series.report["native_step"] != str(self._step)
         if not sampled or not series.report["gaps"]:
             return ""
@@ -406,7 +426,9 @@ class SeriesDataModule(pl.LightningDataModule):
                 std[column] = deviation
         return mean, std
 
-    def _facts(self, mean: np.ndarray, std: np.ndarray, climatology: Climatology) -> dict[str, Any]:
+    def _facts(
+        self, mean: np.ndarray, std: np.ndarray, climatology: Climatology, utc_offset: int | None
+    ) -> dict[str, Any]:
         names = self._names
         unit = re.search(r"\(([^()]*)\)\s*$", self._target)
         text = unit.group(1) if unit else ""
@@ -417,6 +439,7 @@ class SeriesDataModule(pl.LightningDataModule):
             "target_index": names.index(self._target) if self._target in names else None,
             "unit": "°C" if text == "degC" else text,
             "step": str(self._step),
+            "utc_offset": utc_offset,
             "feature_mean": mean[:-1].tolist(),
             "feature_std": std[:-1].tolist(),
             "target_mean": float(mean[-1]),
@@ -440,7 +463,7 @@ class SeriesDataModule(pl.LightningDataModule):
     ) -> dict[str, Any]:
         """What was read, every trap met, and what came of it; logged as well."""
         ends = {
-            name: {"from": str(series.times[rows][0]), "to": str(series.times[rows][-1])}
+            name: {"from": series.text_of(rows.start), "to": series.text_of(rows.stop - 1)}
             for name, rows in splits.items()
             if rows.stop > rows.start
         }
@@ -452,6 +475,7 @@ class SeriesDataModule(pl.LightningDataModule):
             "unexpected": self._unexpected(frame, file),
             **frame.attrs,
             **series.report,
+            "clock": "as written" if series.utc_offset is None else f"UTC{format_offset(series.utc_offset)}",
             "far_off": self._far_off(series, splits["train"]),
             "rows_after_test_until": unused,
             "reach_back": self._reach_back,
@@ -459,6 +483,8 @@ class SeriesDataModule(pl.LightningDataModule):
             "learned_from": {"scaler and climatology": "train", **ends.get("train", {})},
         }
         logger.info("%s: %s", self.name, series.summary())
+        if series.utc_offset is not None:
+            logger.info("%s: all times here, and dates in options, are on the clock %s", self.name, report["clock"])
         torn = len(series.report["gaps"]) * (self._lookback + self._horizon)
         if (remedy := self._remedy(series)) and torn > TORN * len(series.times):
             logger.warning("%s: many windows are lost to gaps%s", self.name, remedy)
@@ -487,7 +513,7 @@ class SeriesDataModule(pl.LightningDataModule):
                 counts[name], row = int(far.sum()), int(far.argmax())
                 of_line = "mean from line" if self._cleaning["resample"] == "mean" else "line"
                 found.append(
-                    f"{counts[name]} of {name!r}, the first {values[row]:g} at {series.times[row]} "
+                    f"{counts[name]} of {name!r}, the first {values[row]:g} at {series.text_of(row)} "
                     f"({of_line} {series.lines[row]})"
                 )
         if found:
@@ -500,14 +526,11 @@ class SeriesDataModule(pl.LightningDataModule):
 
     def _unexpected(self, frame: pd.DataFrame, file: Path | None) -> dict[str, Any]:
         """How a known file differs from what it should be."""
-        facts: dict[str, Any] = {"rows": len(frame)}
-        if (time_column := self._cleaning["time_column"]) is not None:
-            facts |= {"first": frame[time_column].iloc[0], "last": frame[time_column].iloc[-1]}
+        times = frame[time_columns(self._cleaning["time_column"])]
+        facts = {"rows": len(frame), "first": " ".join(times.iloc[0]), "last": " ".join(times.iloc[-1])}
         expected = self._expected.get(file.name, {}) if file else {}
         differences = {
-            key: {"expected": value, "found": facts.get(key)}
-            for key, value in expected.items()
-            if facts.get(key) != value
+            key: {"expected": value, "found": facts[key]} for key, value in expected.items() if facts[key] != value
         }
         if differences:
             logger.warning("%s is not the known file of that name, or not all of it: %s", file, differences)

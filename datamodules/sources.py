@@ -18,6 +18,8 @@ from urllib.parse import urlparse
 logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
+SUFFIXES, COMPRESSIONS = (".csv", ".tsv", ".tab", ".txt"), (".gz", ".bz2", ".xz")  # of tables
+TABLES = 20  # files named in a message about many
 CONNECT_SECONDS, PROBE_SECONDS, READ_SECONDS = 3, 5, 20
 
 
@@ -82,20 +84,29 @@ class Source:
                 nowhere to be had and `on_missing` is `"error"`.
         """
         one_of(on_missing=(self.on_missing, ("sample", "error")))
-        if self.path is not None:
-            return self._verified(self._explicit(Path(os.path.expanduser(self.path)).absolute()))
+        if (present := self.find()) is not None:
+            return self._verified(present)
         if not self.files and not self.urls:
             return None
         cache = cache_folder(self.cache_dir)
-        for folder in (*_data_folders(), cache):
-            for name in self._names():
-                if (folder / name).is_file():
-                    return self._verified(folder / name)
         found, failures = self._download(cache)
         if found is not None:
             return found
         self._missing(cache, failures)
         return None
+
+    def find(self) -> Path | None:
+        """The data file, unless it must be downloaded first; its content is not looked at.
+
+        Raises:
+            DataError: `path` does not exist.
+        """
+        if self.path is not None:
+            return self._explicit(Path(os.path.expanduser(self.path)).absolute())
+        if not self.files and not self.urls:
+            return None
+        folders = (*_data_folders(), cache_folder(self.cache_dir))
+        return next((folder / name for folder in folders for name in self._names() if (folder / name).is_file()), None)
 
     def _explicit(self, path: Path) -> Path:
         if path.is_file():
@@ -105,11 +116,12 @@ class Source:
         for name in self.files:
             if (path / name).is_file():
                 return path / name
-        present = sorted(p.name for p in path.iterdir() if p.suffix.lower() in (".csv", ".zip"))
-        raise DataError(
-            f"the folder {path} holds none of {list(self.files)}; its tables are {present}: "
-            "give data.path the file itself"
+        present = sorted(
+            p.name for p in path.iterdir() if is_table(PurePosixPath(p.name)) or p.suffix.lower() == ".zip"
         )
+        few = f"{present[:TABLES]}" + (f" and {len(present) - TABLES} more" if len(present) > TABLES else "")
+        others = f"; its tables are {few}: give data.path the file itself" if present else ", nor any other table"
+        raise DataError(f"the folder {path} holds none of {list(self.files)}{others}")
 
     def _verified(self, path: Path) -> Path:
         expected = self.sha256.get(path.name)
@@ -177,6 +189,16 @@ class Source:
             return
         sample = f"; to try things out without it, run with data={self.sample}" if self.sample else ""
         raise DataError(f"the data {self.name} was not found and could not be downloaded: {remedy}{sample}{tried}")
+
+
+def table_suffix(name: PurePosixPath) -> str:
+    """The suffix of a table, `.csv` of `a.csv` and of `a.csv.gz`, in lower case."""
+    return (PurePosixPath(name.stem) if name.suffix.lower() in COMPRESSIONS else name).suffix.lower()
+
+
+def is_table(name: PurePosixPath) -> bool:
+    """Whether that is what a table, plain or compressed, is called."""
+    return table_suffix(name) in SUFFIXES
 
 
 def cache_folder(cache_dir: str | None = None) -> Path:

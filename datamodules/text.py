@@ -30,6 +30,7 @@ from .corpus import (
     split_by_class,
     write_arrays,
 )
+from .formats import CsvFormat, text_columns
 from .losses import check_losses
 from .sampling import ResumableLoader, split_loader
 from .sources import SPLITS, DataError, Source, at_least, cache_folder, file_sha256, one_of, path_text
@@ -56,7 +57,6 @@ class TextDataModule(pl.LightningDataModule):
     Args:
         name: of the data set.
         path, files, urls, sha256, on_missing: where the file is, see `Source`.
-        encoding, separator: how the file is written.
         text_column, target: the columns of texts and of classes.
         unlabelled: `error` or `drop` for rows without a class.
         allow_loss: more than 10% of the rows without a text are a warning, not an error.
@@ -72,6 +72,7 @@ class TextDataModule(pl.LightningDataModule):
         cache_dir: for downloads and token ids, see `cache_folder`.
         limit: keep this many rows, with the classes in proportion, to try things out.
         english: class to its English name, for `facts`: not every machine has a font that shows Chinese.
+        csv_format: how the file is written, see `CsvFormat`.
 
     Raises:
         DataError: in the constructor for a setting out of range, in `setup` for data that cannot be used.
@@ -85,8 +86,6 @@ class TextDataModule(pl.LightningDataModule):
         urls: Sequence[str] = (),
         sha256: Mapping[str, str] | None = None,
         on_missing: str = "sample",
-        encoding: str = "utf-8",
-        separator: str = ",",
         text_column: str = "review",
         target: str = "cat",
         unlabelled: str = "error",
@@ -106,6 +105,7 @@ class TextDataModule(pl.LightningDataModule):
         cache_dir: str | None = None,
         limit: int | None = None,
         english: Mapping[str, str] | None = None,
+        **csv_format: Any,
     ) -> None:
         super().__init__()
         one_of(tokenizer=(tokenizer, TOKENIZERS), split=(split, ("stratified", "index%5")))
@@ -125,7 +125,7 @@ class TextDataModule(pl.LightningDataModule):
         self.name, self.is_sample = self.source.title, False
         self.facts: dict[str, Any] = {}
         self.report: dict[str, Any] = {}
-        self._format = {"encoding": encoding, "separator": separator}
+        self._format = CsvFormat(**csv_format).state()
         self._text_column, self._target, self._limit, self._sample_size = text_column, target, limit, sample_size
         self._unlabelled = unlabelled
         self._allow_loss = allow_loss
@@ -241,7 +241,7 @@ class TextDataModule(pl.LightningDataModule):
         tokenizer = [self._tokenizer, _tokenizer_version(self._tokenizer)]
         settings = [origin, self._format, self._text_column, self._target, self._unlabelled, choice, tokenizer]
         key = hashlib.sha256(json.dumps(settings).encode())
-        for module in ("corpus", "sources", "streaming", "synthetic", "text"):
+        for module in ("corpus", "formats", "sources", "streaming", "synthetic", "text"):
             key.update(Path(__file__).with_name(f"{module}.py").read_bytes())
         cache = cache_folder(self._cache_dir) / f"corpus-{self._tokenizer}-{key.hexdigest()[:32]}.bin"
         if (data := Prepared.load(cache)) is not None:
@@ -276,7 +276,7 @@ class TextDataModule(pl.LightningDataModule):
         return positions
 
     def _read(self, file: Path | None) -> pd.DataFrame:
-        columns = {self._text_column: "data.text_column", self._target: "data.target"}
+        columns = text_columns(self._text_column, self._target)
         if file is not None:
             return read_table(file, columns=columns, **self._format)
         frame = sample_reviews(self._sample_size, seed=SAMPLE_SEED)

@@ -74,6 +74,10 @@ def differing(configs: Sequence[Mapping[str, Any]], prefix: str = "") -> list[st
     return found
 
 
+SPLIT_FILES = ("val_path", "test_path")  # of texts: a series is split by time
+ONE_FILE = " Join the files of a series in one, and say where they met with data.val_from and data.test_from."
+
+
 def validate(config: DictConfig, prefix: str = "") -> None:
     """Check that every key is an option, as Hydra does except behind a `+`, and every option against its range.
 
@@ -110,6 +114,31 @@ def validate(config: DictConfig, prefix: str = "") -> None:
         raise ConfigError(f"{prefix}quantiles={levels} is not allowed: they must rise, and hold 0.5, the forecast")
 
 
+def check_header(config: DictConfig) -> None:
+    """See to it that a run's file has the columns it names: a second later, torch has been imported, or ten.
+
+    Raises:
+        DataError: it hasn't, or is no such file.
+    """
+    data: Any = OmegaConf.to_container(config.data, resolve=True) if "data" in config else {}
+    if data.get("_target_") not in ("datamodules.TextDataModule", "datamodules.SeriesDataModule") or config.resume:
+        return
+    from datamodules.formats import CsvFormat, series_columns, text_columns
+    from datamodules.sources import Source
+    from datamodules.streaming import TableStream
+
+    if "text_column" in data:
+        columns = text_columns(data["text_column"], data["target"])
+    else:
+        columns = series_columns(*(data[name] for name in ("time_column", "target", "features", "wind")))
+    place = {item.name: data[item.name] for item in fields(Source) if item.name in data}
+    if (file := Source(**place).find()) is None:
+        return
+    format = {item.name: data[item.name] for item in fields(CsvFormat)}
+    with TableStream(file, columns, **format):
+        pass
+
+
 def suggestion(wrong: str, owner: type = Config) -> str:
     """The known key nearest to one that isn't: of the program whose schema `owner` is, or else of a run."""
     of = {each: name for name, (each, _) in PROGRAMS.items()}
@@ -118,7 +147,13 @@ def suggestion(wrong: str, owner: type = Config) -> str:
     if issubclass(program, Config):
         known = list(dict.fromkeys([*SCHEMAS, *defaults(), *known]))
     if wrong in known:
-        return f"{wrong} belongs to another choice of {wrong.partition('.')[0]}."
+        group, _, name = wrong.partition(".")
+        if group == "data" and name in {item.name for item in fields(SeriesConfig)}:
+            return f"{wrong} is an option of a series (task=forecast), not of texts."
+        if group == "data" and name in {item.name for item in fields(TextConfig)}:
+            remedy = ONE_FILE if name in SPLIT_FILES else ""
+            return f"{wrong} is an option of texts (task=cls), not of a series.{remedy}"
+        return f"{wrong} belongs to another choice of {group}."
     known = [key for key in known if not wrong.startswith(f"{key}.")]
     # A key is misspelt in its last part (optimizer.lrr), or given without its group (lr).
     closeness = {key: difflib.SequenceMatcher(None, key, wrong).ratio() for key in known}

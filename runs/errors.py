@@ -10,6 +10,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from datamodules.sources import DataError
 from runs.checks import suggestion
 from runs.completion import choices
 from runs.schema import PROGRAMS, Config, ConfigError
@@ -26,7 +27,7 @@ def explain(error: BaseException, arguments: list[str]) -> str | None:
         error: what was raised.
         arguments: the command line's, for naming a likely spelling of a misspelt key.
     """
-    if isinstance(error, ConfigError | CheckpointError):
+    if isinstance(error, ConfigError | CheckpointError | DataError):
         return str(error)
     if isinstance(error, OverrideParseException):
         reason = str(error).partition("\n")[0]
@@ -48,10 +49,9 @@ def explain(error: BaseException, arguments: list[str]) -> str | None:
     # Whatever raised these has been imported by now: looking the classes up costs nothing.
     from pytorch_lightning.utilities.exceptions import MisconfigurationException  # pyright: ignore
 
-    from datamodules import DataError
     from tasks import DivergedError
 
-    if isinstance(error, DataError | DivergedError | MisconfigurationException):
+    if isinstance(error, DivergedError | MisconfigurationException):
         return str(error)
     if isinstance(error, MemoryError) or re.search("out of memory|can't allocate memory", str(error)):
         remedy = "lower the batch size (data.batch_size), data.max_length or data.lookback"

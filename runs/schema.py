@@ -43,6 +43,18 @@ def option(
 
 LARGEST_SEED = 2**32 - 1  # NumPy's and scikit-learn's generators take no larger one
 DURATION = "a duration such as 5d, 48h or 10min, or 24mo, 2y, 20bd or 48rows where step is of that kind"
+SEPARATOR = "between columns: one character, or tab; if not given, a tab in a file called .tsv, else a comma"
+QUOTE = "around fields that hold a separator; none: quotes are characters like any others"
+ESCAPE = 'what stands before a character that is taken as it is, as in \\"'
+COMMENT = "lines that begin with it are left out, as with #"
+HEADER = "whether the first row names the columns; false: they are called 1, 2, 3 and so on, or as names says"
+NAMES = "the columns' names, if there is no header"
+SKIP_LINES = "lines left out before the header"
+SKIP_AFTER_HEADER = "rows left out after the header, such as one of units"
+MEMBER = "name of the table in a zip archive of several"
+TIME_FORMAT = (
+    "how a time is written: as strptime has it, iso8601, epoch_s or epoch_ms; twice for an interval: %H:%M - %H:%M"
+)
 
 
 @dataclass
@@ -217,7 +229,7 @@ class DataConfig:
 
     _target_: str = MISSING
     name: str = MISSING
-    path: Optional[str] = option(None, "your CSV file (plain or zipped) instead of the data set's own")
+    path: Optional[str] = option(None, "your CSV file (plain, compressed or zipped) instead of the data set's own")
     files: list[str] = option([], "names under which the data set is looked for in RNN_LAB_DATA and the cache")
     urls: list[str] = option([], "where it is downloaded from, tried in order")
     sha256: dict[str, str] = option({}, "known files and their hashes")
@@ -227,7 +239,18 @@ class DataConfig:
         choices=("sample", "error"),
     )
     encoding: str = option("utf-8", "of the file: utf-8, gb18030, latin-1, …")
-    separator: str = option(",", "between the file's columns: one character, or tab")
+    encoding_errors: str = option(
+        "strict", "bytes that the encoding can't read: stop, or read them as U+FFFD", choices=("strict", "replace")
+    )
+    separator: Optional[str] = option(None, SEPARATOR)
+    quote: str = option('"', QUOTE)
+    escape: Optional[str] = option(None, ESCAPE)
+    comment: Optional[str] = option(None, COMMENT)
+    header: bool = option(True, HEADER)
+    names: list[str] = option([], NAMES)
+    skip_lines: int = option(0, SKIP_LINES, least=0)
+    skip_after_header: int = option(0, SKIP_AFTER_HEADER, least=0)
+    member: Optional[str] = option(None, MEMBER)
     allow_loss: bool = option(False, "use a file though more than 10% of its rows are lost: empty, off the grid, …")
     val_fraction: float = option(0.1, "share for validation (of a series with split=fraction)", above=0, most=0.9)
     test_fraction: float = option(0.1, "share for the test (of a series with split=fraction)", above=0, most=0.9)
@@ -263,16 +286,18 @@ class TextConfig(DataConfig):
 class SeriesConfig(DataConfig):
     """A CSV of timestamped readings."""
 
-    time_column: Optional[str] = option(
-        "Date Time", "column with the time; null: rows have none, are in order, and step is rows"
+    time_column: Any = option(
+        "Date Time",
+        "column with the time, or several: [date,time], joined by a blank; null: none, rows are in order, step is rows",
     )
-    time_format: str = option("%d.%m.%Y %H:%M:%S", "how a time is written (strptime)")
+    time_format: str = option("%d.%m.%Y %H:%M:%S", TIME_FORMAT)
     target: str = option("T (degC)", "column to forecast")
     features: list[str] = option([], "columns the model reads")
     wind: Optional[dict[str, str]] = option(None, "columns `speed` and `direction`; adds features wind_x and wind_y")
     calendar: bool = option(True, "add sine and cosine of time of day and of year")
     decimal: str = option(".", "decimal mark of the numbers", choices=(".", ","))
     missing_values: list[float] = option([-9999.0], "numbers that mean: no reading")
+    missing_words: list[str] = option([], "further words that mean: no reading")
     missing: str = option(
         "drop",
         "windows with empty cells or absent rows in their inputs: leave them out, or repeat the last reading",
@@ -293,6 +318,9 @@ class SeriesConfig(DataConfig):
         "sample",
         "from a finer file: the reading at each step, the mean over it, or every k-th row",
         choices=("sample", "mean", "rows"),
+    )
+    round_times: Optional[str] = option(
+        None, "round times to whole 1h, 10min and so on, where clocks are inexact by seconds; if not given, as they are"
     )
     min_share: Optional[float] = option(
         0.5, "share of its readings that a mean over a step needs; with fewer it is missing", least=0, most=1
@@ -499,7 +527,7 @@ class PredictConfig:
     """Predictions of a trained run. What isn't given of the file's format is as it was in training."""
 
     run: str = option(MISSING, "folder of the run")
-    input: Optional[str] = option(None, "CSV file (plain or zipped) of reviews or readings")
+    input: Optional[str] = option(None, "CSV file (plain, compressed or zipped) of reviews or readings")
     text: Optional[str] = option(None, "a single review, instead of a file")
     output: Optional[str] = option(None, "file of the predictions: .csv or .parquet")
     overwrite: bool = option(False, "replace files that are there already")
@@ -507,15 +535,24 @@ class PredictConfig:
     batch_size: int = option(256, "examples at once", least=1)
     threads: Optional[int] = option(None, "CPU threads of the arithmetic; all cores if not given", least=1)
     encoding: Optional[str] = option(None, "of the input: utf-8, gb18030, latin-1, …")
-    separator: Optional[str] = option(None, "between the input's columns")
+    separator: Optional[str] = option(None, SEPARATOR)
+    quote: Optional[str] = option(None, QUOTE)
+    escape: Optional[str] = option(None, ESCAPE)
+    comment: Optional[str] = option(None, COMMENT)
+    header: Optional[bool] = option(None, HEADER)
+    names: Optional[list[str]] = option(None, NAMES)
+    skip_lines: Optional[int] = option(None, SKIP_LINES, least=0)
+    skip_after_header: Optional[int] = option(None, SKIP_AFTER_HEADER, least=0)
+    member: Optional[str] = option(None, MEMBER)
     text_column: Optional[str] = option(None, "reviews: column with the text")
     target: Optional[str] = option(None, "reviews: column with the true label, to score the predictions by")
     explain: bool = option(False, "reviews: show what each word adds to the answer")
     explain_limit: int = option(100, "reviews: rows that are explained at most", least=1)
-    time_column: Optional[str] = option(None, "readings: column with the time")
-    time_format: Optional[str] = option(None, "readings: how a time is written (strptime)")
+    time_column: Optional[str] = option(None, "readings: column with the time, or several: [date,time]")
+    time_format: Optional[str] = option(None, f"readings: {TIME_FORMAT}")
     decimal: Optional[str] = option(None, "readings: decimal mark of the numbers", choices=(".", ","))
     missing_values: list[float] = option([], "readings: more numbers that mean: no reading")
+    missing_words: Optional[list[str]] = option(None, "readings: further words that mean: no reading")
     allow_loss: bool = option(False, "readings: use a file though more than 10% of its rows are lost")
     columns: Any = option(
         {}, "readings: a column's name in training and in the input, where they differ: {training: input}"

@@ -14,8 +14,7 @@ from omegaconf import OmegaConf
 from pandas.api.types import is_datetime64_any_dtype
 
 from datamodules import DataError
-from datamodules.lookbacks import format_time
-from datamodules.steps import Step
+from datamodules.steps import Step, format_time
 from runs.analysis import quantiles_of
 from runs.comparison import TaskComparison
 from runs.page.blocks import Chart, Choice, Section
@@ -90,7 +89,8 @@ def _predictions(folders: Sequence[Path]) -> Predictions | None:
     errors = both["prediction"] - both["target"]
     names = {"prediction": "model", "seasonal_naive": "naive"}
     each = {names[name]: (both[name] - both["target"]).abs() for name in names if name in both}
-    hours = pd.DataFrame(each).groupby(both["time"].dt.hour).mean() if _is_dated(both) else pd.DataFrame()
+    hours = pd.DataFrame(each)
+    hours = hours.groupby(both["time"].dt.hour).mean() if _is_dated(both) else hours.iloc[:0]
     kept = errors.to_numpy(dtype=np.float32)
     return Predictions(kept[np.isfinite(kept)], hours, runs[0], _hours_per_step(folders[0]))
 

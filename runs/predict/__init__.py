@@ -30,9 +30,14 @@ log = logging.getLogger(__name__)
 SUFFIXES = (".csv", ".parquet")
 OPTIONS = {
     "cls": ("text", "text_column", "target", "explain"),
-    "forecast": ("time_column", "time_format", "decimal", "columns", "every", "max_age"),
+    "forecast": ("time_column", "time_format", "decimal", "missing_words", "columns", "every", "max_age"),
 }
 """Those that only one task has."""
+SHARED = (
+    *("encoding", "separator", "quote", "escape", "comment", "header", "names", "skip_lines", "skip_after_header"),
+    *("member", "decimal", "missing_words", "text_column", "time_column", "time_format", "allow_loss"),
+)
+"""Those that are called as in training, there with `data.` before."""
 
 
 @dataclass(frozen=True)
@@ -175,9 +180,7 @@ def _options_of_predict() -> Iterator[None]:
     try:
         yield
     except DataError as error:
-        text = re.sub(
-            r"\bdata\.(?=(encoding|separator|decimal|text_column|time_column|time_format|allow_loss)\b)", "", str(error)
-        )
+        text = re.sub(rf"\bdata\.(?=({'|'.join(SHARED)})\b)", "", str(error))
         fixed = r"(; set data\.step to|,? or set data\.(duplicates|missing_values) to).*"  # the model is as it is
         text = re.sub(fixed, "", text)
         raise DataError(text.replace("data.path", "input").replace("data.step=", "the model's step of ")) from error

@@ -19,6 +19,7 @@ from rich.table import Table
 from datamodules import DataError
 from datamodules.corpus import clean_text
 from datamodules.encoding import EncodedTexts, TextEncoder
+from datamodules.formats import CsvFormat
 from datamodules.streaming import Row, TableStream
 from runs import figures
 from runs.analysis import class_scores, confusion_scores
@@ -59,7 +60,7 @@ def predict_file(task: Any, data: dict[str, Any], settings: dict[str, Any]) -> N
     Raises:
         DataError: the input can't be read, or has a column of that name already.
     """
-    format = {name: settings[name] or data[name] for name in ("encoding", "separator")}
+    format = CsvFormat.merge(settings, data).state()
     text_column = settings["text_column"] or data["text_column"]
     output, encoder = Path(settings["output"]), TextEncoder(task.blueprint["facts"])
     explained: list[explain.Example] = []
