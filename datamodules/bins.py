@@ -78,6 +78,6 @@ def full_bin_means(
     found = Rows(numbers, np.where(thin, np.nan, means.values), means.lines).take(chosen)
     if to_last and last not in numbers:  # nothing was recorded in it
         empty = np.full((1, rows.values.shape[1]), np.nan)
-        ends = (np.array([last]), empty, rows.lines[-1:])
-        found = Rows(*map(np.concatenate, zip((found.times, found.values, found.lines), ends, strict=True)))
+        values, lines = np.concatenate([found.values, empty]), np.append(found.lines, rows.lines[-1])
+        found = Rows(np.append(found.times, last), values, lines)
     return found, int(thin.any(axis=1).sum()), lost

@@ -16,21 +16,19 @@ import pandas as pd
 
 from .bins import bin_means, full_bin_means, group_means
 from .formats import WIND, time_columns
-from .recordings import Rows, lines_of, parse_numbers, parse_times
+from .losses import Loss, check_losses
+from .recordings import Rows, common_offset, lines_of, parse_numbers, parse_offsets, parse_times
 from .sentinels import sentinel_values
 from .sources import DataError
 from .spacing import require_step
-from .steps import DAY, FIXED, Step, spell
+from .steps import DAY, FIXED, Step, format_offset, spell
 from .streaming import LINE
 
 logger = logging.getLogger(__name__)
 
 _DISORDER = 0.001  # a file with more backward steps than this is not in recording order
 _ORIGIN = {"us": 4 * DAY, "mo": 0, "bd": 2}  # numbers from which bins are counted: January, or Monday, 1970-01-05
-_LOST, _TOO_MANY, _FEW = 0.01, 0.1, 3  # share of rows lost that is a warning, and an error; fewer rows are neither
 _COMPARED, _SHOWN = 1000, 3  # pairs of rows searched for names of series; columns, and values of each, in a message
-Loss = tuple[int, int, str, str]
-"""How many are lost, of how many, of what, and why."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +43,7 @@ class CleanSeries:
         step: from a row to the next.
         lines: of the file, where each row is; the first of those that a row is the mean of.
         report: every trap met on the way, counted.
+        utc_offset: of the clock that the times are on, seconds east of UTC; None if they were written without one.
     """
 
     times: np.ndarray
@@ -54,10 +53,16 @@ class CleanSeries:
     step: Step
     lines: np.ndarray
     report: dict[str, Any] = field(default_factory=dict)
+    utc_offset: int | None = None
 
     def column(self, name: str) -> np.ndarray:
         """Values of one column, (rows,)."""
         return self.values[:, self.names.index(name)]
+
+    def text_of(self, row: int) -> str:
+        """The time of a row, ISO 8601."""
+        text = str(self.times[row])
+        return text if self.utc_offset is None else text + format_offset(self.utc_offset)
 
     def segments(self, breaks: Sequence[int] = ()) -> np.ndarray:
         """The number of the gap-free run that each row lies in; `breaks` are rows that start a new run as well."""
@@ -93,6 +98,7 @@ class CleanSeries:
             "rows off the grid (dropped)": self.report["off_grid"],
             "absent rows to be filled (data.missing=ffill)": self.report.get("absent_rows", 0),
             "bins with too few readings (data.min_share)": self.report.get("thin_bins", 0),
+            "rows of a last step that is not over (left out)": self.report.get("unfinished", 0),
             'values that may mean "no reading" (kept)': sum(value["count"] for value in self.report["sentinels"]),
             f"gaps of {self._gap_lengths()} (no window crosses one)": len(self.report["gaps"]),
         }
@@ -116,7 +122,8 @@ def clean(
     Args:
         frame: one row per recording, in recording order, as `read_table` returns it.
         time_column: where the timestamp is; None if there is none, and rows are in order.
-        time_format: how it is written, see `parse_times`; a zone in it (`%z`) is converted to UTC.
+        time_format: how it is written, see `parse_times`; times of one offset from UTC (`%z`)
+            stay on that clock, those of several are put on UTC's.
         columns: the numeric columns to keep.
         decimal: what stands before a number's fraction, a point or a comma.
         missing_words: further words for no reading, see `parse_numbers`.
@@ -126,15 +133,18 @@ def clean(
     Raises:
         DataError: an unreadable time or number (with its line), and what `arrange` raises.
     """
-    timed = time_column is not None
-    times = parse_times(frame, time_column, time_format, source) if timed else np.arange(len(frame)) + 1
-    rows = Rows(times, parse_numbers(frame, columns, source, decimal, missing_words), lines_of(frame))
+    times, offset = np.arange(len(frame)) + 1, None
+    if time_column is not None:
+        times = parse_times(frame, time_column, time_format, source)
+        offset = common_offset(parse_offsets(frame, time_column, time_format, source))
+    rows = Rows(times, parse_numbers(frame, columns, source, decimal, missing_words), lines_of(frame), utc_offset=0)
+    rows = rows.on_clock(offset)
 
     def rows_at(lines: np.ndarray) -> pd.DataFrame:
         others = frame.columns.difference([*time_columns(time_column), *columns, LINE], sort=False)
         return frame[others].set_axis(rows.lines).loc[lines]
 
-    return arrange(rows, columns=columns, source=source, timed=timed, rows_at=rows_at, **rules)
+    return arrange(rows, columns=columns, source=source, timed=time_column is not None, rows_at=rows_at, **rules)
 
 
 def arrange(
@@ -145,8 +155,8 @@ def arrange(
     missing_values: Sequence[float] = (),
     step: str = "1h",
     resample: str = "sample",
-    round_times: str | None = None,
     duplicates: str = "identical",
+    round_times: str | None = None,
     min_share: float | None = None,
     bin_offset: str | None = None,
     fill_rows: int = 0,
@@ -167,9 +177,9 @@ def arrange(
         resample: `sample` takes the rows that lie whole steps behind the first one, or nearest to that; `mean` averages
             bins of `step`, each stamped with its beginning; `rows` takes every k-th row as recorded, whatever its time,
             as published scripts do.
-        round_times: a duration to whose multiples times are rounded, where clocks are inexact.
         duplicates: for rows of the same time: `identical` drops those that repeat another and refuses those that
             differ; `first`, `last`, `mean`, or `error`.
+        round_times: a duration to whose multiples times are rounded, where clocks are inexact.
         min_share: share of a bin's readings, as many as fit into it at the recorded step, below which its mean is
             missing, column by column; a bin without any mean is a gap. Bins begin at midnight, those of a week on
             Monday, whatever the file's first row. None, in runs from before there was a choice: one reading is
@@ -203,6 +213,7 @@ def arrange(
         values = np.column_stack([values, speed * np.cos(angle), speed * np.sin(angle)])
         names += WIND
 
+    utc_offset = rows.utc_offset
     rows = Rows(rows.times if round_times is None else _rounded(rows.times, round_times), values, rows.lines)
     recorded = rows.times
     losses = [_differing(rows, duplicates, source, rows_at)]
@@ -213,32 +224,20 @@ def arrange(
             grid, rows = _number(rows, grid, resample, min_share or 0, from_last, source, report, losses)
     backward = int((np.diff(rows.times) < 0).sum())
     disordered = backward > _DISORDER * len(rows.times)
-    averaged = "native_step" in report
-    if averaged:
-        every = 1
-    elif grid.is_fixed:
+    if grid.is_fixed:
         every = require_step(rows.times, grid, resample, source, from_last)
     else:
-        every = _every(rows.times, grid, source, from_last)
+        averaged = "native_step" in report
+        every = 1 if averaged else _every(rows.times, grid, source, from_last)
     native = grid.count // every
     report.setdefault("native_step", grid.spell(native))
     if every > 1 and (resample != "rows" or disordered or from_last):
         rows = _one_per_time(_in_order(rows, report), duplicates, source, report)
     if every > 1:
         before = len(rows.times)
-        if resample == "mean" and min_share is not None and grid.unit != "rows":
-            origin = _ORIGIN[grid.unit] + (0 if bin_offset is None else Step.parse("bin_offset", bin_offset).count)
-
-            def begin(bins: np.ndarray) -> np.ndarray:
-                return origin + bins * grid.count
-
-            bins = (rows.times - origin) // grid.count
-            means = _record(full_bin_means(rows, bins, begin, native, min_share, from_last), grid, rows, report, losses)
-            rows = Rows(begin(means.times), means.values, means.lines)
-        elif resample == "mean":
-            origin = rows.times[-1] + native - grid.count if from_last else rows.times[0]
-            means = bin_means(rows, (rows.times - origin) // grid.count)
-            rows = Rows(origin + means.times * grid.count, means.values, means.lines)
+        if resample == "mean":
+            offset = 0 if bin_offset is None else Step.parse("bin_offset", bin_offset).count
+            rows = _means(rows, grid, native, min_share, offset, from_last, report, losses)
         elif from_last:
             rows = _sample(rows, rows.times[-1] - rows.times, grid.count, native, losses)
         elif resample == "sample":
@@ -251,7 +250,7 @@ def arrange(
     report["off_grid"] = int((~kept).sum())
     fault = f"are off the grid: they come less than data.step={grid} after the one before"
     losses.append((report["off_grid"], len(rows.times), "rows", fault))
-    _check_losses(losses, allow_loss, source)
+    check_losses(losses, allow_loss, source)
     rows = rows.take(kept)
     before = len(rows.times)
     rows = _with_absent(rows, grid.count, fill_rows)
@@ -262,11 +261,11 @@ def arrange(
         times = recorded[numbers.clip(0)].astype("datetime64[us]") if timed else numbers
     else:
         times = grid.times(numbers).astype("datetime64[us]")
-    series = CleanSeries(times, numbers, names, rows.values, grid, rows.lines, report)
+    series = CleanSeries(times, numbers, names, rows.values, grid, rows.lines, report, utc_offset)
     gaps = np.flatnonzero(np.diff(numbers) > grid.count)
     report["gaps"] = [
         {
-            "after": str(times[row]),
+            "after": series.text_of(int(row)),
             "minutes": (times[row + 1] - times[row]).astype(np.int64) / FIXED["min"],
         }
         for row in gaps
@@ -317,16 +316,45 @@ def _number(
         return whole.times(origin + bins * step.count)
 
     of_all = begin if step.unit == "mo" else None  # nothing is recorded on weekends and after hours
-    found = full_bin_means(rows, (numbers - origin) // step.count, of_all, native, min_share, from_last)
-    means = _record(found, step, rows, report, losses)
+    bins = (numbers - origin) // step.count
+    found = full_bin_means(rows, bins, of_all, native, min_share, from_last)
+    means = _record(found, step, bins, report, losses)
     report["resampled_away"] = len(numbers) - len(means.times)
     return whole, Rows(origin + means.times * step.count, means.values, means.lines)
 
 
-def _record(found: tuple[Rows, int, int], step: Step, rows: Rows, report: dict[str, Any], losses: list[Loss]) -> Rows:
-    """The means of `full_bin_means` over `rows`, after what they leave out is noted."""
+def _means(
+    rows: Rows,
+    step: Step,
+    native: int,
+    min_share: float | None,
+    offset: int,
+    from_last: bool,
+    report: dict[str, Any],
+    losses: list[Loss],
+) -> Rows:
+    """Means over bins of `step`, each stamped with its beginning."""
+    if min_share is None or step.unit == "rows":
+        origin = rows.times[-1] + native - step.count if from_last else rows.times[0]
+        means = bin_means(rows, (rows.times - origin) // step.count)
+        return Rows(origin + means.times * step.count, means.values, means.lines)
+    origin = _ORIGIN[step.unit] + offset
+
+    def begin(bins: np.ndarray) -> np.ndarray:
+        return origin + bins * step.count
+
+    bins = (rows.times - origin) // step.count
+    means = _record(full_bin_means(rows, bins, begin, native, min_share, from_last), step, bins, report, losses)
+    return Rows(begin(means.times), means.values, means.lines)
+
+
+def _record(
+    found: tuple[Rows, int, int], step: Step, bins: np.ndarray, report: dict[str, Any], losses: list[Loss]
+) -> Rows:
+    """The means of `full_bin_means` of rows in `bins`, after what they leave out is noted."""
     means, report["thin_bins"], lost = found
-    losses.append((lost, len(rows.times), "rows", f"lie in bins of {step} with too few readings (data.min_share)"))
+    report["unfinished"] = int((bins > means.times[-1]).sum()) if len(means.times) else 0
+    losses.append((lost, len(bins), "rows", f"lie in bins of {step} with too few readings (data.min_share)"))
     return means
 
 
@@ -453,17 +481,6 @@ def _sample(rows: Rows, ages: np.ndarray, step: int, native: int, losses: list[L
     fault = "have readings, but none at the time that data.resample=sample takes: data.resample=mean averages them"
     losses.append((steps - len(np.unique(ages[taken] // step)), steps, "steps", fault))
     return rows.take(taken)
-
-
-def _check_losses(losses: Sequence[Loss], allow: bool, source: str) -> None:
-    """Warn of what loses more than 1% of the rows, and raise a DataError at more than 10%, unless that is allowed."""
-    for lost, total, what, fault in losses:
-        if lost < _FEW or lost <= _LOST * total:
-            continue
-        text = f"{source}: {lost} of {total} {what} ({lost / total:.0%}) are lost: they {fault}"
-        if lost > _TOO_MANY * total and not allow:
-            raise DataError(f"{text}. Correct the file or the option, or accept the loss with data.allow_loss=true")
-        logger.warning("%s", text)
 
 
 def warn_of_sentinels(report: Mapping[str, Any], source: str, option: str) -> None:

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 
 from .cleaning import CleanSeries
+from .steps import format_time
 from .windows import Climatology, features_of, forward_fill, gather, window_starts
 
 SHOWN = 3  # times named in a message about many
@@ -95,30 +95,22 @@ class Lookbacks:
         last = len(self.series.times) - 1
         if len(self.origins) and self.origins[-1] == last:
             return ""
-        wanted = self.wanted
+        wanted, offset = self.wanted, self.series.utc_offset
         absent = self.series.times_of(wanted[~np.isin(wanted, self.series.numbers)])
-        parts = [f"{len(absent)} of {self.lookback} readings ({_times(absent)})"] if len(absent) else []
+        parts = [f"{len(absent)} of {self.lookback} readings ({_times(absent, offset)})"] if len(absent) else []
         rows = np.flatnonzero(np.isin(self.series.numbers, wanted))
         columns = dict(zip([*self.facts["features"], self.facts["target"]], self._missing[rows].T, strict=True))
         for name, missing in columns.items():
             if missing.any():
-                times = _times(self.series.times[rows[missing]])
+                times = _times(self.series.times[rows[missing]], offset)
                 parts.append(f"{name!r} in {missing.sum()} of them ({times})")
-        end = format_time(self.series.times[-1])
+        end = format_time(self.series.times[-1], offset)
         return (
             f"the lookback of {self.lookback} steps of {self.series.step} up to {end} is incomplete: "
             f"missing {'; '.join(parts)}"
         )
 
 
-def _times(times: np.ndarray) -> str:
-    shown = ", ".join(format_time(time) for time in times[-SHOWN:])
+def _times(times: np.ndarray, utc_offset: int | None) -> str:
+    shown = ", ".join(format_time(time, utc_offset) for time in times[-SHOWN:])
     return f"… {shown}" if len(times) > SHOWN else shown
-
-
-def format_time(time: Any) -> str:
-    """A time of a series as people write it, to the minute or, if need be, to the second."""
-    if isinstance(time, (int, np.integer)):
-        return f"row {time}"
-    text = str(pd.Timestamp(time).floor("s"))
-    return text.removesuffix(":00")

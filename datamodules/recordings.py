@@ -23,6 +23,8 @@ CHUNK = 20_000  # rows parsed at once
 EPOCHS = {"epoch_s": 1_000_000, "epoch_ms": 1000}  # microseconds of a unit
 ISO = {"iso8601": "ISO8601"}  # our name of the format, and pandas'
 INTERVAL = re.compile(r"(.+?)([^%]+?)\1", re.DOTALL)  # the format of two times: one, a separator, and the same again
+OFFSET = r"(Z|[+-]\d\d(?::?\d\d){0,2})$"  # from UTC
+ISO_OFFSET = r"[T ]\d\d(?::?\d\d(?::?\d\d(?:[.,]\d+)?)?)?\s*" + OFFSET
 CLOCK = ("now", "today")  # which pandas reads as the time of its clock
 TRIED = 1000  # times tried one by one before the format is taken for a wrong one
 LATEST = 253_402_300_800_000_000  # microseconds from 1970 to the year 10000
@@ -35,15 +37,24 @@ WIDE = str.maketrans("０１２３４５６７８９．＋－\N{MINUS SIGN}", "0
 
 @dataclass(frozen=True)
 class Rows:
-    """Recordings: microseconds (rows,), values (rows, columns) with NaN for empty cells, and the line of each."""
+    """Recordings: microseconds (rows,), values (rows, columns) with NaN for empty cells, and the line of each.
+
+    `utc_offset` is that of the clock that the times are on, in seconds east of UTC; None if they have none.
+    """
 
     times: np.ndarray
     values: np.ndarray
     lines: np.ndarray
+    utc_offset: int | None = None
 
     def take(self, which: Any) -> Rows:
         """The rows that `which` selects."""
-        return Rows(self.times[which], self.values[which], self.lines[which])
+        return Rows(self.times[which], self.values[which], self.lines[which], self.utc_offset)
+
+    def on_clock(self, utc_offset: int | None) -> Rows:
+        """The rows with their times on another clock; those of a clock without an offset stay as they are."""
+        shift = 0 if self.utc_offset is None or utc_offset is None else 1_000_000 * (utc_offset - self.utc_offset)
+        return Rows(self.times + shift, self.values, self.lines, utc_offset)
 
 
 def read_recordings(
@@ -77,12 +88,14 @@ def read_recordings(
     """
     parts: list[Rows] = []
     latest = np.empty(0, dtype=np.int64)  # the two newest times
+    offsets: set[int | None] = set()
     count = 0
     for frame in _frames(table, [*time_columns(time_column), *columns]):
         if time_column is None:
             times = np.arange(count, count + len(frame)) + 1
         else:
             times = parse_times(frame, time_column, time_format, str(table.path))
+            offsets |= parse_offsets(frame, time_column, time_format, str(table.path), offsets)
         latest = np.unique(np.concatenate([latest, times]))[-2:]
         newest = int(latest[-1])
         count += len(times)
@@ -96,7 +109,10 @@ def read_recordings(
         progress()
     if not parts:
         raise DataError(f"{table.path} is empty: it needs rows behind its header")
-    found = Rows(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("times", "values", "lines")))
+    times, values, lines = (
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("times", "values", "lines")
+    )
+    found = Rows(times, values, lines, utc_offset=0).on_clock(common_offset(offsets))
     if span is not None and len(latest) == 2 and latest[1] - latest[0] >= span:
         time, before = (pd.Timestamp(at, unit="us") for at in latest[::-1].tolist())
         raise DataError(
@@ -143,24 +159,83 @@ def parse_times(frame: pd.DataFrame, column: str | Sequence[str], time_format: s
     Raises:
         DataError: a time that isn't written as `time_format`, with its line.
     """
+    cells, begins, begin_format = _begins(frame, column, time_format)
+    read = _epoch_times if begin_format in EPOCHS else _written_times
+    times, bad = read(begins, begin_format)
+    if bad.any():
+        row = int(bad.argmax())
+        names = " + ".join(map(repr, time_columns(column)))
+        raise DataError(
+            f"{source}, line {lines_of(frame)[row]}: {cells.iloc[row]!r} in column {names} is not a time "
+            f" written as {time_format!r} ({int(bad.sum())} such rows); correct it or set data.time_format"
+            + _other_format(cells.iloc[row], time_format)
+        )
+    return times
+
+
+def parse_offsets(
+    frame: pd.DataFrame,
+    column: str | Sequence[str],
+    time_format: str,
+    source: str,
+    known: Collection[int | None] = (),
+) -> set[int | None]:
+    """All offsets of times from UTC, seconds to the east; of times without one, None.
+
+    Args:
+        frame: see `parse_times`, as the next three.
+        column: where the time is.
+        time_format: how it is written.
+        source: named in errors.
+        known: those of rows before these.
+
+    Raises:
+        DataError: some times have an offset and others have none, with the line of the first that differs.
+    """
+    _, cells, time_format = _begins(frame, column, time_format)
+    if time_format in EPOCHS:
+        return {0}
+    if time_format in ISO:
+        texts = cells.str.extract(ISO_OFFSET)[0]
+    elif "%z" not in time_format:
+        return {None}
+    elif time_format.endswith("%z"):
+        texts = cells.str.extract(OFFSET)[0]
+    else:  # within the time, which makes this slow
+        texts = pd.Series([datetime.strptime(cell, time_format).strftime("%z") for cell in cells.to_list()])
+    has_none = texts.isna().to_numpy(dtype=bool)
+    first_has_none = None in known if known else has_none[0]
+    if (differs := has_none != first_has_none).any():
+        row = int(differs.argmax())
+        raise DataError(
+            f"{source}, line {lines_of(frame)[row]}: {cells.iloc[row]!r} has {'no' if has_none[row] else 'an'} offset "
+            f"from UTC, unlike the rows before it ({int(differs.sum())} such rows): give all times one, or none"
+        )
+    return {None if pd.isna(text) else _seconds(text) for text in texts.unique()}
+
+
+def common_offset(offsets: Collection[int | None]) -> int | None:
+    """That of a clock for times of all these offsets: of the one that there is, or else of UTC."""
+    (offset, *others) = offsets or {None}
+    return 0 if others or (offset is not None and offset % 60) else offset
+
+
+def _seconds(offset: str) -> int:
+    digits = [*map(int, re.findall(r"\d\d", offset))]
+    return (-1 if offset[0] == "-" else 1) * sum(
+        part * 60**power for part, power in zip(digits, (2, 1, 0), strict=False)
+    )
+
+
+def _begins(frame: pd.DataFrame, column: str | Sequence[str], time_format: str) -> tuple[pd.Series, pd.Series, str]:
+    """The cells of times, and what in them is a time or, of an interval, its beginning, with the format of that."""
     names = time_columns(column)
     cells = frame[names[0]].str.strip()
     for name in names[1:]:
         cells = cells + " " + frame[name].str.strip()
     if interval := INTERVAL.fullmatch(time_format):
-        begins, begin_format = _interval_begins(cells, *interval.groups()), interval[1]
-    else:
-        begins, begin_format = cells, time_format
-    read = _epoch_times if begin_format in EPOCHS else _written_times
-    times, bad = read(begins, begin_format)
-    if bad.any():
-        row = int(bad.argmax())
-        raise DataError(
-            f"{source}, line {lines_of(frame)[row]}: {cells.iloc[row]!r} in column {' + '.join(map(repr, names))} is "
-            f"not a time written as {time_format!r} ({int(bad.sum())} such rows); correct it or set data.time_format"
-            + _other_format(cells.iloc[row], time_format)
-        )
-    return times
+        return cells, _interval_begins(cells, *interval.groups()), interval[1]
+    return cells, cells, time_format
 
 
 def _interval_begins(cells: pd.Series, begin: str, separator: str) -> pd.Series:

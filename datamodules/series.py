@@ -18,7 +18,7 @@ from .recordings import micro
 from .sampling import ResumableLoader, split_loader
 from .sources import SPLITS, DataError, Source, at_least, file_sha256, one_of, path_text
 from .spacing import advise, are_business_days
-from .steps import NAMES, Step, instant
+from .steps import NAMES, Step, format_offset, instant, with_offset
 from .streaming import read_table
 from .synthetic import sample_climate
 from .windows import Climatology, WindowDataset, calendar_of, features_of, forward_fill, offset_of, window_starts
@@ -55,8 +55,8 @@ class SeriesDataModule(pl.LightningDataModule):
         missing_values: numbers that mean "missing".
         missing_words: words that mean it, beside the usual ones.
         missing: `drop` drops every window with something missing; `ffill` first fills inputs (never targets) with the
-            last value, at most `fill_limit` steps old, in empty cells and in absent rows alike (in older runs, those from
-            before `min_share`, in empty cells alone).
+            last value, at most `fill_limit` steps old, in empty cells and absent rows alike (without `min_share`, as in
+            runs from before there was one, in empty cells alone).
         decimal, duplicates, step, resample, round_times, min_share, bin_offset, allow_loss: see `clean` and `arrange`.
         lookback, horizon, season: durations, multiples of `step`.
         stride: steps from one window to the next.
@@ -157,10 +157,10 @@ class SeriesDataModule(pl.LightningDataModule):
             "step": step,
             "resample": resample,
             "duplicates": duplicates,
-            **({} if round_times is None else {"round_times": round_times}),
             **({} if min_share is None else {"min_share": min_share}),
             **({} if bin_offset is None else {"bin_offset": bin_offset}),
             **({"fill_rows": fill_limit} if missing == "ffill" and min_share is not None else {}),
+            **({} if round_times is None else {"round_times": round_times}),
         }
         self._allow_loss = allow_loss
         if bin_offset is not None and not (self._step.is_fixed and Step.parse("bin_offset", bin_offset).is_fixed):
@@ -227,7 +227,7 @@ class SeriesDataModule(pl.LightningDataModule):
         offset = offset_of(float(mean[-1]), float(std[-1]))
         history, targets = known[:, -1] - offset, target - offset
         climatology = Climatology.fit(series.times[train], targets[train], series.step)
-        self.facts = self._facts(mean, std, offset, climatology)
+        self.facts = self._facts(mean, std, offset, climatology, series.utc_offset)
         inputs = np.ascontiguousarray((known[:, :-1] - mean[:-1]) / std[:-1], dtype=np.float32)
         tables = (inputs, history, targets, climatology.predict(series.times))
         clock = (series.numbers - series.numbers[0]) // series.step.count
@@ -258,12 +258,15 @@ class SeriesDataModule(pl.LightningDataModule):
         windows = self.dataset(split)
         origin = windows.starts[np.asarray(index)] + windows.lookback - 1
         rows = {"origin": origin, "first_target": origin + 1, "last_target": origin + windows.horizon}
-        return pd.DataFrame({name: windows.times[row] for name, row in rows.items()})
+        return pd.DataFrame(
+            {name: with_offset(windows.times[row], self.facts["utc_offset"]) for name, row in rows.items()}
+        )
 
     def target_times(self, split: str, index: np.ndarray, step: np.ndarray) -> pd.Series:
         """The time of each target: of the window at this position, so many steps (from 1) after its last input."""
         windows = self.dataset(split)
-        return pd.Series(windows.times[windows.starts[index] + windows.lookback - 1 + step])
+        rows = windows.starts[index] + windows.lookback - 1 + step
+        return with_offset(windows.times[rows], self.facts["utc_offset"])
 
     def _loader(self, split: str) -> ResumableLoader:
         return split_loader(self.dataset(split), split, self.trainer, **self._batching)
@@ -373,7 +376,7 @@ class SeriesDataModule(pl.LightningDataModule):
                 f"{found[name]['dropped_missing']} windows were dropped for missing values"
                 + (f" (of column {worst!r}, {lost.max()} are missing). " if lost.any() else ". ")
                 + "The data run from "
-                f"{series.times[0]} to {series.times[-1]}: "
+                f"{series.text_of(0)} to {series.text_of(-1)}: "
                 + self._fill(found[name])
                 + "move the split (data.val_from, data.test_from, "
                 "data.test_until; or data.split=fraction, and the fractions) or shorten data.lookback"
@@ -426,7 +429,9 @@ class SeriesDataModule(pl.LightningDataModule):
                 std[column] = deviation
         return mean, std
 
-    def _facts(self, mean: np.ndarray, std: np.ndarray, offset: float, climatology: Climatology) -> dict[str, Any]:
+    def _facts(
+        self, mean: np.ndarray, std: np.ndarray, offset: float, climatology: Climatology, utc_offset: int | None
+    ) -> dict[str, Any]:
         names = self._names
         unit = re.search(r"\(([^()]*)\)\s*$", self._target)
         text = unit.group(1) if unit else ""
@@ -437,6 +442,7 @@ class SeriesDataModule(pl.LightningDataModule):
             "target_index": names.index(self._target) if self._target in names else None,
             "unit": "°C" if text == "degC" else text,
             "step": str(self._step),
+            "utc_offset": utc_offset,
             "feature_mean": mean[:-1].tolist(),
             "feature_std": std[:-1].tolist(),
             **({"target_offset": offset} if offset else {}),  # runs from before there was one stay the same
@@ -461,7 +467,7 @@ class SeriesDataModule(pl.LightningDataModule):
     ) -> dict[str, Any]:
         """What was read, every trap met, and what came of it; logged as well."""
         ends = {
-            name: {"from": str(series.times[rows][0]), "to": str(series.times[rows][-1])}
+            name: {"from": series.text_of(rows.start), "to": series.text_of(rows.stop - 1)}
             for name, rows in splits.items()
             if rows.stop > rows.start
         }
@@ -473,6 +479,7 @@ class SeriesDataModule(pl.LightningDataModule):
             "unexpected": self._unexpected(frame, file),
             **frame.attrs,
             **series.report,
+            "clock": "as written" if series.utc_offset is None else f"UTC{format_offset(series.utc_offset)}",
             "far_off": self._far_off(series, splits["train"]),
             "rows_after_test_until": unused,
             "reach_back": self._reach_back,
@@ -480,6 +487,8 @@ class SeriesDataModule(pl.LightningDataModule):
             "learned_from": {"scaler and climatology": "train", **ends.get("train", {})},
         }
         logger.info("%s: %s", self.name, series.summary())
+        if series.utc_offset is not None:
+            logger.info("%s: all times here, and dates in options, are on the clock %s", self.name, report["clock"])
         torn = len(series.report["gaps"]) * (self._lookback + self._horizon)
         if (remedy := self._remedy(series)) and torn > TORN * len(series.times):
             logger.warning("%s: many windows are lost to gaps%s", self.name, remedy)
@@ -508,7 +517,7 @@ class SeriesDataModule(pl.LightningDataModule):
                 counts[name], row = int(far.sum()), int(far.argmax())
                 of_line = "mean from line" if self._cleaning["resample"] == "mean" else "line"
                 found.append(
-                    f"{counts[name]} of {name!r}, the first {values[row]:g} at {series.times[row]} "
+                    f"{counts[name]} of {name!r}, the first {values[row]:g} at {series.text_of(row)} "
                     f"({of_line} {series.lines[row]})"
                 )
         if found:

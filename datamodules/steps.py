@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from datetime import timedelta, timezone
 from fractions import Fraction
 from typing import Any
 
@@ -183,6 +184,27 @@ def spell(microseconds: int) -> str:
         if microseconds % FIXED[unit] == 0:
             return f"{microseconds // FIXED[unit]}{unit}"
     return f"{microseconds / FIXED['s']:.6f}".rstrip("0") + "s"
+
+
+def format_offset(utc_offset: int) -> str:
+    """`7200` as `+02:00`."""
+    minutes = abs(utc_offset) // 60
+    return f"{'-' if utc_offset < 0 else '+'}{minutes // 60:02}:{minutes % 60:02}"
+
+
+def with_offset(times: np.ndarray, utc_offset: int | None) -> pd.Series:
+    """Times as they are written: with the offset of their clock, in seconds east of UTC, if it has one."""
+    stamps = pd.Series(times)
+    return stamps if utc_offset is None else stamps.dt.tz_localize(timezone(timedelta(seconds=utc_offset)))
+
+
+def format_time(time: Any, utc_offset: int | None = None) -> str:
+    """A time as people write it, to the minute or, if need be, to the second; of rows without times, their number."""
+    if isinstance(time, (int, np.integer)):
+        return f"row {time}"
+    stamp = pd.Timestamp(time).floor("s")
+    text = stamp.isoformat(sep=" ", timespec="seconds" if stamp.second else "minutes")
+    return text if utc_offset is None else text + format_offset(utc_offset)
 
 
 def instant(

@@ -36,6 +36,7 @@ from .corpus import (
     write_arrays,
 )
 from .formats import CsvFormat, text_columns
+from .losses import check_losses
 from .sampling import ResumableLoader, split_loader
 from .sources import SPLITS, DataError, Source, at_least, cache_folder, file_sha256, files_sha256, one_of, path_text
 from .streaming import LINE, read_table, warn
@@ -67,6 +68,7 @@ class TextDataModule(pl.LightningDataModule):
         unlabelled: `error` or `drop` for rows without a class.
         small_classes: `error`, `drop` or `merge` (into one, `other`) for classes with fewer rows than there are splits
             to be drawn.
+        allow_loss: more than 10% of the rows without a text are a warning, not an error.
         tokenizer: `jieba` (Chinese words), `char` or `whitespace`.
         max_length: tokens kept of a text.
         min_frequency: how often a token must occur in the training texts to enter the vocabulary.
@@ -99,6 +101,7 @@ class TextDataModule(pl.LightningDataModule):
         target: str = "cat",
         unlabelled: str = "error",
         small_classes: str = "error",
+        allow_loss: bool = True,
         tokenizer: str = "jieba",
         max_length: int = 256,
         min_frequency: int = 2,
@@ -143,6 +146,7 @@ class TextDataModule(pl.LightningDataModule):
         self._format = CsvFormat(**csv_format).state()
         self._text_column, self._target, self._limit, self._sample_size = text_column, target, limit, sample_size
         self._unlabelled, self._small_classes = unlabelled, small_classes
+        self._allow_loss = allow_loss
         self._tokenizer, self._max_length, self._cache_dir = tokenizer, max_length, cache_dir
         self._english = dict(english or {})
         self._vocabulary_limits = {"min_frequency": min_frequency, "max_vocabulary": max_vocabulary}
@@ -215,6 +219,10 @@ class TextDataModule(pl.LightningDataModule):
                 "token_types_in_train": int((counts > 0).sum()),
             },
         }
+        empty = f"have no text in column {self._text_column!r} (data.text_column)"
+        check_losses(
+            [(data.report["empty_dropped"], data.report["rows_read"], "rows", empty)], self._allow_loss, self.name
+        )
         self._log_report()
 
     def train_dataloader(self) -> ResumableLoader:

@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 
-from datamodules.lookbacks import format_time
+from datamodules.steps import format_time
 from runs import board, figures
 from runs.analysis import breakdown, likely_label_errors, quantiles_of
 from runs.checkpoints import write_atomically

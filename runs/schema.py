@@ -252,6 +252,7 @@ class DataConfig:
     names: list[str] = option([], NAMES)
     skip_lines: int = option(0, SKIP_LINES, least=0)
     skip_after_header: int = option(0, SKIP_AFTER_HEADER, least=0)
+    allow_loss: bool = option(False, "use a file though more than 10% of its rows are lost: empty, off the grid, …")
     val_fraction: float = option(0.1, "share for validation (of a series with split=fraction)", above=0, most=0.9)
     test_fraction: float = option(0.1, "share for the test (of a series with split=fraction)", above=0, most=0.9)
     batch_size: int = option(128, "examples per step", least=1)
@@ -335,7 +336,6 @@ class SeriesConfig(DataConfig):
     bin_offset: Optional[str] = option(
         None, f"how long after midnight (of Monday, for weeks) means over a step begin: {DURATION}"
     )
-    allow_loss: bool = option(False, "use a file though more than 10% of its rows are lost to one rule")
     lookback: str = option("5d", f"what the model sees: {DURATION}")
     horizon: str = option("2d", f"what it forecasts: {DURATION}")
     stride: int = option(1, "steps from one window to the next", least=1)
@@ -605,9 +605,9 @@ class PredictConfig:
     time_column: Optional[str] = option(None, "readings: column with the time, or several: [date,time]")
     time_format: Optional[str] = option(None, f"readings: {TIME_FORMAT}")
     decimal: Optional[str] = option(None, "readings: decimal mark of the numbers", choices=(".", ","))
-    missing_words: Optional[list[str]] = option(None, "readings: further words that mean: no reading")
     missing_values: list[float] = option([], "readings: more numbers that mean: no reading")
-    allow_loss: bool = option(False, "readings: use a file though more than 10% of its rows are lost to one rule")
+    missing_words: Optional[list[str]] = option(None, "readings: further words that mean: no reading")
+    allow_loss: bool = option(False, "readings: use a file though more than 10% of its rows are lost")
     columns: Any = option(
         {}, "readings: a column's name in training and in the input, where they differ: {training: input}"
     )

@@ -15,8 +15,7 @@ from omegaconf import OmegaConf
 from pandas.api.types import is_datetime64_any_dtype
 
 from datamodules import DataError
-from datamodules.lookbacks import format_time
-from datamodules.steps import Step
+from datamodules.steps import Step, format_time
 from runs.analysis import format_number, quantiles_of
 from runs.comparison import TaskComparison
 from runs.page.blocks import Chart, Choice, Section

@@ -21,9 +21,9 @@ from rich.table import Table
 from datamodules import DataError
 from datamodules.cleaning import CleanSeries, arrange, warn_of_sentinels
 from datamodules.formats import CsvFormat, time_columns
-from datamodules.lookbacks import Lookbacks, format_time
-from datamodules.recordings import read_recordings
-from datamodules.steps import LONGEST, Step
+from datamodules.lookbacks import Lookbacks
+from datamodules.recordings import Rows, read_recordings
+from datamodules.steps import LONGEST, Step, format_offset, format_time, with_offset
 from datamodules.streaming import TableStream
 from runs import figures
 from runs.analysis import format_number
@@ -61,10 +61,10 @@ class Forecasts:
 def forecast_file(task: Any, settings: dict[str, Any]) -> None:
     """Write `origin, time, step, forecast`, a column per quantile, with `every` also `truth`; and a figure beside it.
 
-    The file is read and cleaned as in training; a finer recording is resampled back from its last row. Without
-    `every`, there is one forecast, from the last row, and of the file only what it needs is kept in memory. With it,
-    there is one from each origin so far apart whose lookback is complete, and those whose truth is complete are
-    scored, as a run's test is, in a JSON file beside the output.
+    The file is read and cleaned as in training; a finer recording is sampled back from its last row, or averaged over
+    the bins of training up to the last that is over. Without `every`, there is one forecast, from the last row, and of
+    the file only what it needs is kept in memory. With it, there is one from each origin so far apart whose lookback is
+    complete, and those whose truth is complete are scored, as a run's test is, in a JSON file beside the output.
 
     Args:
         task: the trained task.
@@ -138,6 +138,7 @@ def clean_file(facts: Mapping[str, Any], settings: dict[str, Any], span: int | N
             progress=lambda: progress.update(shown, completed=table.position),
             **reading,
         )
+    rows = _on_clock(rows, _utc_offset(facts), settings["input"])
     rules = {name: value for name, value in cleaning.items() if name not in reading}
     rules["missing_values"] = [*rules["missing_values"], *settings["missing_values"]]
     series = arrange(
@@ -161,13 +162,34 @@ def _rows_at(path: str, lines: np.ndarray, format: Mapping[str, Any]) -> pd.Data
         return pd.DataFrame([row.fields for row in rows], [row.line for row in rows], table.header, dtype=str)
 
 
+def _utc_offset(facts: Mapping[str, Any]) -> int | None:
+    """That of the clock that a model's times were on; older ones put all times that had one on UTC's."""
+    return facts.get("utc_offset", 0 if "%z" in str(facts["cleaning"]["time_format"]) else None)
+
+
+def _on_clock(rows: Rows, clock: int | None, source: str) -> Rows:
+    """The rows on the clock that the model's times were on.
+
+    Raises:
+        DataError: which clock the one or the other is on can't be known.
+    """
+    if (rows.utc_offset is None) != (clock is None):
+        has, had = ("none", f"one (UTC{format_offset(clock)})") if clock is not None else ("one", "none")
+        remedy = "add it" if clock is not None else "write them on the same clock as then, without it"
+        raise DataError(
+            f"{source}: its times have {has} of the offsets from UTC, those that the model was trained on had {had}: "
+            f"{remedy}, and set time_format"
+        )
+    return rows.on_clock(clock)
+
+
 def _check_length(lookbacks: Lookbacks, settings: dict[str, Any]) -> None:
     """Raise a DataError if the file begins later than the model's lookback."""
     series = lookbacks.series
     if early := int((lookbacks.wanted < series.numbers[0]).sum()):
         raise DataError(
-            f"{settings['input']} begins at {format_time(series.times[0])}, too late for a forecast: the model reads "
-            f"{lookbacks.lookback} steps of {series.step}, and {early} of them would be older"
+            f"{settings['input']} begins at {format_time(series.times[0], series.utc_offset)}, too late for a "
+            f"forecast: the model reads {lookbacks.lookback} steps of {series.step}, and {early} of them would be older"
         )
 
 
@@ -184,7 +206,8 @@ def latest(lookbacks: Lookbacks, age: int, settings: dict[str, Any]) -> np.ndarr
         longer = "a longer max_age" if age else f"max_age=…, say {series.step.spell(series.step.count)}"
         remedy = known if ago else f"let it end earlier with {longer}"
         raise DataError(f"{settings['input']}: {lacking}; {remedy}")
-    log.warning(f"{lacking}; forecasting from {format_time(series.times[young][-1])}, {ago} before the last reading")
+    origin = format_time(series.times[young][-1], series.utc_offset)
+    log.warning(f"{lacking}; forecasting from {origin}, {ago} before the last reading")
     return young[-1:]
 
 
@@ -232,7 +255,9 @@ def _schema(task: Any, lookbacks: Lookbacks, with_truth: bool) -> pa.Schema:
     if times.dtype == np.int64:
         kind = pa.int64()  # the numbers of rows without times
     else:
-        kind = pa.timestamp("us" if (times.astype(np.int64) % 1_000_000).any() else "s")
+        offset = lookbacks.series.utc_offset
+        zone = None if offset is None else "UTC" if offset == 0 else format_offset(offset)
+        kind = pa.timestamp("us" if (times.astype(np.int64) % 1_000_000).any() else "s", zone)
     moments = [(name, kind) for name in ("origin", "time")]
     numbers = ["forecast", *(f"q{level:g}" for level in task.levels), *(["truth"] if with_truth else [])]
     return pa.schema([*moments, ("step", pa.int32()), *((name, pa.float64()) for name in numbers)])
@@ -241,8 +266,8 @@ def _schema(task: Any, lookbacks: Lookbacks, with_truth: bool) -> pa.Schema:
 def _table(schema: pa.Schema, lookbacks: Lookbacks, origins: np.ndarray, found: Forecasts) -> pa.Table:
     horizon = lookbacks.horizon
     columns = {
-        "origin": found.origin.repeat(horizon),
-        "time": lookbacks.times_ahead(origins).reshape(-1),
+        "origin": with_offset(found.origin.repeat(horizon), lookbacks.series.utc_offset),
+        "time": with_offset(lookbacks.times_ahead(origins).reshape(-1), lookbacks.series.utc_offset),
         "step": np.tile(np.arange(1, horizon + 1), len(origins)),
         "forecast": found.forecast.reshape(-1),
         "truth": found.truth.reshape(-1),
@@ -272,7 +297,7 @@ def _scores(found: Forecasts) -> dict[str, Any]:
 def _draw(task: Any, found: Forecasts, output: Path) -> None:
     windows = [
         {
-            "origin": format_time(found.origin[position]),
+            "origin": format_time(found.origin[position], _utc_offset(task.facts)),
             "history": found.history[number],
             "truth": found.truth[position],
             "forecast": found.forecast[position],
@@ -287,7 +312,7 @@ def _draw(task: Any, found: Forecasts, output: Path) -> None:
 
 def _print_forecast(task: Any, found: Forecasts, times: np.ndarray, output: Path, seconds: float) -> None:
     few = [*dict.fromkeys([*range(len(task.levels))[:COLUMNS], *range(len(task.levels))[-COLUMNS:]])]
-    known = not pd.isna(times).any()
+    known, offset = not pd.isna(times).any(), _utc_offset(task.facts)
     table = Table(
         "time" if known else "step", task.facts["target"], *(f"{100 * task.levels[at]:g}%" for at in few), box=None
     )
@@ -295,10 +320,10 @@ def _print_forecast(task: Any, found: Forecasts, times: np.ndarray, output: Path
     decimals = max(2, 2 - math.floor(math.log10(varied))) if varied else 2
     for step in np.unique(np.linspace(0, horizon - 1, min(PRINTED, horizon)).astype(int)):
         numbers = [found.forecast[0, step], *found.quantiles[0, step, few]] if few else [found.forecast[0, step]]
-        shown_time = format_time(times[step]) if known else str(step + 1)
+        shown_time = format_time(times[step], offset) if known else str(step + 1)
         table.add_row(shown_time, *(f"{value:.{decimals}f}" for value in numbers))
     shown = console()
-    shown.print(f"from {format_time(found.origin[0])}", highlight=False)
+    shown.print(f"from {format_time(found.origin[0], offset)}", highlight=False)
     shown.print(table)
     if not known:
         shown.print("the times are not known: by data.step=rows, rows are equally spaced whatever their times")

@@ -145,6 +145,7 @@ def test_a_forecast_begins_after_the_last_bin_that_is_over(rows: int) -> None:
     ends, training = (cleaned(frame, resample="mean", from_last=at_end) for at_end in (True, False))
     assert ends.times[-1] == np.datetime64("2020-01-01T00:00") + (rows // 60 - 1) * np.timedelta64(1, "h")
     pd.testing.assert_frame_equal(as_pandas(ends), as_pandas(training).iloc[: len(ends.times)])
+    assert ends.report["unfinished"] == rows % 60
 
 
 @pytest.mark.parametrize("absent", [range(1390, 1440), range(1300, 1460)])

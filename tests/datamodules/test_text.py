@@ -832,3 +832,21 @@ def test_kinds_of_blanks_at_the_ends_of_a_label_make_no_class_and_within_are_war
     assert "look alike" not in caplog.text
     module(write(tmp_path / "u.csv", [*rows, *[("a\u3000b", f"乙 {i}") for i in range(9)]]))
     assert r"'a\u3000b' (9 rows)" in caplog.text
+
+
+@pytest.mark.parametrize(("empty", "outcome"), [(2, ""), (5, "warning"), (60, "error")])
+def test_rows_without_a_text_are_a_warning_from_one_in_a_hundred_and_an_error_from_one_in_ten(
+    tmp_path: Path, empty: int, outcome: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [(f"文本{row}很好" * (row >= empty), "ab"[row % 2]) for row in range(300)]
+    path = tmp_path / "t.csv"
+    path.write_text("review,cat\n" + "".join(f"{text},{label}\n" for text, label in rows), encoding="utf-8")
+    message = rf"{empty} of 300 rows \(\d+%\) are lost: they have no text in column 'review'"
+    if outcome == "error":
+        with pytest.raises(DataError, match=rf"{message}.*data\.allow_loss=true"):
+            TextDataModule("t", path=str(path), tokenizer="char", cache_dir=str(tmp_path), allow_loss=False).setup()
+    caplog.clear()
+    TextDataModule("t", path=str(path), tokenizer="char", cache_dir=str(tmp_path)).setup()
+    warned = [record.getMessage() for record in caplog.records if "are lost" in record.getMessage()]
+    assert len(warned) == bool(outcome)
+    assert all(re.search(message, text) for text in warned)
