@@ -234,6 +234,7 @@ def test_a_device_without_float64_gets_float32(monkeypatch: pytest.MonkeyPatch) 
     assert task.on_before_batch_transfer(batch, 0)["history"].dtype == torch.float64
     monkeypatch.setattr(ForecastingTask, "device", torch.device("mps"))
     moved = task.on_before_batch_transfer(batch, 0)
+    assert moved["history"].dtype == torch.float32
     assert torch.equal(moved["history"], batch["history"].float())
     assert moved["index"].dtype == torch.int64
 
