@@ -219,7 +219,7 @@ def instant(
         DataError: it is none, may be read in two ways, or leads out of the calendar.
     """
     text, origin = str(value).strip(), before if after is None else after
-    if origin is not None and re.match(r"[0-9.]+\s*[A-Za-z]", text) and not re.match(r"[0-9]{8}T", text):
+    if origin is not None and re.fullmatch(r"([0-9.]+\s*[A-Za-z]+\s*)+", text):
         return _shifted(key, value, origin, -1 if after is None else 1)
     clock = r"(?:[ T]([0-9]{1,2}:[0-9]{2}(?::[0-9]{2}(?:\.[0-9]{1,6})?)?))?"
     dashed = re.fullmatch(r"([0-9]{4})([-/])([0-9]{1,2})(?:\2([0-9]{1,2})" + clock + ")?", text)

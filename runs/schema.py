@@ -342,7 +342,9 @@ class SeriesConfig(DataConfig):
     season: str = option("1d", f"period of the seasonal naive forecast: {DURATION}")
     split: str = option("date", "chronological, by date or by fraction", choices=("date", "fraction"))
     val_from: Optional[str] = option("2015-01-01", "start of validation (split=date), or how long before the test: 1y")
-    test_from: Optional[str] = option("2016-01-01", "start of the test (split=date), the year first: 2016-01-01T06:00")
+    test_from: Optional[str] = option(
+        "2016-01-01", "start of the test (split=date), on the clock of the file: 2016-01-01T06:00"
+    )
     test_until: Optional[str] = option(
         None, "end of the test (split=date), or how long it is: 1y; the file's end if not given"
     )

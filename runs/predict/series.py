@@ -173,12 +173,15 @@ def _on_clock(rows: Rows, clock: int | None, source: str) -> Rows:
     Raises:
         DataError: which clock the one or the other is on can't be known.
     """
-    if (rows.utc_offset is None) != (clock is None):
-        has, had = ("none", f"one (UTC{format_offset(clock)})") if clock is not None else ("one", "none")
-        remedy = "add it" if clock is not None else "write them on the same clock as then, without it"
+    if rows.utc_offset is None and clock is not None:
         raise DataError(
-            f"{source}: its times have {has} of the offsets from UTC, those that the model was trained on had {had}: "
-            f"{remedy}, and set time_format"
+            f"{source}: its times have no offset from UTC, but those that the model was trained on had one: add it to "
+            "them, and set time_format to one with %z, or to iso8601"
+        )
+    if rows.utc_offset is not None and clock is None:
+        raise DataError(
+            f"{source}: its times have an offset from UTC, but those that the model was trained on had none: write "
+            "them on the same clock as then, without an offset, and set time_format to one without %z"
         )
     return rows.on_clock(clock)
 
