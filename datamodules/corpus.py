@@ -130,14 +130,15 @@ def join(cleaned: Mapping[str, tuple[Corpus, dict[str, Any]]]) -> tuple[Corpus, 
 
 
 def treat_small_classes(corpus: Corpus, rule: str, least: int) -> tuple[Corpus, dict[str, int]]:
-    """The corpus without classes of fewer than `least` rows (`drop`), or with one class `other` of them (`merge`).
+    """The corpus without its classes of fewer than `least` rows to train with, or, by `merge`, with one class of them.
 
     Returns:
-        The corpus, and the classes that were small with their numbers of rows in the training file.
+        The corpus, and the classes that were small with their numbers of rows.
     """
     training = range(len(corpus)) if corpus.files is None else np.flatnonzero(corpus.files == 0)
     counts = Counter(corpus.labels[position] for position in training)
-    small = {name: counts[name] for name in corpus.classes if counts[name] < least}
+    everywhere = Counter(corpus.labels)
+    small = {name: everywhere[name] for name in corpus.classes if counts[name] < least}
     if rule == "error" or not small:
         return corpus, {}
     if rule == "drop":
@@ -186,11 +187,11 @@ def split_by_class(
     small = {name: counts[name] for name in corpus.classes if counts[name] < least}
     if len(counts) < 2 or small:
         problem = f"too few rows of {small}" if small else "there is one class only"
-        ways = "Leave them out with data.small_classes=drop, make one class of them with data.small_classes=merge. "
+        ways = "leave them out with data.small_classes=drop, make one class of them with data.small_classes=merge, "
         raise DataError(
             f"{where} cannot be split by class: {problem}. There must be two classes and {least} rows of each"
-            f"{' in the training file' if given else ''}; rows per class: {counts}. "
-            f"{ways if small else ''}Choose another data.target, or raise data.limit if it is set"
+            f"{' in the training file' if given else ''}; rows per class: {counts}; "
+            f"{ways if small else ''}choose another data.target, or raise data.limit if it is set"
         )
     if "test" in given:
         rest, test = everything, given["test"]

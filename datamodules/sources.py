@@ -73,7 +73,10 @@ class Source:
     def title(self) -> str:
         """`name`, or that of a file of the user's own: it is no run of the data set whose configuration it borrows."""
         path = Path(os.path.expanduser(self.path or ""))
-        return self.name if path.is_dir() or path.name in self.files else Path(path_text(path)).stem
+        if path.is_dir() or path.name in self.files:
+            return self.name
+        name = PurePosixPath(path_text(Path(path.name)))
+        return PurePosixPath(name.stem).stem if name.suffix.lower() in COMPRESSIONS else name.stem
 
     def digest(self) -> str | None:
         """The SHA-256 of the data; None of the built-in sample. See `locate_all` for what it raises."""

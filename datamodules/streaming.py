@@ -386,7 +386,13 @@ class TableStream:
     def _decoded(self) -> IO[str]:
         if not self.strict or self._replacing:
             return io.TextIOWrapper(self._file.raw, self.encoding, "rnn_lab.lost", newline="")
-        text = self._file.raw.read().decode(self.encoding)
+        content = self._file.raw.read()
+        text = content.decode(self.encoding)
+        if (
+            not (text.isascii() or codecs.lookup(self.encoding).name.startswith("utf"))
+            and _share_lost(content[:START], "utf-8") == 0
+        ):
+            logger.warning("%s reads as UTF-8, too: are its texts what they should be in %s?", self.path, self.encoding)
         text.encode()  # some encodings, such as utf-7, let halves of characters pass, which nothing can write
         return io.StringIO(text, newline="")
 
@@ -427,8 +433,9 @@ def header_problem(header: list[str], columns: Collection[str], separator: str) 
     if not missing and not duplicated:
         return None
     chosen = sorted({options[name] for name in missing if name in options})
-    similar = {name: difflib.get_close_matches(name, header, 1, 0.7) for name in missing}
-    meant = ", ".join(f"{close[0]!r} for {name!r}" for name, close in similar.items() if close)
+    lower = {name.lower(): name for name in header}
+    similar = {name: difflib.get_close_matches(name.lower(), lower, 1, 0.7) for name in missing}
+    meant = ", ".join(f"{lower[close[0]]!r} for {name!r}" for name, close in similar.items() if close)
     other = next((s for s in ",;\t|" if s != separator and len(header) == 1 and s in header[0]), None)
     if other is not None:
         remedy = f"Try data.separator={'tab' if other == TAB else repr(other)}"

@@ -166,8 +166,10 @@ def check_header(config: DictConfig) -> None:
     Raises:
         DataError: it hasn't, or is no such file.
     """
-    data: Any = OmegaConf.to_container(config.data, resolve=True) if "data" in config else {}
-    if data.get("_target_") not in ("datamodules.TextDataModule", "datamodules.SeriesDataModule") or config.resume:
+    if OmegaConf.get_type(config) is not Config or config.resume is not None:
+        return
+    data: Any = OmegaConf.to_container(config.data, resolve=True)
+    if data["_target_"] not in ("datamodules.TextDataModule", "datamodules.SeriesDataModule"):
         return
     from datamodules.formats import CsvFormat, series_columns, text_columns
     from datamodules.sources import Source

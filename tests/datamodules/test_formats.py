@@ -191,6 +191,8 @@ def test_a_misspelt_column_is_told_the_nearest_one(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_bytes(text())
     with pytest.raises(DataError, match=r"\['reveiw'\] are missing.*Did you mean 'review' for 'reveiw'\?"):
         cells(tmp_path / "t.csv", "reveiw")
+    with pytest.raises(DataError, match=r"Did you mean 'cat' for 'CAT'\?"):
+        cells(tmp_path / "t.csv", "CAT")
 
 
 def test_columns_of_one_name_are_in_nobodys_way_unless_asked_for(tmp_path: Path) -> None:
@@ -302,6 +304,19 @@ def test_a_wrong_encoding_is_no_damage_even_where_that_is_replaced(tmp_path: Pat
     path.write_bytes("cat,review\n好,很好\n坏,太差\n".encode("gb18030"))
     with pytest.raises(DataError, match=r"2 rows are not utf-8: try data\.encoding=gb18030"):
         read_table(path, columns=["cat"], encoding_errors="replace")
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "cp1252"])
+def test_a_file_that_is_in_utf_8_all_the_same_is_warned_of(
+    encoding: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("cat,review\nà,très\n", encoding=encoding)
+    assert cells(path, encoding=encoding) == [["à", "très"]]
+    assert not caplog.records
+    path.write_text("cat,review\né,très\n", encoding="utf-8")
+    cells(path, encoding=encoding)
+    assert f"reads as UTF-8, too: are its texts what they should be in {encoding}?" in caplog.text
 
 
 # --- blank rows ---

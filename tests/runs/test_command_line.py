@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import run
+from datamodules.synthetic import sample_climate
 from tests.runs.lab import ROOT, SMALL, Lab, Outcome
 
 MODELS = ("rnn", "gru", "lstm", "bilstm")
@@ -125,6 +126,7 @@ MISTAKES = [
     (["model.encoder.hidden_size=many"], "model.encoder.hidden_size"),
     (["model=nope"], "bilstm"),
     (["data.path=missing.csv"], "missing.csv"),
+    (["data.path=never_read.csv", "data.target=T (degc)"], "Did you mean 'T (degC)' for 'T (degc)'?"),
     (["resume=nothing"], "nothing to resume from"),
     (
         ["model.encoder.backend=magic", "data.path=never_read.csv"],
@@ -152,6 +154,7 @@ MISTAKES = [
 def test_a_users_mistake_is_one_message_and_exit_code_1(
     words: list[str], expected: str, lab: Lab, tmp_path: Path
 ) -> None:
+    sample_climate(1, 0).iloc[:0].to_csv(tmp_path / "never_read.csv", index=False)  # without a row: an error, if read
     outcome = lab.run(*SMALL["forecast"], *words, folder=tmp_path)
     assert outcome.code == 1, outcome.output
     assert expected in outcome.output
@@ -358,6 +361,23 @@ with without_scipy_signal():  # once it is there, it stays
 assert scipy.signal is sys.modules["scipy.signal"]
 """
     assert subprocess.run([sys.executable, "-c", program], check=False, cwd=ROOT).returncode == 0
+
+
+@pytest.mark.parametrize("target", ["lable", "label"])
+def test_a_column_that_is_not_there_is_told_before_anything_heavy_is_imported(target: str, tmp_path: Path) -> None:
+    (tmp_path / "my data (1).csv").write_text("label,review\n", encoding="utf-8")
+    words = [f"data.path={tmp_path}/my data (1).csv", "data.text_column=review", f"data.target={target}"]
+    program = (
+        "import sys, run\n"
+        f"sys.argv = ['run.py', 'task=cls', *{words!r}, 'hydra.run.dir={tmp_path}/run', 'trainer=cpu']\n"
+        "run.import_module = lambda name: sys.exit('went on')\n"
+        "try: run.main()\n"
+        "finally: print(*sys.modules)"
+    )
+    done = python("-c", program)
+    told = "line 1: columns ['lable'] are missing; found ['label', 'review']. Did you mean 'label' for 'lable'?"
+    assert (told if target == "lable" else "went on") in done.stderr, done.stderr
+    assert not set(done.stdout.split()) & set(HEAVY)
 
 
 def test_nothing_heavy_is_imported_before_the_configuration_is_found_to_be_right() -> None:
