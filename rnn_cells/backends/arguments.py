@@ -61,14 +61,14 @@ def why_not_native(tensors: Iterable[Tensor | None]) -> str | None:
 
     What is recorded or transformed operation by operation would leave out, without a word, what native code does.
     """
-    if torch.jit.is_tracing():
+    if torch._C._get_tracing_state() is not None:
         return "torch.jit.trace and torch.onnx.export can't look into it"
     inside = torch._C._functorch.peek_interpreter_stack() is not None  # pyright: ignore[reportAttributeAccessIssue]
     if inside or forward_ad._current_level >= 0:
         return "it has no forward derivatives, and torch.func can't look into it"
-    if torch._C._len_torch_dispatch_stack() or torch._ops._len_torch_dispatch_stack_pre_dispatch():
+    if torch._C._len_torch_dispatch_stack():
         return "a TorchDispatchMode can't look into it"
-    for mode in _get_current_function_mode_stack():
+    for mode in _get_current_function_mode_stack() if torch._C._len_torch_function_stack() else ():
         if not isinstance(mode, DeviceContext):  # torch.set_default_device: it only places what is made from nothing
             return f"{type(mode).__name__} can't look into it"
     for tensor in tensors:

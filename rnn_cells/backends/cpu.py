@@ -186,7 +186,13 @@ class _Scan(torch.autograd.Function):
         dstate = [torch.empty_like(tensor) for tensor in state]
         dfinal = tuple(dense(tensor) for tensor in dfinal)
         tensors = {
-            **{"x": x, "weight_ih": weight_ih, "weight_hh": weight_hh, "h0": state[0], "c0": state[1] if lstm else None},
+            **{
+                "x": x,
+                "weight_ih": weight_ih,
+                "weight_hh": weight_hh,
+                "h0": state[0],
+                "c0": state[1] if lstm else None,
+            },
             **{"out": output, "saved": saved, "cells": cells, "dout": dense(doutput), "dhn": dfinal[0]},
             **{"dcn": dfinal[1] if lstm else None, "dx": dx, "dh0": dstate[0], "dc0": dstate[1] if lstm else None},
             **{"dgates": dgates, "dweight_ih": weights[0], "dweight_hh": weights[1], "dbias": dbias},
