@@ -107,7 +107,7 @@ class Case:
         return [*results, *found]
 
 
-def check(case: Case) -> None:  # noqa: C901
+def check(case: Case) -> None:
     """Use a case in its way."""
     way, layer = case.way, case.layer
     plain = case.everything("torch")

@@ -201,7 +201,7 @@ def test_a_tensor_whose_memory_was_freed_is_refused():
         layer(x)
 
 
-# ---- hooks of cells ----------------------------------------------------------------------------------------------------
+# ---- hooks of cells -------------------------------------------------------------------------------------------------
 
 
 def test_a_pruned_cell_computes_and_learns_with_its_mask(layer_type):
@@ -247,7 +247,7 @@ def test_a_backend_that_would_not_call_hooks_is_refused():
         layer(torch.randn(2, 5, 3))
 
 
-# ---- what is kept for backward -----------------------------------------------------------------------------------------
+# ---- what is kept for backward --------------------------------------------------------------------------------------
 
 
 def saved_bytes(layer, x):
@@ -350,7 +350,7 @@ def test_threads_that_share_a_graph_get_the_same_gradients():
     assert (result.stdout, result.returncode) == ("passed\n", 0), result.stderr
 
 
-# ---- a cell that changes what it is given --------------------------------------------------------------------------------
+# ---- a cell that changes what it is given ---------------------------------------------------------------------------
 
 
 class Leaky(Cell):
