@@ -66,7 +66,10 @@ class Recurrent(nn.Module):
     """A stack of recurrent layers, in one or both directions, around any cell.
 
     `RNN`, `GRU`, `LSTM` and `BiLSTM` are this class with the cell filled in, and replace `torch.nn`'s layers of those
-    names: same arguments in the same places (batch first by default), same layout of outputs and states, weights convertible both ways.
+    names: same arguments in the same places (batch first by default), same layout of outputs and states, weights
+    convertible both ways.
+
+    A cell with hooks, such as one that is pruned, is called step by step, so that they see each step.
 
     Args:
         cell: builds a cell from `(input_size, hidden_size, bias=…)`: a `Cell` class or a partial of one.

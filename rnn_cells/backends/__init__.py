@@ -1,8 +1,9 @@
 """Which implementation of the scan runs: `reference` is the truth, the others are faster and must match it.
 
 A backend is a module with `scan` (the reference's signature) and `why_not(cell, x, *others)`, a predicate that names
-what keeps it from running there, or None; `others` are the initial state and the lengths, as far as given. It may have a `scan_layer` of its own, which runs both directions at once. Choosing
-never tries and catches: an eligible backend that fails is a bug to be seen.
+what keeps it from running there, or None; `others` are the initial state and the lengths, as far as given. It may have
+a `scan_layer` of its own, which runs both directions at once. Choosing never tries and catches: an eligible backend
+that fails is a bug to be seen.
 """
 
 from __future__ import annotations

@@ -61,14 +61,14 @@ def why_not_native(tensors: Iterable[Tensor | None]) -> str | None:
 
     What is recorded or transformed operation by operation would leave out, without a word, what native code does.
     """
-    if torch.jit.is_tracing():
+    if torch._C._get_tracing_state() is not None:
         return "torch.jit.trace and torch.onnx.export can't look into it"
-    inside = torch._C._functorch.peek_interpreter_stack() is not None  # pyright: ignore[reportAttributeAccessIssue]
+    inside = torch._C._are_functorch_transforms_active()
     if inside or forward_ad._current_level >= 0:
         return "it has no forward derivatives, and torch.func can't look into it"
-    if torch._C._len_torch_dispatch_stack() or torch._ops._len_torch_dispatch_stack_pre_dispatch():
+    if torch._C._len_torch_dispatch_stack():
         return "a TorchDispatchMode can't look into it"
-    for mode in _get_current_function_mode_stack():
+    for mode in _get_current_function_mode_stack() if torch._C._len_torch_function_stack() else ():
         if not isinstance(mode, DeviceContext):  # torch.set_default_device: it only places what is made from nothing
             return f"{type(mode).__name__} can't look into it"
     for tensor in tensors:
@@ -79,13 +79,13 @@ def why_not_native(tensors: Iterable[Tensor | None]) -> str | None:
 
 def _is_plain(tensor: Tensor) -> bool:
     """Whether a tensor is nothing more than strided memory."""
-    return (
-        type(tensor) in (Tensor, nn.Parameter)
-        and tensor.layout is torch.strided
-        and not (tensor.is_nested or torch._is_functional_tensor(tensor))
-        and not any(getattr(tensor, "names", ()))  # torch 2.13 has none
-        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # pyright: ignore[reportAttributeAccessIssue]
-    )
+    if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout is not torch.strided or tensor.is_nested:
+        return False
+    if torch.compiler.is_dynamo_compiling():  # which can't follow the rest, and leaves the scan out of its graph
+        return True
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # pyright: ignore[reportAttributeAccessIssue]
+    functional = torch._is_functional_tensor(tensor)  # pyright: ignore[reportPrivateImportUsage]
+    return not (wrapped or functional or any(getattr(tensor, "names", ())))  # torch 2.13 has no names
 
 
 def dense(tensor: Tensor) -> Tensor:
@@ -121,9 +121,9 @@ def _layout(tensor: Tensor | None) -> tuple[Any, ...] | None:
 
 
 def autocast_dtype(device: str) -> torch.dtype | None:
-    """What autocast computes in on this kind of device; None where it is off, or isn't there (as on `meta`)."""
-    available = torch.amp.is_autocast_available(device)
-    return torch.get_autocast_dtype(device) if available and torch.is_autocast_enabled(device) else None
+    """What autocast computes in on this kind of device; None where it is off."""
+    enabled = device != "meta" and torch.is_autocast_enabled(device)  # there is none on `meta`
+    return torch.get_autocast_dtype(device) if enabled else None
 
 
 def check(cell: Cell, x: Tensor, state: State | None, directions: tuple[int, ...] = ()) -> None:
@@ -153,9 +153,11 @@ def check_lengths(lengths: Tensor, x: Tensor) -> None:
         ValueError: it isn't so.
     """
     steps, batch, _ = x.shape
-    if lengths.shape != (batch,) or lengths.is_floating_point() or lengths.dtype == torch.bool:
-        raise ValueError(f"lengths must be {batch} integers, got {lengths.dtype} of {tuple(lengths.shape)}")
+    dtype = lengths.dtype
+    if lengths.shape != (batch,) or dtype.is_floating_point or dtype.is_complex or dtype == torch.bool:
+        raise ValueError(f"lengths must be {batch} integers, got {dtype} of {tuple(lengths.shape)}")
     if lengths.device.type != "cpu" or not batch or why_not_native([lengths]):
         return
-    if not 0 <= int(lengths.min()) <= int(lengths.max()) <= steps:
-        raise ValueError(f"lengths must lie between 0 and {steps}, got {lengths.tolist()}")
+    values = lengths.tolist()
+    if not 0 <= min(values) <= max(values) <= steps:
+        raise ValueError(f"lengths must lie between 0 and {steps}, got {values}")

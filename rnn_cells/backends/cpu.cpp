@@ -136,6 +136,27 @@ template <typename F> inline Vec<F> broadcast(F value) {
   return v;
 }
 
+// sum + a * b, rounded once where the machine can: left to themselves, compilers do so for some sizes of a tile only, and
+// the results would depend on how many threads share the rows.
+inline Vec<float> add_product(Vec<float> sum, Vec<float> a, Vec<float> b) {
+#if defined(__AVX512F__)
+  return _mm512_fmadd_ps(a, b, sum);
+#elif defined(__FMA__)
+  return _mm256_fmadd_ps(a, b, sum);
+#else
+  return sum + a * b;
+#endif
+}
+inline Vec<double> add_product(Vec<double> sum, Vec<double> a, Vec<double> b) {
+#if defined(__AVX512F__)
+  return _mm512_fmadd_pd(a, b, sum);
+#elif defined(__FMA__)
+  return _mm256_fmadd_pd(a, b, sum);
+#else
+  return sum + a * b;
+#endif
+}
+
 // tile[r][s] += value(r, k) * panel[k][s] for the panel's slots and k < count.
 template <typename F, int R, int N, int... S, typename Value>
 inline void accumulate(Tile<F, R, N>& tile, Slots<S...>, const F* panel, Index count, Value&& value) {
@@ -146,14 +167,14 @@ inline void accumulate(Tile<F, R, N>& tile, Slots<S...>, const F* panel, Index c
       for (int r = 0; r < R; ++r) values[r] = broadcast(value(r, k));
       for (int s = 0; s < width; ++s) {
         const Vec<F> weight = load(panel + s * kLanes<F>);
-        for (int r = 0; r < R; ++r) tile[r][slots[s]] += values[r] * weight;
+        for (int r = 0; r < R; ++r) tile[r][slots[s]] = add_product(tile[r][slots[s]], values[r], weight);
       }
     } else {
       Vec<F> weight[width];
       for (int s = 0; s < width; ++s) weight[s] = load(panel + s * kLanes<F>);
       for (int r = 0; r < R; ++r) {
         const Vec<F> v = broadcast(value(r, k));
-        for (int s = 0; s < width; ++s) tile[r][slots[s]] += v * weight[s];
+        for (int s = 0; s < width; ++s) tile[r][slots[s]] = add_product(tile[r][slots[s]], v, weight[s]);
       }
     }
   }

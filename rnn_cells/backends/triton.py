@@ -284,13 +284,14 @@ class _Scan(torch.autograd.Function):
     def backward(ctx: Any, doutput: Tensor | None, *dfinal: Tensor | None) -> Any:
         problem: _Problem = ctx.problem
         kept = arguments.saved(ctx, "triton", (doutput, *dfinal))
-        _, hs, gates, cells, *others = [None if tensor is None else _aligned(tensor) for tensor in kept]
+        aligned: list[Any] = [None if tensor is None else _aligned(tensor) for tensor in kept]
+        _, hs, gates, cells, *others = aligned
         inputs = _Inputs(*others)
         if problem.kind == RNN_KIND:
             gates = hs[1:-1].unsqueeze(3)
         elif not ctx.unread.acquire(blocking=False):  # another backward through the same graph has overwritten them
             gates, cells, hs, _ = _forward(problem, inputs, True)
-        del kept, others
+        del kept, aligned, others
         ctx.maybe_clear_saved_tensors()  # the products need the memory
         dgates = torch.empty_like(gates) if problem.kind == RNN_KIND else gates
         _, batch, directions, blocks, hidden = gates.shape

@@ -76,6 +76,70 @@ def test_dtype_and_mode_are_kept(ours, theirs, dtype, training):
 
 
 @every_twin
+def test_what_is_frozen_stays_frozen(ours, theirs):
+    module = theirs(3, 5, num_layers=2, bidirectional=True)
+    for index, parameter in enumerate(module.parameters()):
+        parameter.requires_grad_(index % 3 == 0)
+    layer = from_torch(module)
+    back = to_torch(layer)
+    wanted = [parameter.requires_grad for parameter in module.parameters()]
+    assert len(set(wanted)) == 2
+    assert [parameter.requires_grad for parameter in layer.parameters()] == wanted
+    assert [parameter.requires_grad for parameter in back.parameters()] == wanted
+
+
+def test_weights_that_layers_share_stay_shared_and_each_keeps_its_type():
+    module = nn.LSTM(5, 5, num_layers=2)
+    module.weight_hh_l1 = module.weight_hh_l0
+    module.bias_ih_l1 = nn.Parameter(module.bias_ih_l1.detach().double())
+    layer = from_torch(module)
+    assert layer.cells[0].weight_hh is layer.cells[1].weight_hh
+    assert layer.cells[0].weight_hh is not module.weight_hh_l0
+    assert [cell.bias_ih.dtype for cell in layer.cells] == [torch.float32, torch.float64]
+
+
+def test_a_layer_without_memory_stays_without():
+    layer = from_torch(nn.LSTM(3, 5).to("meta"))
+    assert {parameter.device.type for parameter in (*layer.parameters(), *to_torch(layer).parameters())} == {"meta"}
+
+
+def computed_weights():
+    """A module and a layer for each way in which a weight is computed from others."""
+    prunes, normalised, divided = (nn.LSTM(3, 5), LSTM(3, 5)), (nn.LSTM(3, 5), LSTM(3, 5)), (nn.LSTM(3, 5), LSTM(3, 5))
+    for module, name in ((prunes[0], "weight_hh_l0"), (prunes[1].cells[0], "weight_hh")):
+        nn.utils.prune.l1_unstructured(module, name, 0.5)
+    for module, name in ((normalised[0], "weight_hh_l0"), (normalised[1].cells[0], "weight_hh")):
+        nn.utils.parametrizations.weight_norm(module, name)
+    for module, name in ((divided[0], "weight_hh_l0"), (divided[1].cells[0], "weight_hh")):
+        nn.utils.spectral_norm(module, name)
+    return {"pruned": prunes, "parametrized": normalised, "spectral_norm": divided}
+
+
+@pytest.mark.parametrize("kind", ["pruned", "parametrized", "spectral_norm"])
+def test_weights_that_are_computed_are_refused_not_forgotten(kind):
+    module, layer = computed_weights()[kind]
+    with pytest.raises(ValueError, match=r"weight_hh_l0 of this .*LSTM is no parameter but computed.*prune\.remove"):
+        from_torch(module)
+    with pytest.raises(ValueError, match=r"weight_hh of this .*LSTMCell is no parameter but computed"):
+        to_torch(layer)
+    with pytest.raises(ValueError, match=r"weight_hh of this .*LSTMCell is computed from others"):
+        layer.reset_parameters()
+
+
+class Doubled(nn.LSTM):
+    """Computes something else than its weights say."""
+
+    def forward(self, *arguments):
+        output, state = super().forward(*arguments)
+        return 2 * output, state
+
+
+def test_a_module_with_a_forward_of_its_own_is_refused():
+    with pytest.raises(ValueError, match="Doubled has a forward of its own, which has no counterpart"):
+        from_torch(Doubled(3, 5))
+
+
+@every_twin
 def test_converted_weights_are_copies_that_learn(ours, theirs):
     module = theirs(3, 5)
     layer = from_torch(module)

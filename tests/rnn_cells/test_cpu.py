@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
-from rnn_cells import LSTM, LSTMCell, scan
+from rnn_cells import LSTM, RNN, LSTMCell, scan
 from rnn_cells.backends import choose, cpu, reference
 from tests.rnn_cells.conftest import LAYERS
 
@@ -132,6 +133,65 @@ def test_what_looks_into_the_scan_gets_the_reference():
     layer.backend = "auto"
     torch.testing.assert_close(torch.func.jvp(lambda x: layer(x)[0], (x,), (tangent,)), expected)
     assert layer.chosen_backend == "reference"
+
+
+def squashed(x):
+    """What the cpu backend makes of numbers: their tanh and their sigmoid."""
+    rnn, lstm = RNN(1, 1, bias=False, backend="cpu").to(x.dtype), LSTM(1, 1, bias=False, backend="cpu").to(x.dtype)
+    with torch.no_grad():
+        for parameter in (*rnn.parameters(), *lstm.parameters()):
+            parameter.zero_()
+        rnn.cells[0].weight_ih.fill_(1)
+        lstm.cells[0].weight_ih[1] = 1  # c = sigmoid(x) * 1 + 1/2 * tanh(0)
+        tanh, _ = rnn(x[:, None, None])
+        ones = torch.ones(1, len(x), 1, dtype=x.dtype)
+        _, (_, sigmoid) = lstm(x[:, None, None], (torch.zeros_like(ones), ones))
+    return tanh.flatten(), sigmoid.flatten()
+
+
+@compiled
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_tanh_and_sigmoid_keep_their_range_their_order_and_their_smallest_values(dtype):
+    x = torch.cat([torch.linspace(-86, 86, 40_001), torch.logspace(-30, 0, 2001), -torch.logspace(-30, 0, 2001)])
+    x = x.to(dtype).sort().values
+    tanh, sigmoid = squashed(x)
+    torch.testing.assert_close(tanh.double(), x.double().tanh(), rtol=4e-7, atol=0)
+    torch.testing.assert_close(sigmoid.double(), x.double().sigmoid(), rtol=4e-7, atol=0)
+    assert tanh.abs().max() == 1
+    assert sigmoid.max() == 1
+    assert tanh.diff().min() >= 0
+    assert sigmoid.diff().min() >= 0
+
+
+@compiled
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_tanh_and_sigmoid_of_what_is_not_finite_are_those_of_torch(dtype):
+    inf, nan, largest = float("inf"), float("nan"), torch.finfo(dtype).max
+    x = torch.tensor([-inf, -largest, -800, -20, 0, 20, 800, largest, inf, nan], dtype=dtype)
+    tanh, sigmoid = squashed(x)
+    torch.testing.assert_close(tanh, x.tanh(), equal_nan=True)
+    finite = x.isfinite()  # infinity times another gate's weight of 0 is NaN
+    torch.testing.assert_close(sigmoid[finite], x[finite].sigmoid())
+    assert sigmoid[finite][[0, -1]].tolist() == [0, 1]
+    for value in (-inf, inf, nan):
+        cell = LSTMCell(1, 1).to(dtype)
+        for parameter in cell.parameters():
+            nn.init.zeros_(parameter)
+        nn.init.constant_(cell.bias_ih.detach()[1:2], value)
+        _, (_, c) = scan(cell, x.new_zeros(1, 1, 1), (x.new_zeros(1, 1), x.new_ones(1, 1)), backend="cpu")
+        torch.testing.assert_close(c[0], torch.tensor([value], dtype=dtype).sigmoid(), equal_nan=True, rtol=0, atol=0)
+
+
+@compiled
+def test_saturated_units_have_no_gradient(layer_type):
+    layer = layer_type(1, 8, bias=False, backend="cpu")
+    with torch.no_grad():
+        layer.cells[0].weight_ih.abs_().add_(1)
+    x = torch.full((2, 3, 1), 100.0)
+    found = torch.autograd.grad(layer(x)[0].mean(), list(layer.parameters()))
+    layer.backend = "reference"
+    wanted = torch.autograd.grad(layer(x)[0].mean(), list(layer.parameters()))
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-30)
 
 
 OUT_OF_MEMORY = """

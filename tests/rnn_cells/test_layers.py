@@ -7,9 +7,10 @@ import sys
 
 import pytest
 import torch
+from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from rnn_cells import GRU, LSTM, RNN, BiLSTM, Cell, Recurrent, RNNCell
+from rnn_cells import GRU, LSTM, RNN, BiLSTM, Cell, GRUCell, Recurrent, RNNCell
 
 BATCH, STEPS, INPUT, HIDDEN = 3, 4, 2, 5
 
@@ -256,6 +257,51 @@ def test_bilstm_is_an_lstm_in_both_directions():
 def test_arguments_out_of_range_are_refused(layer_type, arguments, message):
     with pytest.raises(ValueError, match=message):
         layer_type(**{"input_size": INPUT, "hidden_size": HIDDEN} | arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"bias": "relu"}, "bias must be True or False, got 'relu'"),
+        ({"bias": 0.5}, "bias must be True or False, got 0.5"),
+        ({"batch_first": 1}, "batch_first must be True or False, got 1"),
+        ({"bidirectional": 0.5}, "bidirectional must be True or False, got 0.5"),
+        ({"dropout": True}, "dropout must be a number, got True"),
+        ({"dropout": "0.5"}, "dropout must be a number, got '0.5'"),
+        ({"recurrent_dropout": False}, "recurrent_dropout must be a number, got False"),
+        ({"num_layers": True}, "num_layers must be an integer, got True"),
+        ({"num_layers": 2.0}, "num_layers must be an integer, got 2.0"),
+        ({"input_size": 2.5}, "input_size must be an integer, got 2.5"),
+        ({"hidden_size": "5"}, "hidden_size must be an integer, got '5'"),
+        ({"init": None}, "init must be a string, got None"),
+        ({"backend": torch.device("cpu")}, "backend must be a string, got device"),
+    ],
+    ids=lambda value: "-".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else "",
+)
+def test_arguments_of_another_type_are_refused(layer_type, arguments, message):
+    with pytest.raises(TypeError, match=re.escape(message)):
+        layer_type(**{"input_size": INPUT, "hidden_size": HIDDEN} | arguments)
+
+
+@pytest.mark.parametrize("ours", [RNN, GRU, LSTM])
+def test_arguments_stand_where_torch_has_them(ours):
+    theirs = getattr(nn, ours.__name__)
+    nonlinearity = ("tanh",) if ours is RNN else ()
+    arguments = (INPUT, HIDDEN, 2, *nonlinearity, False, False, 0.25, True)
+    layer, module = ours(*arguments), theirs(*arguments)
+    for name in ("input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional"):
+        assert getattr(layer, name) == getattr(module, name), name
+    with pytest.raises(TypeError):
+        ours(*arguments, 1)  # device, or proj_size
+
+
+def test_another_nonlinearity_is_refused_where_torch_has_it():
+    with pytest.raises(ValueError, match="nonlinearity must be 'tanh', which RNNCell computes, got 'relu'"):
+        RNN(INPUT, HIDDEN, 2, "relu", True, True)
+    with pytest.raises(TypeError, match="nonlinearity must be a string, got True"):
+        RNN(INPUT, HIDDEN, 2, True)
+    with pytest.raises(TypeError, match="reset_after must be True or False, got 'cuda'"):
+        GRUCell(INPUT, HIDDEN, True, "cuda")
 
 
 @pytest.mark.parametrize(
