@@ -23,6 +23,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from datamodules.sources import DataError
 from runs import checks, schema
 
 
@@ -33,7 +34,8 @@ def job(config: DictConfig) -> float | None:
         check_resume(OmegaConf.select(config, "resume", default=None))
         if HydraConfig.get().mode == RunMode.RUN:  # in a sweep, each run fails for itself
             checks.validate(config)
-    except schema.ConfigError as error:
+            checks.check_header(config)
+    except (schema.ConfigError, DataError) as error:
         leave(error, debug=bool(OmegaConf.select(config, "debug", default=False)))
     with without_scipy_signal():
         _, module = schema.PROGRAMS.get(HydraConfig.get().job.config_name or "", (schema.Config, "runs.job"))
@@ -154,6 +156,19 @@ AS_TYPED = {option.name for option in fields(schema.PredictConfig) if option.typ
 """Options of `predict` whose values are no expressions: a review, or a path, may hold any character."""
 
 
+TYPES = ("str", "Optional[str]")
+STRINGS = {
+    *(f"{group}.{item.name}" for group, all in schema.SCHEMAS.items() for each in all for item in fields(each)
+      if item.type in TYPES),
+    *(item.name for each in (schema.Config, *(each for each, _ in schema.PROGRAMS.values())) for item in fields(each)
+      if item.type in TYPES),
+    *("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir"),
+}  # fmt: skip
+"""Options whose values are strings."""
+STRING_OR_LIST = {"data.time_column", "run", "runs"}
+"""Options whose values are strings unless they begin as a list does."""
+
+
 def as_typed(argument: str) -> str:
     """An option of `AS_TYPED`, quoted so that Hydra's grammar changes nothing of its value; others as `quoted`."""
     key, equals, value = argument.partition("=")
@@ -163,24 +178,60 @@ def as_typed(argument: str) -> str:
     if key != "text" and len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":  # as a training wants them
         value = value[1:-1]
     value = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)  # no reference to another option
+    return f"{key}={in_quotes(value)}"
+
+
+def in_quotes(value: str) -> str:
+    """Any string as Hydra's grammar wants it."""
     value = re.sub(r"(\\*)'", r"\1\1\\'", value)
-    return f"{key}='{value}{value[len(value.rstrip(chr(92))) :]}'"  # backslashes at the end count double
+    return f"'{value}{value[len(value.rstrip(chr(92))) :]}'"  # backslashes at the end count double
 
 
 def quoted(argument: str, sweeping: bool = False) -> str:
-    """A value as Hydra's grammar wants it, in quotes if it isn't ASCII or a single sign: data.text_column=内容 works.
+    """A value as Hydra's grammar wants it, in quotes where it would be refused or changed: data.text_column=内容 works.
 
     Of a list or a mapping, and of the choices of a sweep, each element is quoted for itself.
     """
     key, equals, value = argument.partition("=")
     argument = key + equals + (value := at_home(value))
-    if len(value) == 1 and not value.isalnum() and value not in "'\"\\":  # data.separator=;
+    if not equals or _is_as_meant(argument, sweeping):
+        return argument
+    if _is_string(key, value):
+        sweep = sweeping and not _is_as_meant(argument) and "," in value
+        elements = re.findall(r"""'[^']*'|"[^"]*"|[^,]+""", value) if sweep else [value]
+        quotes = (element if _is_as_meant(f"{key}={element}") else in_quotes(element) for element in elements)
+        return f"{key}={','.join(quotes)}"
+    if len(value) == 1 and not value.isalnum() and value not in "'\"\\":
         return f"{key}='{value}'"
-    if not equals or value.isascii() or value[0] == "(":
+    if not value or value[0] == "(":
         return argument
     ends = ",[]{}:" if value[0] in "[{" else "," if sweeping else ""
     elements = re.compile(rf"""'[^']*'|"[^"]*"|[^\n{re.escape(ends)}]+""")
     return f"{key}={elements.sub(lambda found: _quoted(found[0]), value)}"
+
+
+def _is_string(key: str, value: str) -> bool:
+    name = key.lstrip("+")
+    return name in STRINGS or (name in STRING_OR_LIST and not value.startswith("["))
+
+
+def _is_as_meant(argument: str, sweeping: bool = False) -> bool:
+    """Whether Hydra takes an option for what was typed: of a string, changes nothing but its quotes."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    key, _, value = argument.partition("=")
+    try:
+        override = OverridesParser.create().parse_override(argument)
+        read = override.value()
+    except HydraException:
+        return False
+    if not _is_string(key, value):
+        return True
+    if override.is_sweep_override():
+        return sweeping
+    in_quotes_already = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+    return read is None or in_quotes_already or "${" in value or str(read) == value
 
 
 def at_home(value: str) -> str:
@@ -190,8 +241,8 @@ def at_home(value: str) -> str:
 
 def _quoted(element: str) -> str:
     text = element.strip()
-    if text.isascii() or text[0] == '"' or "'" in text:  # quoted already, or beyond guessing
-        return element
+    if re.fullmatch(r"[\w\s./\\+*%@?|:$=-]*", text, re.ASCII) or text[0] == '"' or "'" in text:
+        return element  # plain, quoted already, or beyond guessing
     return element.replace(text, f"'{text}'")
 
 

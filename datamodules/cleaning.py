@@ -6,67 +6,31 @@ missing hour (a gap) or a repeated one (duplicates) and is counted as such.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from .recordings import Rows, lines_of, micro, parse_numbers, parse_times
+from .bins import bin_means, full_bin_means, group_means
+from .formats import WIND, time_columns
+from .recordings import Rows, lines_of, parse_numbers, parse_times
+from .sentinels import sentinel_values
 from .sources import DataError
+from .spacing import require_step
+from .steps import DAY, FIXED, Step, spell
+from .streaming import LINE
 
-WIND = ("wind_x", "wind_y")
-_MICROSECONDS = {"w": 604_800_000_000, "d": 86_400_000_000, "h": 3_600_000_000, "min": 60_000_000, "s": 1_000_000}
+logger = logging.getLogger(__name__)
+
 _DISORDER = 0.001  # a file with more backward steps than this is not in recording order
-
-
-def duration(key: str, value: Any) -> int:
-    """The microseconds of a duration such as `5d`, `48h`, `10min` or `1d12h`; `key` names the setting in errors."""
-    text = str(value).strip().lower()
-    pieces = re.findall(r"(\d+(?:\.\d+)?)\s*(w|d|h|min|s)\s*", text)
-    total = round(sum(float(number) * _MICROSECONDS[unit] for number, unit in pieces))
-    if "".join(text.split()) != "".join(number + unit for number, unit in pieces) or total <= 0:
-        raise DataError(f"data.{key}={value!r} is not a duration: write 5d, 48h, 10min or 1d12h")
-    return total
-
-
-def instant(
-    key: str, value: Any, *, before: np.datetime64 | None = None, after: np.datetime64 | None = None
-) -> np.datetime64:
-    """A date or date and time, datetime64[us]; `key` names the setting in errors.
-
-    With `before` or `after`, it may also be a duration before or behind that time, in `1y` a calendar year.
-    """
-    origin = before if after is None else after
-    if origin is not None and re.fullmatch(r"\s*([\d.]+\s*[a-z]+\s*)+", str(value).lower()):
-        years = re.fullmatch(r"\s*(\d+)\s*y\s*", str(value).lower())
-        try:
-            length = pd.DateOffset(years=int(years[1])) if years else pd.Timedelta(duration(key, value), unit="us")
-            shifted = pd.Timestamp(origin) - length if after is None else pd.Timestamp(origin) + length
-            if not 0 < shifted.year < 10000:
-                raise OverflowError
-        except DataError as error:
-            raise DataError(f"{error}, or 1y for a calendar year") from error
-        except (ValueError, OverflowError) as error:
-            raise DataError(f"data.{key}={value!r} leads out of the calendar") from error
-        return shifted.to_datetime64().astype("datetime64[us]")
-    try:
-        date = pd.Timestamp(str(value))
-    except ValueError:
-        date = pd.NaT
-    if not isinstance(date, pd.Timestamp) or date.tz is not None:
-        raise DataError(f"data.{key}={value!r} is not a date: write 2015-01-01, without a time zone")
-    return date.to_datetime64().astype("datetime64[us]")
-
-
-def spell(microseconds: int) -> str:
-    """`3600000000` as `1h`: a duration in its largest whole unit."""
-    for unit in ("d", "h", "min", "s"):
-        if microseconds % _MICROSECONDS[unit] == 0:
-            return f"{microseconds // _MICROSECONDS[unit]}{unit}"
-    return f"{microseconds / _MICROSECONDS['s']:g}s"
+_ORIGIN = {"us": 4 * DAY, "mo": 0, "bd": 2}  # numbers from which bins are counted: January, or Monday, 1970-01-05
+_LOST, _TOO_MANY, _FEW = 0.01, 0.1, 3  # share of rows lost that is a warning, and an error; fewer rows are neither
+_COMPARED, _SHOWN = 1000, 3  # pairs of rows searched for names of series; columns, and values of each, in a message
+Loss = tuple[int, int, str, str]
+"""How many are lost, of how many, of what, and why."""
 
 
 @dataclass(frozen=True)
@@ -74,18 +38,20 @@ class CleanSeries:
     """Rows in time order, each timestamp once, none closer than `step` to the one before.
 
     Attributes:
-        times: datetime64[us], (rows,).
+        times: datetime64[us], (rows,); of rows without times, int64, their numbers from 1.
+        numbers: int64 (rows,), rising: where each row lies on the grid of `step`, in its units.
         names: of the columns.
         values: float64 (rows, columns), NaN where missing.
-        step: in microseconds.
+        step: from a row to the next.
         lines: of the file, where each row is; the first of those that a row is the mean of.
         report: every trap met on the way, counted.
     """
 
     times: np.ndarray
+    numbers: np.ndarray
     names: tuple[str, ...]
     values: np.ndarray
-    step: int
+    step: Step
     lines: np.ndarray
     report: dict[str, Any] = field(default_factory=dict)
 
@@ -95,21 +61,40 @@ class CleanSeries:
 
     def segments(self, breaks: Sequence[int] = ()) -> np.ndarray:
         """The number of the gap-free run that each row lies in; `breaks` are rows that start a new run as well."""
-        new = np.diff(micro(self.times), prepend=np.iinfo(np.int64).min // 2) != self.step
+        new = np.diff(self.numbers, prepend=np.iinfo(np.int64).min // 2) != self.step.count
         new[[row for row in breaks if row < len(new)]] = True
         return np.cumsum(new) - 1
+
+    def times_of(self, numbers: np.ndarray) -> np.ndarray:
+        """The times with these numbers, whether there is a row or not; NaT where only a row could tell."""
+        if self.step.unit != "rows":
+            return self.step.times(numbers).astype("datetime64[us]")
+        if self.times.dtype == np.int64:
+            return numbers
+        found = np.minimum(np.searchsorted(self.numbers, numbers), len(self.numbers) - 1)
+        return np.where(self.numbers[found] == numbers, self.times[found], np.datetime64("NaT"))
+
+    def _gap_lengths(self) -> str:
+        """Those of the first gaps."""
+        steps = np.diff(self.numbers)
+        lengths = steps[steps > self.step.count][:10].tolist()
+        if self.step.is_fixed:
+            return ", ".join(f"{length / FIXED['min']:g}" for length in lengths) + " min"
+        return ", ".join(map(self.step.spell, lengths))
 
     def summary(self) -> str:
         """The traps that were met, in one line."""
         traps = {
             "empty cells": sum(self.report["empty_cells"].values()),
             "values marked missing": sum(self.report["missing_values"].values()),
-            f"rows resampled away ({self.report['native_step']} to {spell(self.step)})": self.report["resampled_away"],
+            f"rows resampled away ({self.report['native_step']} to {self.step})": self.report["resampled_away"],
             "backward jumps (sorted)": self.report["backward_jumps"],
             "repeated timestamps (rule: data.duplicates)": self.report["duplicates"],
             "rows off the grid (dropped)": self.report["off_grid"],
-            f"gaps of {', '.join(format(gap['minutes'], 'g') for gap in self.report['gaps'][:10])} min (no window "
-            "crosses one)": len(self.report["gaps"]),
+            "absent rows to be filled (data.missing=ffill)": self.report.get("absent_rows", 0),
+            "bins with too few readings (data.min_share)": self.report.get("thin_bins", 0),
+            'values that may mean "no reading" (kept)': sum(value["count"] for value in self.report["sentinels"]),
+            f"gaps of {self._gap_lengths()} (no window crosses one)": len(self.report["gaps"]),
         }
         met = "; ".join(f"{count} {trap}" for trap, count in traps.items() if count)
         return f"{self.report['rows_read']} rows read; {met or 'nothing to mend'}"
@@ -118,10 +103,11 @@ class CleanSeries:
 def clean(
     frame: pd.DataFrame,
     *,
-    time_column: str,
+    time_column: str | Sequence[str] | None,
     time_format: str,
     columns: Sequence[str],
     decimal: str = ".",
+    missing_words: Collection[str] = (),
     source: str = "the table",
     **rules: Any,
 ) -> CleanSeries:
@@ -129,19 +115,26 @@ def clean(
 
     Args:
         frame: one row per recording, in recording order, as `read_table` returns it.
-        time_column: where the timestamp is.
-        time_format: how it is written (`strptime`); a zone in it (`%z`) is converted to UTC.
+        time_column: where the timestamp is; None if there is none, and rows are in order.
+        time_format: how it is written, see `parse_times`; a zone in it (`%z`) is converted to UTC.
         columns: the numeric columns to keep.
         decimal: what stands before a number's fraction, a point or a comma.
+        missing_words: further words for no reading, see `parse_numbers`.
         source: named in errors.
         rules: of `arrange`.
 
     Raises:
         DataError: an unreadable time or number (with its line), and what `arrange` raises.
     """
-    times = parse_times(frame, time_column, time_format, source)
-    rows = Rows(times, parse_numbers(frame, columns, source, decimal), lines_of(frame))
-    return arrange(rows, columns=columns, source=source, **rules)
+    timed = time_column is not None
+    times = parse_times(frame, time_column, time_format, source) if timed else np.arange(len(frame)) + 1
+    rows = Rows(times, parse_numbers(frame, columns, source, decimal, missing_words), lines_of(frame))
+
+    def rows_at(lines: np.ndarray) -> pd.DataFrame:
+        others = frame.columns.difference([*time_columns(time_column), *columns, LINE], sort=False)
+        return frame[others].set_axis(rows.lines).loc[lines]
+
+    return arrange(rows, columns=columns, source=source, timed=timed, rows_at=rows_at, **rules)
 
 
 def arrange(
@@ -152,9 +145,16 @@ def arrange(
     missing_values: Sequence[float] = (),
     step: str = "1h",
     resample: str = "sample",
-    duplicates: str = "first",
+    round_times: str | None = None,
+    duplicates: str = "identical",
+    min_share: float | None = None,
+    bin_offset: str | None = None,
+    fill_rows: int = 0,
+    allow_loss: bool = True,
     source: str = "the table",
     from_last: bool = False,
+    timed: bool = True,
+    rows_at: Callable[[np.ndarray], pd.DataFrame] | None = None,
 ) -> CleanSeries:
     """Parsed rows, in recording order, to rows in time order on one grid.
 
@@ -163,61 +163,171 @@ def arrange(
         columns: names of their values.
         wind: columns of wind `speed` and `direction` (degrees): adds the components `wind_x`, `wind_y`.
         missing_values: numbers that mean "missing".
-        step: of the result; a multiple of the recording's own (the median) step.
+        step: of the result; a multiple of the recording's own (the median) step. See `Step`.
         resample: `sample` takes the rows that lie whole steps behind the first one, or nearest to that; `mean` averages
-            bins of `step` from the first timestamp, each stamped with its beginning; `rows` takes every k-th row as
-            recorded, whatever its time, as published scripts do.
-        duplicates: `first`, `last`, `mean` or `error` for rows of the same timestamp.
+            bins of `step`, each stamped with its beginning; `rows` takes every k-th row as recorded, whatever its time,
+            as published scripts do.
+        round_times: a duration to whose multiples times are rounded, where clocks are inexact.
+        duplicates: for rows of the same time: `identical` drops those that repeat another and refuses those that
+            differ; `first`, `last`, `mean`, or `error`.
+        min_share: share of a bin's readings, as many as fit into it at the recorded step, below which its mean is
+            missing, column by column; a bin without any mean is a gap. Bins begin at midnight, those of a week on
+            Monday, whatever the file's first row. None, in runs from before there was a choice: one reading is
+            enough, and bins begin with the first row, or end with the last if `from_last`.
+        bin_offset: a duration after midnight at which bins begin.
+        fill_rows: so many rows without a reading are added where a gap begins, for `data.missing=ffill` to fill.
+        allow_loss: more than 10% of the rows lost by a rule are a warning, not an error.
         source: named in errors.
         from_last: go back in time from the last row instead: `sample` and `rows` take it and those that lie whole steps
-            before it, and the last bin of `mean` ends with it, so that a forecast starts from the latest reading.
+            before it, so that a forecast starts from the latest reading. The bins of `mean` are those of training; the
+            last is the last that is over, even if it is missing.
+        timed: whether the rows have times; false: `step` is `rows`.
+        rows_at: the other columns of the table, of the rows at these lines; for a message.
 
     Raises:
-        DataError: a `step` that does not fit, forbidden duplicates, or a number that float32 can't hold.
+        DataError: a `step` that does not fit, forbidden duplicates, too many rows lost, or a number that float32 can't
+            hold.
     """
-    step_us = duration("step", step)
+    grid = Step.parse("step", step)
     report: dict[str, Any] = {"rows_read": len(rows.times), "resampled_away": 0}
     values = _mark_missing(rows.values, columns, missing_values, report)
     require_float32(values, columns, rows.lines, source)
+    report["sentinels"] = [
+        {"column": name, "value": value, "count": count, "line": int(rows.lines[(cells == value).argmax()])}
+        for name, cells in zip(columns, values.T, strict=True)
+        for value, count in sentinel_values(cells).items()
+    ]
     names = tuple(columns)
     if wind is not None:
         speed, angle = values[:, names.index(wind["speed"])], np.deg2rad(values[:, names.index(wind["direction"])])
         values = np.column_stack([values, speed * np.cos(angle), speed * np.sin(angle)])
         names += WIND
 
-    times = rows.times
-    rows = Rows(times, values, rows.lines)
-    backward = int((np.diff(times) < 0).sum())
-    disordered = backward > _DISORDER * len(times)
-    every = _every(np.sort(times) if disordered else times, step_us, source)
-    report["native_step"] = spell(step_us // every)
+    rows = Rows(rows.times if round_times is None else _rounded(rows.times, round_times), values, rows.lines)
+    recorded = rows.times
+    losses = [_differing(rows, duplicates, source, rows_at)]
+    if not grid.is_fixed:
+        rows = _one_per_time(_in_order(rows, report), duplicates, source, report)
+        recorded = rows.times
+        if timed:
+            grid, rows = _number(rows, grid, resample, min_share or 0, from_last, source, report, losses)
+    backward = int((np.diff(rows.times) < 0).sum())
+    disordered = backward > _DISORDER * len(rows.times)
+    averaged = "native_step" in report
+    if averaged:
+        every = 1
+    elif grid.is_fixed:
+        every = require_step(rows.times, grid, resample, source, from_last)
+    else:
+        every = _every(rows.times, grid, source, from_last)
+    native = grid.count // every
+    report.setdefault("native_step", grid.spell(native))
     if every > 1 and (resample != "rows" or disordered or from_last):
         rows = _one_per_time(_in_order(rows, report), duplicates, source, report)
     if every > 1:
         before = len(rows.times)
-        native = step_us // every
-        if resample == "mean":
-            rows = _bin_means(rows, step_us, native if from_last else None)
+        if resample == "mean" and min_share is not None and grid.unit != "rows":
+            origin = _ORIGIN[grid.unit] + (0 if bin_offset is None else Step.parse("bin_offset", bin_offset).count)
+
+            def begin(bins: np.ndarray) -> np.ndarray:
+                return origin + bins * grid.count
+
+            bins = (rows.times - origin) // grid.count
+            means = _record(full_bin_means(rows, bins, begin, native, min_share, from_last), grid, rows, report, losses)
+            rows = Rows(begin(means.times), means.values, means.lines)
+        elif resample == "mean":
+            origin = rows.times[-1] + native - grid.count if from_last else rows.times[0]
+            means = bin_means(rows, (rows.times - origin) // grid.count)
+            rows = Rows(origin + means.times * grid.count, means.values, means.lines)
         elif from_last:
-            rows = rows.take(_back_from_last(rows.times, step_us, native))
+            rows = _sample(rows, rows.times[-1] - rows.times, grid.count, native, losses)
         elif resample == "sample":
-            rows = rows.take((rows.times - rows.times[0] + native // 2) % step_us < native)
+            rows = _sample(rows, rows.times - rows.times[0] + native // 2, grid.count, native, losses)
         else:
             rows = rows.take(slice(0, None, every))
-        report["resampled_away"] = before - len(rows.times)
+        report["resampled_away"] += before - len(rows.times)
     rows = _one_per_time(_in_order(rows, report), duplicates, source, report)
-    kept = _on_grid(-rows.times[::-1], step_us)[::-1] if from_last else _on_grid(rows.times, step_us)
+    kept = _on_grid(-rows.times[::-1], grid.count)[::-1] if from_last else _on_grid(rows.times, grid.count)
     report["off_grid"] = int((~kept).sum())
+    fault = f"are off the grid: they come less than data.step={grid} after the one before"
+    losses.append((report["off_grid"], len(rows.times), "rows", fault))
+    _check_losses(losses, allow_loss, source)
     rows = rows.take(kept)
+    before = len(rows.times)
+    rows = _with_absent(rows, grid.count, fill_rows)
+    report["absent_rows"] = len(rows.times) - before
 
-    gaps = np.flatnonzero(np.diff(rows.times) > step_us)
-    series = CleanSeries(rows.times.astype("datetime64[us]"), names, rows.values, step_us, rows.lines, report)
+    numbers = rows.times
+    if grid.unit == "rows":
+        times = recorded[numbers.clip(0)].astype("datetime64[us]") if timed else numbers
+    else:
+        times = grid.times(numbers).astype("datetime64[us]")
+    series = CleanSeries(times, numbers, names, rows.values, grid, rows.lines, report)
+    gaps = np.flatnonzero(np.diff(numbers) > grid.count)
     report["gaps"] = [
-        {"after": str(series.times[row]), "minutes": (rows.times[row + 1] - rows.times[row]) / _MICROSECONDS["min"]}
+        {
+            "after": str(times[row]),
+            "minutes": (times[row + 1] - times[row]).astype(np.int64) / FIXED["min"],
+        }
         for row in gaps
     ]
     report["rows"] = len(rows.times)
     return series
+
+
+def _rounded(times: np.ndarray, to: str) -> np.ndarray:
+    """The times, microseconds, as the nearest multiples of a duration since a midnight, the later one of two."""
+    whole = Step.parse("round_times", to).count
+    return (times + whole // 2) // whole * whole
+
+
+def _number(
+    rows: Rows,
+    step: Step,
+    resample: str,
+    min_share: float,
+    from_last: bool,
+    source: str,
+    report: dict[str, Any],
+    losses: list[Loss],
+) -> tuple[Step, Rows]:
+    """Rows in time order with their numbers on the grid of a step without a fixed length in the place of their times.
+
+    Rows of which several lie in one unit of it, a month or a business day, become means over each step, if that is what
+    `resample` is.
+    """
+    if step.unit == "rows":
+        return step, Rows(np.arange(len(rows.times)), rows.values, rows.lines)
+    whole = step.without_phase(rows.times, rows.lines, source)
+    numbers = whole.numbers(rows.times)
+    again = np.flatnonzero(np.diff(numbers) == 0)
+    if not len(again):
+        return step.located(rows.times, rows.lines, source), Rows(numbers, rows.values, rows.lines)
+    if resample != "mean":
+        lines = rows.lines[again[0] : again[0] + 2]
+        raise DataError(
+            f"{source}, lines {lines[0]} and {lines[1]}: several rows in one {whole.unit_name} ({len(again)} such "
+            f"rows), too many for data.step={step}: data.resample=mean averages over each {whole.unit_name}"
+        )
+    native = int(np.sort(np.diff(rows.times))[(len(numbers) - 1) // 2])
+    report["native_step"] = spell(native)
+    origin = _ORIGIN[step.unit]
+
+    def begin(bins: np.ndarray) -> np.ndarray:
+        return whole.times(origin + bins * step.count)
+
+    of_all = begin if step.unit == "mo" else None  # nothing is recorded on weekends and after hours
+    found = full_bin_means(rows, (numbers - origin) // step.count, of_all, native, min_share, from_last)
+    means = _record(found, step, rows, report, losses)
+    report["resampled_away"] = len(numbers) - len(means.times)
+    return whole, Rows(origin + means.times * step.count, means.values, means.lines)
+
+
+def _record(found: tuple[Rows, int, int], step: Step, rows: Rows, report: dict[str, Any], losses: list[Loss]) -> Rows:
+    """The means of `full_bin_means` over `rows`, after what they leave out is noted."""
+    means, report["thin_bins"], lost = found
+    losses.append((lost, len(rows.times), "rows", f"lie in bins of {step} with too few readings (data.min_share)"))
+    return means
 
 
 def _mark_missing(
@@ -245,19 +355,15 @@ def require_float32(
         )
 
 
-def _every(times: np.ndarray, step: int, source: str) -> int:
-    """How many recorded steps make one `step`."""
-    steps = np.sort(np.diff(times))
-    steps = steps[steps > 0]
-    if not len(steps):
-        return 1
-    native = int(steps[len(steps) // 2])  # the median, but always a step that occurs
-    if step % native:
+def _every(numbers: np.ndarray, step: Step, source: str, from_last: bool) -> int:
+    """How many recorded steps make one `step`, of rows with rising numbers on its grid."""
+    native = max(1, int(np.gcd.reduce(np.diff(numbers)))) if len(numbers) > 1 else 1
+    if step.count % native and not from_last:  # a few last rows may lie far apart by chance
         raise DataError(
-            f"data.step={spell(step)} is not a multiple of the step of {spell(native)} between the rows of {source}; "
-            f"set data.step to {spell(native)} or a multiple of it"
+            f"data.step={step} is not a multiple of the step of {step.spell(native)} between the rows of {source}; "
+            f"set data.step to {step.spell(native)} or a multiple of it"
         )
-    return step // native
+    return max(1, step.count // native)
 
 
 def _in_order(rows: Rows, report: dict[str, Any]) -> Rows:
@@ -281,34 +387,93 @@ def _one_per_time(rows: Rows, rule: str, source: str, report: dict[str, Any]) ->
             f"lines {lines[0]} and {lines[1]}; remove them or set data.duplicates to first, last or mean"
         )
     if rule == "mean":
-        return _group_means(rows, np.concatenate([[True], ~repeats]))
-    return rows.take(np.concatenate([[True], ~repeats] if rule == "first" else [~repeats, [True]]))
+        return group_means(rows, np.concatenate([[True], ~repeats]))
+    return rows.take(np.concatenate([~repeats, [True]] if rule == "last" else [[True], ~repeats]))
 
 
-def _back_from_last(times: np.ndarray, step: int, native: int) -> np.ndarray:
-    """Which of the rising times lie whole steps before the last; where the recording is shifted, the latest before."""
-    return (times[-1] - times) % step < native
+def _differing(
+    rows: Rows,
+    rule: str,
+    source: str,
+    rows_at: Callable[[np.ndarray], pd.DataFrame] | None,
+) -> Loss:
+    """The rows that repeat a time with other values, of which `first` and `last` drop all but one.
 
-
-def _bin_means(rows: Rows, step: int, native: int | None) -> Rows:
-    """Means over bins of `step`, each stamped with its beginning.
-
-    They begin with the first timestamp; or, given the `native` step, the last one ends with the last.
+    Raises:
+        DataError: there is one, and `rule` is `identical`; it names the columns that may tell several series apart.
     """
-    origin = rows.times[0] if native is None else rows.times[-1] + native - step
-    bins = (rows.times - origin) // step
-    means = _group_means(rows, np.diff(bins, prepend=bins[0] - 1) > 0)
-    return Rows(origin + np.unique(bins) * step, means.values, means.lines)
+    rows = rows.take(np.argsort(rows.times, kind="stable"))
+    later = np.flatnonzero(np.diff(rows.times) == 0) + 1
+    one, other = rows.values[later - 1], rows.values[later]
+    later = later[~((one == other) | (np.isnan(one) & np.isnan(other))).all(axis=1)]
+    if rule == "identical" and len(later):
+        pairs = rows.lines[[later - 1, later]].T
+        time = np.datetime64(int(rows.times[later[0]]), "us").astype("datetime64[s]")
+        names = _series_names(rows_at(np.unique(pairs[:_COMPARED])), pairs[:_COMPARED]) if rows_at else []
+        raise DataError(
+            f"{source}: {len(later)} rows have the time of another row but other values, the first, {time}, in lines "
+            f"{pairs[0, 0]} and {pairs[0, 1]}. "
+            + (
+                f"{' or '.join(names)} looks like the name of a series: several in one file can't be read yet, so keep "
+                "the rows of one"
+                if names
+                else "Keep one row of each time in the file (clocks set back repeat an hour)"
+            )
+            + ", or set data.duplicates to first, last or mean"
+        )
+    loss = len(later) if rule in ("first", "last") else 0
+    return loss, len(rows.times), "rows", f"repeat a time with other values (data.duplicates={rule})"
 
 
-def _group_means(rows: Rows, begins: np.ndarray) -> Rows:
-    """Means over the groups that begin where `begins`, of the values that are there."""
-    starts = np.flatnonzero(begins)
-    there = ~np.isnan(rows.values)
-    counts = np.add.reduceat(there.astype(np.int64), starts, axis=0)
-    sums = np.add.reduceat(np.where(there, rows.values, 0.0), starts, axis=0)
-    means = np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
-    return Rows(rows.times[starts], means, rows.lines[starts])
+def _series_names(frame: pd.DataFrame, pairs: np.ndarray) -> list[str]:
+    """Columns that may name a row's series, texts first, each with some of its values.
+
+    They hold few texts or whole numbers, and differ between the two rows, of `frame`, of each of `pairs`.
+    """
+    found = []
+    for name in frame.columns:
+        cells = frame[name].astype(str)
+        distinct = [*cells.unique()]
+        numbers = cells.str.fullmatch(r"\s*|[-+]?\d+([.,]\d*)?([eE].*)?")
+        whole = cells.str.fullmatch(r"[-+]?\d+")
+        differ = np.all(cells[pairs[:, 0]].to_numpy() != cells[pairs[:, 1]].to_numpy())
+        if differ and 2 * len(distinct) <= len(cells) and (whole | ~numbers).all():
+            shown = ", ".join([*distinct[:_SHOWN], *["…"] * (len(distinct) > _SHOWN)])
+            found.append((bool(whole.all()), len(distinct), f"{name!r} ({shown})"))
+    return [text for *_, text in sorted(found)[:_SHOWN]]
+
+
+def _sample(rows: Rows, ages: np.ndarray, step: int, native: int, losses: list[Loss]) -> Rows:
+    """The rows that lie whole steps from the one that is taken in any case, or nearest to that.
+
+    `ages` are their microseconds from that one, where rows that are nearest have the first `native` of each step.
+    """
+    taken = ages % step < native
+    steps = len(np.unique(ages // step))
+    fault = "have readings, but none at the time that data.resample=sample takes: data.resample=mean averages them"
+    losses.append((steps - len(np.unique(ages[taken] // step)), steps, "steps", fault))
+    return rows.take(taken)
+
+
+def _check_losses(losses: Sequence[Loss], allow: bool, source: str) -> None:
+    """Warn of what loses more than 1% of the rows, and raise a DataError at more than 10%, unless that is allowed."""
+    for lost, total, what, fault in losses:
+        if lost < _FEW or lost <= _LOST * total:
+            continue
+        text = f"{source}: {lost} of {total} {what} ({lost / total:.0%}) are lost: they {fault}"
+        if lost > _TOO_MANY * total and not allow:
+            raise DataError(f"{text}. Correct the file or the option, or accept the loss with data.allow_loss=true")
+        logger.warning("%s", text)
+
+
+def warn_of_sentinels(report: Mapping[str, Any], source: str, option: str) -> None:
+    """Warn of the numbers that look as if they meant "no reading"; `option` is the one that says so."""
+    if found := report["sentinels"]:
+        values = "{value:.10g} in {column!r} ({count} of them, the first on line {line})"
+        logger.warning(
+            "%s: far from all other values: %s. If such a number means that there is no reading, add it to %s",
+            *(source, "; ".join(values.format_map(value) for value in found), option),
+        )
 
 
 def _on_grid(times: np.ndarray, step: int) -> np.ndarray:
@@ -323,3 +488,14 @@ def _on_grid(times: np.ndarray, step: int) -> np.ndarray:
         else:
             last = time
     return kept
+
+
+def _with_absent(rows: Rows, step: int, limit: int) -> Rows:
+    """The rows with up to `limit` more, all NaN, where rows are absent that would lie whole steps behind the last."""
+    absent = np.append(np.clip(np.diff(rows.times) // step - 1, 0, limit), 0)
+    if not absent.any():
+        return rows
+    place = np.repeat(np.arange(len(absent)), absent + 1)
+    later = np.arange(len(place)) - np.searchsorted(place, place)  # rows behind the last that is there
+    values = np.where((later > 0)[:, None], np.nan, rows.values[place])
+    return Rows(rows.times[place] + later * step, values, rows.lines[place])

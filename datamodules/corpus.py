@@ -7,10 +7,11 @@ import io
 import json
 import logging
 import os
+import unicodedata
 import uuid
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,17 +28,22 @@ logger = logging.getLogger(__name__)
 
 PADDING, UNKNOWN = 0, 1
 CHARACTERS = 10_000  # of a text in a batch: one endless text mustn't fill the memory
+OTHER = "other"  # the class of those that are too small
 SHOWN = 10  # lines named in a message about many
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Cleaned texts, their labels, their 0-based rows in the file, and all classes in order of first appearance."""
+    """Cleaned texts, their labels, their 0-based rows in the file, and all classes in order of first appearance.
+
+    Of several files, `files` has which split's each is from, as a position in `SPLITS`.
+    """
 
     texts: list[str]
     labels: list[str]
     rows: np.ndarray
     classes: list[str]
+    files: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -45,7 +51,8 @@ class Corpus:
     def take(self, positions: np.ndarray) -> Corpus:
         """The texts at `positions`; the classes stay."""
         texts, labels = ([values[p] for p in positions.tolist()] for values in (self.texts, self.labels))
-        return Corpus(texts, labels, self.rows[positions], self.classes)
+        files = None if self.files is None else self.files[positions]
+        return Corpus(texts, labels, self.rows[positions], self.classes, files)
 
 
 def clean(
@@ -95,34 +102,106 @@ def clean(
     return Corpus(kept["text"].tolist(), kept["label"].tolist(), kept.index.to_numpy(), classes), report
 
 
+def join(cleaned: Mapping[str, tuple[Corpus, dict[str, Any]]]) -> tuple[Corpus, dict[str, Any]]:
+    """The files of the splits, each as from `clean`, as one; what an earlier file holds is dropped and counted."""
+    parts = [corpus for corpus, _ in cleaned.values()]
+    reports = {split: report for split, (_, report) in cleaned.items()}
+    files = np.repeat([SPLITS.index(split) for split in cleaned], [len(part) for part in parts])
+    texts, labels = ([value for part in parts for value in getattr(part, name)] for name in ("texts", "labels"))
+    rows = pd.DataFrame({"text": texts, "label": labels}, dtype=object)
+    repeated = rows.duplicated(["label", "text"]).to_numpy(dtype=bool)
+    kept = np.flatnonzero(~repeated)
+    classes = list(dict.fromkeys(name for part in parts for name in part.classes))
+    corpus = Corpus(texts, labels, np.concatenate([part.rows for part in parts]), classes, files).take(kept)
+    conflicting = rows.loc[kept, "text"][rows.loc[kept].duplicated("text", keep=False)]
+    report = {
+        **{name: sum(each[name] for each in reports.values()) for name in reports["train"]},
+        "first_enclosing_line": reports["train"]["first_enclosing_line"],
+        "unterminated": any(each["unterminated"] for each in reports.values()),
+        "conflicting_rows": len(conflicting),
+        "conflicting_texts": conflicting.nunique(),
+        "rows_kept": len(kept),
+        "duplicates_across_files": {
+            split: int(repeated[files == SPLITS.index(split)].sum()) for split in cleaned if split != "train"
+        },
+        "files": reports,
+    }
+    return corpus, report
+
+
+def treat_small_classes(corpus: Corpus, rule: str, least: int) -> tuple[Corpus, dict[str, int]]:
+    """The corpus without classes of fewer than `least` rows (`drop`), or with one class `other` of them (`merge`).
+
+    Returns:
+        The corpus, and the classes that were small with their numbers of rows in the training file.
+    """
+    training = range(len(corpus)) if corpus.files is None else np.flatnonzero(corpus.files == 0)
+    counts = Counter(corpus.labels[position] for position in training)
+    small = {name: counts[name] for name in corpus.classes if counts[name] < least}
+    if rule == "error" or not small:
+        return corpus, {}
+    if rule == "drop":
+        corpus = corpus.take(np.flatnonzero([label not in small for label in corpus.labels]))
+        return replace(corpus, classes=[name for name in corpus.classes if name not in small]), small
+    labels = [OTHER if label in small else label for label in corpus.labels]
+    classes = list(dict.fromkeys(OTHER if name in small else name for name in corpus.classes))
+    return replace(corpus, labels=labels, classes=classes), small
+
+
+def look_alike(labels: Iterable[str]) -> list[list[str]]:
+    """Groups of labels that look the same: they differ in their form in Unicode, kinds of blanks, or hidden signs."""
+    groups: dict[str, list[str]] = {}
+    for label in labels:
+        signs = unicodedata.normalize("NFC", " ".join(label.split()))
+        visible = "".join(sign for sign in signs if unicodedata.category(sign) not in ("Cf", "Cc"))
+        groups.setdefault(visible, []).append(label)
+    return [group for group in groups.values() if len(group) > 1]
+
+
 def clean_text(text: str) -> str:
     """`text` without byte order marks, NULs and surrounding white space."""
     return text.replace("\ufeff", "").replace("\0", "").strip()
 
 
 def split_by_class(
-    corpus: Corpus, where: str, rule: str, val_fraction: float, test_fraction: float, seed: int
+    corpus: Corpus,
+    where: str,
+    rule: str,
+    val_fraction: float,
+    test_fraction: float,
+    seed: int,
+    own: Collection[str] = (),
 ) -> dict[str, np.ndarray]:
     """Positions of each split, in order: a function of the texts and these arguments alone.
+
+    Those with a file of their `own` are that; the others are drawn from the training file.
 
     Raises:
         DataError: for a single class, a class too small to be in each split, or an empty split.
     """
-    everything = np.arange(len(corpus))
-    counts = {name: 0 for name in corpus.classes} | Counter(corpus.labels)
-    small = [name for name in corpus.classes if counts[name] < len(SPLITS)]
+    given = {split: np.flatnonzero(corpus.files == SPLITS.index(split)) for split in own}
+    everything = np.setdiff1d(np.arange(len(corpus)), np.concatenate([np.empty(0, int), *given.values()]))
+    counts = {name: 0 for name in corpus.classes} | Counter(corpus.labels[position] for position in everything)
+    least = len(SPLITS) - len(given)
+    small = {name: counts[name] for name in corpus.classes if counts[name] < least}
     if len(counts) < 2 or small:
+        problem = f"too few rows of {small}" if small else "there is one class only"
+        ways = "Leave them out with data.small_classes=drop, make one class of them with data.small_classes=merge. "
         raise DataError(
-            f"{where} cannot be split by class: {f'too few rows of {small}' if small else 'there is one class only'}. "
-            f"There must be two classes and {len(SPLITS)} rows of each; rows per class: {counts}. Remove or merge "
-            "small classes, choose another data.target, or raise data.limit if it is set"
+            f"{where} cannot be split by class: {problem}. There must be two classes and {least} rows of each"
+            f"{' in the training file' if given else ''}; rows per class: {counts}. "
+            f"{ways if small else ''}Choose another data.target, or raise data.limit if it is set"
         )
-    if rule == "index%5":
-        tested = corpus.rows % 5 == 0
+    if "test" in given:
+        rest, test = everything, given["test"]
+    elif rule == "index%5":
+        tested = corpus.rows[everything] % 5 == 0
         rest, test = everything[~tested], everything[tested]
     else:
-        rest, test = _draw(everything, corpus.labels, test_fraction * len(corpus), seed)
-    train, val = _draw(rest, corpus.labels, val_fraction * len(corpus), seed)
+        rest, test = _draw(everything, corpus.labels, test_fraction * len(everything), seed)
+    train, val = (
+        (rest, given["val"]) if "val" in given else _draw(rest, corpus.labels, val_fraction * len(everything), seed)
+    )
     positions = {"train": train, "val": val, "test": test}
     sizes = {split: len(rows) for split, rows in positions.items()}
     for split in SPLITS:
@@ -189,6 +268,8 @@ class Prepared:
         corpus = self.corpus
         strings = {"texts": corpus.texts, "labels": corpus.labels, "classes": corpus.classes, "types": self.types}
         arrays = {name: np.frombuffer("\0".join(values).encode(), dtype=np.uint8) for name, values in strings.items()}
+        if corpus.files is not None:
+            arrays["files"] = corpus.files
         arrays["report"] = np.frombuffer(json.dumps(self.report).encode(), dtype=np.uint8)
         write_arrays(file, rows=corpus.rows, ids=self.ids, lengths=self.lengths, **arrays)
 
@@ -203,7 +284,7 @@ class Prepared:
 
         texts, labels, classes = (text(name).split("\0") for name in ("texts", "labels", "classes"))
         types = text("types").split("\0") if text("types") else []  # cleaned texts hold no NUL
-        corpus = Corpus(texts, labels, arrays["rows"], classes)
+        corpus = Corpus(texts, labels, arrays["rows"], classes, arrays.get("files"))
         return cls(corpus, json.loads(text("report")), types, arrays["ids"], arrays["lengths"])
 
 

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 
-from .cleaning import CleanSeries, spell
+from .cleaning import CleanSeries
 from .windows import Climatology, features_of, forward_fill, gather, window_starts
 
 SHOWN = 3  # times named in a message about many
@@ -41,13 +42,16 @@ class Lookbacks:
         starts, _ = window_starts(segments, lost, nothing, self.lookback, 0, 1)
         self.origins = starts + self.lookback - 1
         scaled = (known[:, :-1] - np.asarray(facts["feature_mean"])) / np.asarray(facts["feature_std"])
-        self._inputs, self._history = (np.ascontiguousarray(part, dtype=np.float32) for part in (scaled, known[:, -1]))
-        self._climatology = Climatology.from_state(facts["climatology"])
+        self._inputs = np.ascontiguousarray(scaled, dtype=np.float32)
+        self._history = known[:, -1] - facts.get("target_offset", 0.0)
+        self._climatology = Climatology.from_state(facts["climatology"], series.step)
 
     def times_ahead(self, origins: np.ndarray) -> np.ndarray:
-        """The times that are forecast from these rows, datetime64[us] (B, H)."""
-        steps = np.arange(1, self.horizon + 1) * np.timedelta64(self.series.step, "us")
-        return self.series.times[origins][:, None] + steps
+        """The times that are forecast from these rows, as `CleanSeries.times_of` has them (B, H)."""
+        return self.series.times_of(self._numbers_ahead(origins))
+
+    def _numbers_ahead(self, origins: np.ndarray) -> np.ndarray:
+        return self.series.numbers[origins][:, None] + np.arange(1, self.horizon + 1) * self.series.step.count
 
     def batch(self, origins: np.ndarray) -> dict[str, torch.Tensor]:
         """Of a batch of `SeriesDataModule` what a forecast needs: `inputs`, `history`, `climatology`, `index`."""
@@ -56,34 +60,35 @@ class Lookbacks:
         batch = {
             "inputs": gather(self._inputs, self.lookback, starts),
             "history": gather(self._history, self.lookback, starts),
-            "climatology": usual.astype(np.float32),
+            "climatology": usual,
             "index": np.asarray(origins, dtype=np.int64),
         }
         return {name: torch.from_numpy(values) for name, values in batch.items()}
 
     def truth(self, origins: np.ndarray) -> np.ndarray:
-        """What came, float32 (B, H); NaN where the series has no reading at that time."""
-        wanted = self.times_ahead(origins)
-        found = np.minimum(np.searchsorted(self.series.times, wanted), len(self.series.times) - 1)
-        return np.where(self.series.times[found] == wanted, self._target[found], np.nan).astype(np.float32)
+        """What came, in the target's own unit, float64 (B, H); NaN where the series has no reading at that time."""
+        wanted = self._numbers_ahead(origins)
+        numbers = self.series.numbers
+        rows = np.minimum(np.searchsorted(numbers, wanted), len(numbers) - 1)
+        return np.where(numbers[rows] == wanted, self._target[rows], np.nan)
 
     def spaced(self, every: int) -> np.ndarray:
-        """The complete ones whose origins lie `every` microseconds apart, counted back from the last row.
+        """The complete ones whose origins lie `every` steps apart, counted back from the last row.
 
         Where a gap has shifted the recording, the latest row within a step before such a time.
         """
-        times = self.series.times.astype(np.int64)
-        return self.origins[(times[-1] - times[self.origins]) % every < self.series.step]
+        count, numbers = self.series.step.count, self.series.numbers
+        return self.origins[(numbers[-1] - numbers[self.origins]) % (every * count) < count]
 
     def possible(self, every: int) -> int:
         """How many there would be in `spaced(every)` if nothing were missing."""
-        span = int(self.series.times[-1].astype(np.int64) - self.series.times[0].astype(np.int64))
-        return (span - (self.lookback - 1) * self.series.step) // every + 1
+        count, numbers = self.series.step.count, self.series.numbers
+        return (int(numbers[-1] - numbers[0]) - (self.lookback - 1) * count) // (every * count) + 1
 
     @property
     def wanted(self) -> np.ndarray:
-        """The times of the last lookback, datetime64[us] (L,)."""
-        return self.series.times[-1] - np.arange(self.lookback)[::-1] * np.timedelta64(self.series.step, "us")
+        """The numbers of the last lookback's rows (L,)."""
+        return self.series.numbers[-1] - np.arange(self.lookback)[::-1] * self.series.step.count
 
     def lacking(self) -> str:
         """What the last lookback lacks; empty if it is complete."""
@@ -91,25 +96,29 @@ class Lookbacks:
         if len(self.origins) and self.origins[-1] == last:
             return ""
         wanted = self.wanted
-        absent = wanted[~np.isin(wanted, self.series.times)]
+        absent = self.series.times_of(wanted[~np.isin(wanted, self.series.numbers)])
         parts = [f"{len(absent)} of {self.lookback} readings ({_times(absent)})"] if len(absent) else []
-        rows = np.flatnonzero(np.isin(self.series.times, wanted))
+        rows = np.flatnonzero(np.isin(self.series.numbers, wanted))
         columns = dict(zip([*self.facts["features"], self.facts["target"]], self._missing[rows].T, strict=True))
         for name, missing in columns.items():
             if missing.any():
                 times = _times(self.series.times[rows[missing]])
                 parts.append(f"{name!r} in {missing.sum()} of them ({times})")
+        end = format_time(self.series.times[-1])
         return (
-            f"the lookback of {self.lookback} steps of {spell(self.series.step)} up to {moment(wanted[-1])} is "
-            f"incomplete: missing {'; '.join(parts)}"
+            f"the lookback of {self.lookback} steps of {self.series.step} up to {end} is incomplete: "
+            f"missing {'; '.join(parts)}"
         )
 
 
 def _times(times: np.ndarray) -> str:
-    shown = ", ".join(moment(time) for time in times[-SHOWN:])
+    shown = ", ".join(format_time(time) for time in times[-SHOWN:])
     return f"… {shown}" if len(times) > SHOWN else shown
 
 
-def moment(time: Any) -> str:
-    """A datetime64 as people write it, to the second."""
-    return str(time.astype("datetime64[s]")).replace("T", " ")
+def format_time(time: Any) -> str:
+    """A time of a series as people write it, to the minute or, if need be, to the second."""
+    if isinstance(time, (int, np.integer)):
+        return f"row {time}"
+    text = str(pd.Timestamp(time).floor("s"))
+    return text.removesuffix(":00")

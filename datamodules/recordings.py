@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from decimal import Decimal
+from functools import lru_cache
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from .formats import time_columns
 from .sources import DataError
-from .streaming import LINE, TableStream, warn
+from .streaming import LINE, TableStream, warn, without_blank_end
 
 CHUNK = 20_000  # rows parsed at once
+EPOCHS = {"epoch_s": 1_000_000, "epoch_ms": 1000}  # microseconds of a unit
+ISO = {"iso8601": "ISO8601"}  # our name of the format, and pandas'
+INTERVAL = re.compile(r"(.+?)([^%]+?)\1", re.DOTALL)  # the format of two times: one, a separator, and the same again
+CLOCK = ("now", "today")  # which pandas reads as the time of its clock
+TRIED = 1000  # times tried one by one before the format is taken for a wrong one
+LATEST = 253_402_300_800_000_000  # microseconds from 1970 to the year 10000
 NO_READING = ("nan", "na", "n/a", "#n/a", "null", "none", "missing", "缺测", "缺失", "无")
 """What stands in a cell without a reading, in lower case, or else signs alone; numbers that mean it are
 `missing_values`."""
+WIDE = str.maketrans("０１２３４５６７８９．＋－\N{MINUS SIGN}", "0123456789.+--")
+"""Digits and signs that are no ASCII, and those that they stand for."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +49,11 @@ class Rows:
 def read_recordings(
     table: TableStream,
     *,
-    time_column: str,
+    time_column: str | Sequence[str] | None,
     time_format: str,
     columns: Sequence[str],
     decimal: str = ".",
+    missing_words: Collection[str] = (),
     span: int | None = None,
     progress: Callable[[], object] = lambda: None,
 ) -> tuple[Rows, bool]:
@@ -46,12 +61,13 @@ def read_recordings(
 
     Args:
         table: the open file.
-        time_column: where the time is.
-        time_format: how it is written (`strptime`).
+        time_column: where the time is; None if there is none: the rows' times are then their numbers from 1.
+        time_format: how it is written, see `parse_times`.
         columns: the numeric columns to keep.
         decimal: what stands before a number's fraction, a point or a comma.
-        span: microseconds; rows that are older than the newest by as much or more are forgotten on the way, so that
-            memory stays flat.
+        missing_words: further words for no reading, see `parse_numbers`.
+        span: microseconds, or rows if there are no times; rows that are older than the newest by as much or more are
+            forgotten on the way, so that memory stays flat.
         progress: called after every part.
 
     Raises:
@@ -62,15 +78,19 @@ def read_recordings(
     parts: list[Rows] = []
     latest = np.empty(0, dtype=np.int64)  # the two newest times
     count = 0
-    for frame in _frames(table, [time_column, *columns]):
-        times = parse_times(frame, time_column, time_format, str(table.path))
+    for frame in _frames(table, [*time_columns(time_column), *columns]):
+        if time_column is None:
+            times = np.arange(count, count + len(frame)) + 1
+        else:
+            times = parse_times(frame, time_column, time_format, str(table.path))
         latest = np.unique(np.concatenate([latest, times]))[-2:]
         newest = int(latest[-1])
         count += len(times)
         fresh = np.ones(len(times), dtype=bool) if span is None else times > newest - span
         if fresh.any():
             part = frame[fresh]
-            parts.append(Rows(times[fresh], parse_numbers(part, columns, str(table.path), decimal), lines_of(part)))
+            numbers = parse_numbers(part, columns, str(table.path), decimal, missing_words)
+            parts.append(Rows(times[fresh], numbers, lines_of(part)))
         if span is not None:
             parts = [part.take(part.times > newest - span) for part in parts if part.times.max() > newest - span]
         progress()
@@ -89,7 +109,7 @@ def read_recordings(
 def _frames(table: TableStream, names: Sequence[str]) -> Iterator[pd.DataFrame]:
     """The columns `names` of a file, and `LINE`, some rows at a time."""
     places: Mapping[str, int] = {name: table.header.index(name) for name in names}
-    rows = table.rows()
+    rows = without_blank_end(table.rows(), table.met, lambda row: row.fields)
     while chunk := list(islice(rows, CHUNK)):
         if torn := next((row for row in chunk if not row.whole), None):
             raise DataError(f"{table.path}, line {torn.line}: {torn.note}; correct the row or remove it")
@@ -108,43 +128,152 @@ def micro(times: np.ndarray) -> np.ndarray:
     return times.astype("datetime64[us]").astype(np.int64)
 
 
-def parse_times(frame: pd.DataFrame, column: str, time_format: str, source: str) -> np.ndarray:
+def parse_times(frame: pd.DataFrame, column: str | Sequence[str], time_format: str, source: str) -> np.ndarray:
     """Microseconds (rows,).
+
+    `24:00` is 00:00 of the next day. A format that holds the same format twice, such as `%H:%M - %H:%M`, is that of an
+    interval, which stands for its beginning.
+
+    Args:
+        frame: of text.
+        column: where the time is; the cells of several columns are joined by blanks.
+        time_format: `strptime`'s, `iso8601` (with and without fractions of a second), `epoch_s`, `epoch_ms`.
+        source: named in errors.
 
     Raises:
         DataError: a time that isn't written as `time_format`, with its line.
     """
+    names = time_columns(column)
+    cells = frame[names[0]].str.strip()
+    for name in names[1:]:
+        cells = cells + " " + frame[name].str.strip()
+    if interval := INTERVAL.fullmatch(time_format):
+        begins, begin_format = _interval_begins(cells, *interval.groups()), interval[1]
+    else:
+        begins, begin_format = cells, time_format
+    read = _epoch_times if begin_format in EPOCHS else _written_times
+    times, bad = read(begins, begin_format)
+    if bad.any():
+        row = int(bad.argmax())
+        raise DataError(
+            f"{source}, line {lines_of(frame)[row]}: {cells.iloc[row]!r} in column {' + '.join(map(repr, names))} is "
+            f"not a time written as {time_format!r} ({int(bad.sum())} such rows); correct it or set data.time_format"
+            + _other_format(cells.iloc[row], time_format)
+        )
+    return times
+
+
+def _interval_begins(cells: pd.Series, begin: str, separator: str) -> pd.Series:
+    """What stands before the separator of two times, which may occur within a time as well."""
+    within = begin.count(separator)
+    parts = cells.str.split(separator, regex=False)
+    whole = parts.map(len) == 2 * within + 2
+    return parts.str[: within + 1].str.join(separator).where(whole, "")
+
+
+def _written_times(cells: pd.Series, time_format: str) -> tuple[np.ndarray, np.ndarray]:
+    """Microseconds, and which cells are no time, of times written for people."""
     try:
-        parsed = pd.to_datetime(frame[column], format=time_format, utc=True, errors="coerce")
+        parsed = pd.to_datetime(cells, format=ISO.get(time_format, time_format), utc=True, errors="coerce")
     except ValueError as error:
         raise DataError(f"data.time_format={time_format!r} is not a time format: {error}") from None
-    bad = np.flatnonzero(parsed.isna())
-    if len(bad):
-        raise DataError(
-            f"{source}, line {lines_of(frame)[bad[0]]}: {frame[column].iloc[bad[0]]!r} in column {column!r} is not a "
-            f"time written as {time_format!r} ({len(bad)} such rows); correct it or set data.time_format"
-        )
-    return micro(parsed.dt.tz_localize(None).to_numpy())
+    bad = np.array(parsed.isna() | cells.isin(CLOCK))
+    times = np.array(micro(parsed.dt.tz_localize(None).to_numpy()))
+    for tried, row in enumerate(np.flatnonzero(bad).tolist()):
+        if tried == TRIED and bad[:row].sum() == TRIED:
+            break  # the format is another one
+        if (time := _unusual_time(cells.iloc[row], time_format)) is not None:
+            times[row], bad[row] = time, False
+    return times, bad
 
 
-def parse_numbers(frame: pd.DataFrame, columns: Sequence[str], source: str, decimal: str = ".") -> np.ndarray:
+def _unusual_time(cell: str, time_format: str) -> int | None:
+    """The microseconds of a time that pandas can't read: 24:00, or, with its version 2, after the year 2262."""
+    days = 0
+    if "(?P<hour>" in _end_of_day(time_format).pattern and (midnight := _end_of_day(time_format).fullmatch(cell)):
+        cell = cell[: midnight.start("hour")] + "00" + cell[midnight.end("hour") :]
+        days = 1
+    try:
+        time = datetime.fromisoformat(cell) if time_format in ISO else datetime.strptime(cell, time_format)
+        if time.tzinfo is not None:
+            time = time.astimezone(timezone.utc).replace(tzinfo=None)
+    except (ValueError, OverflowError):
+        return None
+    return (time - datetime(1970, 1, 1) + timedelta(days=days)) // timedelta(microseconds=1)
+
+
+@lru_cache
+def _end_of_day(time_format: str) -> re.Pattern[str]:
+    """What matches a time of that format at 24:00."""
+    if time_format in ISO:
+        return re.compile(r"\d{4}-?\d\d-?\d\d[T ](?P<hour>24)(:?00(:?00([.,]0+)?)?)?(Z|[+-][\d:]+)?")
+    digits = {"%H": "(?P<hour>24)", "%M": "00", "%S": "00", "%f": "0+", "%Y": r"\d{4}"}
+    parts = re.split("(%.)", time_format)
+    return re.compile("".join(digits.get(p, ".+?" if p.startswith("%") else re.escape(p)) for p in parts))
+
+
+def _epoch_times(cells: pd.Series, time_format: str) -> tuple[np.ndarray, np.ndarray]:
+    """Microseconds, and which cells are no time, of counts since 1970."""
+    unit = EPOCHS[time_format]
+    whole = cells.str.fullmatch(r"[+-]?\d{1,16}").to_numpy(dtype=bool)
+    times, bad = np.zeros(len(cells), dtype=np.int64), np.zeros(len(cells), dtype=bool)
+    counts = cells.to_numpy(dtype=object)[whole].astype(np.int64)
+    beyond = np.abs(counts) > LATEST // unit
+    times[whole], bad[whole] = np.where(beyond, 0, counts) * unit, beyond
+    for row in np.flatnonzero(~whole).tolist():  # fractions, exactly
+        number = cells.iloc[row]
+        exact = Decimal(number) * unit if re.fullmatch(r"[+-]?\d+\.?\d*([eE][+-]?\d{1,2})?", number) else None
+        bad[row] = exact is None or abs(exact) > LATEST
+        times[row] = 0 if exact is None or bad[row] else math.floor(exact)
+    return times, bad
+
+
+def _other_format(cell: str, time_format: str) -> str:
+    """The format to try for a time that isn't written as `time_format`."""
+    if re.fullmatch(r"\d{9,13}(\.\d+)?", cell):
+        other = "epoch_ms" if cell.partition(".")[0][11:] else "epoch_s"
+    else:
+        other = "iso8601" if re.match(r"\d{4}-\d\d-\d\d", cell) else time_format
+        other = time_format if _written_times(pd.Series([cell]), "iso8601")[1].any() else other
+    return "" if other == time_format else f", perhaps to {other}"
+
+
+def parse_numbers(
+    frame: pd.DataFrame,
+    columns: Sequence[str],
+    source: str,
+    decimal: str = ".",
+    missing_words: Collection[str] = (),
+) -> np.ndarray:
     """float64 (rows, columns), NaN for cells that hold one of `NO_READING`, or no letter and no digit (`---`, `?`).
 
     Thousands are not to be set apart: with a decimal comma, a point is a mistake, and the other way round.
+
+    Args:
+        frame: of text.
+        columns: the numeric ones.
+        source: named in errors.
+        decimal: what stands before a number's fraction, a point or a comma.
+        missing_words: cells that hold one of these, in lower or upper case, are NaN as well.
 
     Raises:
         DataError: a cell that is no number, with its line.
     """
     values = np.empty((len(frame), len(columns)))
+    missing = {*NO_READING, *(word.strip().lower() for word in missing_words)}
     for position, name in enumerate(columns):
         cells = frame[name]
+        if missing_words:
+            cells = cells.mask(cells.str.strip().str.lower().isin(missing), "")
         if decimal != ".":
             words = cells.astype(str)
             cells = words.str.replace(decimal, ".").mask(words.str.contains(".", regex=False), "a point: thousands?")
-        numbers = pd.to_numeric(cells, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+        numbers = _numbers(cells)
+        if (suspects := np.flatnonzero(np.isnan(numbers))).size:
+            numbers[suspects] = _numbers(cells.iloc[suspects].str.translate(WIDE).str.strip())
         suspects = np.flatnonzero(~np.isfinite(numbers))
         texts = cells.iloc[suspects].astype(str).str.strip()
-        empty = (texts.str.lower().isin(NO_READING) | texts.str.fullmatch(r"\W*")).to_numpy(dtype=bool)
+        empty = (texts.str.lower().isin(missing) | texts.str.fullmatch(r"\W*")).to_numpy(dtype=bool)
         if not empty.all():
             row = suspects[~empty][0]
             cell = frame[name].iloc[row]
@@ -159,6 +288,11 @@ def parse_numbers(frame: pd.DataFrame, columns: Sequence[str], source: str, deci
             )
         values[:, position] = numbers
     return values
+
+
+def _numbers(cells: pd.Series) -> np.ndarray:
+    """float64, NaN for what is no number."""
+    return np.array(pd.to_numeric(cells, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan))
 
 
 def _with_commas(cells: pd.Series) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 
 from .sources import DataError
 
@@ -78,6 +78,17 @@ class BatchOrder(Sampler[list[int]]):
         return batches[self.rank :: self.world_size][: len(self)]
 
 
+class SameOrder(BatchOrder, SequentialSampler):  # pyright: ignore[reportGeneralTypeIssues]
+    """The batches of the first epoch in every epoch, for a trainer that overfits a few of them.
+
+    Lightning replaces every sampler that is no `SequentialSampler` when it overfits.
+    """
+
+    def batches(self, epoch: int) -> list[list[int]]:
+        """This process's batches, whatever the epoch."""
+        return super().batches(0)
+
+
 class ResumableLoader(DataLoader[Any]):
     """A DataLoader over whole batches whose `state_dict` says where in which epoch it stands.
 
@@ -128,11 +139,14 @@ def split_loader(
 ) -> ResumableLoader:
     """Batches of one split for this process of `trainer`, which may be None; only `train` is shuffled.
 
+    With `overfit_batches`, the trainer sees the same batches in every epoch.
+
     Raises:
         DataError: if some process would have no batch.
     """
     rank, world_size = getattr(trainer, "global_rank", 0), getattr(trainer, "world_size", 1)
-    order = BatchOrder(len(dataset), batch_size, lengths, split == "train", seed, rank, world_size)
+    make_order = SameOrder if getattr(trainer, "overfit_batches", 0) else BatchOrder
+    order = make_order(len(dataset), batch_size, lengths, split == "train", seed, rank, world_size)
     if -(-len(dataset) // order.batch_size) < world_size:  # the same answer on every process
         raise DataError(
             f"the {split} split has {len(dataset)} examples in batches of {order.batch_size}, fewer batches than the "

@@ -12,12 +12,16 @@ import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
 
-from .cleaning import WIND, CleanSeries, clean, duration, instant, require_float32, spell
+from .cleaning import CleanSeries, clean, require_float32, warn_of_sentinels
+from .formats import WIND, CsvFormat, series_columns, time_columns
+from .recordings import micro
 from .sampling import ResumableLoader, split_loader
 from .sources import SPLITS, DataError, Source, at_least, file_sha256, one_of, path_text
+from .spacing import advise, are_business_days
+from .steps import NAMES, Step, instant
 from .streaming import read_table
 from .synthetic import sample_climate
-from .windows import CALENDAR, Climatology, WindowDataset, features_of, forward_fill, window_starts
+from .windows import Climatology, WindowDataset, calendar_of, features_of, forward_fill, offset_of, window_starts
 
 logger = logging.getLogger(__name__)
 
@@ -30,25 +34,30 @@ class SeriesDataModule(pl.LightningDataModule):
     """Windows of a timestamped table, split by time before anything is learned from it.
 
     A batch is a dict, with B windows, L steps of lookback, H steps of horizon and F features:
-    `inputs` float32 (B, L, F), scaled; `targets` float32 (B, H), in the target's own unit; `history` float32 (B, L),
-    the target over the lookback, same unit; `climatology` float32 (B, H), what is usual at the targets' times, same
-    unit; `origin` int64 (B,), the time of the last input, in steps since the first row; `index` int64 (B,), for
-    `describe`. A window lies in one gap-free stretch, and its targets in one split.
+    `inputs` float32 (B, L, F), scaled; `targets` float64 (B, H), in the target's own unit, less `target_offset`;
+    `history` float64 (B, L), the target over the lookback, alike; `climatology` float64 (B, H), what is usual at the
+    targets' times, alike; `origin` int64 (B,), the time of the last input, in steps since the first row; `index` int64
+    (B,), for `describe`. A window lies in one gap-free stretch, and its targets in one split.
     Scaler and climatology know the training rows alone.
+
+    `target_offset` is a round number near the training mean of a target that varies little around a large value, such
+    as coordinates or a meter's reading (see `offset_of`), and otherwise 0, and then not among the facts.
 
     Args:
         name: of the data set.
         path, files, urls, sha256, on_missing: where the file is, see `Source`.
         expected: file name to `{rows, first, last}` of files whose hash is not known; a difference is a warning.
-        encoding, separator, time_column, time_format: how the file is written.
+        time_column, time_format: where the time is, and how it is written, see `parse_times`.
         target: the column to forecast.
         features: the columns to forecast from, in this order.
         wind: the columns of wind `speed` and `direction`: adds the components `wind_x` and `wind_y` to the features.
         calendar: adds sine and cosine of the time of day and of the year to the features.
         missing_values: numbers that mean "missing".
+        missing_words: words that mean it, beside the usual ones.
         missing: `drop` drops every window with something missing; `ffill` first fills inputs (never targets) with the
-            last value, at most `fill_limit` steps old.
-        decimal, duplicates, step, resample: see `clean` and `arrange`.
+            last value, at most `fill_limit` steps old, in empty cells and in absent rows alike (in older runs, those from
+            before `min_share`, in empty cells alone).
+        decimal, duplicates, step, resample, round_times, min_share, bin_offset, allow_loss: see `clean` and `arrange`.
         lookback, horizon, season: durations, multiples of `step`.
         stride: steps from one window to the next.
         split: `date` (train < `val_from` <= val < `test_from` <= test < `test_until`) or `fraction` (the last
@@ -58,6 +67,7 @@ class SeriesDataModule(pl.LightningDataModule):
             it, as they would in use; false: inputs must lie in the split as well.
         batch_size, num_workers, seed: of the batches and their order.
         sample_years, sample_seed: of the built-in sample.
+        csv_format: how the file is written, see `CsvFormat`.
 
     Attributes:
         sizes: `num_features` F, `lookback` L, `horizon` H, `season_length` in steps, `step_hours`.
@@ -73,21 +83,23 @@ class SeriesDataModule(pl.LightningDataModule):
         sha256: Mapping[str, str] | None = None,
         expected: Mapping[str, Mapping[str, Any]] | None = None,
         on_missing: str = "sample",
-        encoding: str = "utf-8",
-        separator: str = ",",
         decimal: str = ".",
-        time_column: str = "Date Time",
+        time_column: str | Sequence[str] | None = "Date Time",
         time_format: str = "%d.%m.%Y %H:%M:%S",
         target: str = "T (degC)",
         features: Sequence[str] = ("T (degC)", "p (mbar)", "rh (%)", "VPact (mbar)"),
         wind: Mapping[str, str] | None = None,
         calendar: bool = True,
         missing_values: Sequence[float] = (-9999,),
+        missing_words: Sequence[str] = (),
         missing: str = "drop",
         fill_limit: int = 3,
-        duplicates: str = "first",
+        duplicates: str = "identical",
         step: str = "1h",
         resample: str = "sample",
+        min_share: float | None = None,
+        bin_offset: str | None = None,
+        allow_loss: bool = True,
         lookback: str = "5d",
         horizon: str = "2d",
         stride: int = 1,
@@ -104,23 +116,28 @@ class SeriesDataModule(pl.LightningDataModule):
         sample_years: int = 3,
         sample_seed: int = 0,
         season: str = "1d",
+        round_times: str | None = None,
+        **csv_format: Any,
     ) -> None:
         super().__init__()
         self.source = Source(name, path, tuple(files), tuple(urls), dict(sha256 or {}), on_missing, SAMPLE)
         self.name, self.is_sample = self.source.title, False
         self._expected = expected or {}
-        self._reading = {"encoding": encoding, "separator": separator}
+        self._reading = CsvFormat(**csv_format).state()
         self._sample_years, self._sample_seed = sample_years, sample_seed
         self._target, self._calendar = target, calendar
         self._features = [*features, *(extra for extra in WIND if wind is not None and extra not in features)]
-        self._names = [*self._features, *(CALENDAR if calendar else ())]
+        self._step = Step.parse("step", step)
+        if round_times is not None and not Step.parse("round_times", round_times).is_fixed:
+            raise DataError(f"data.round_times={round_times} must be a duration such as 1h or 10min")
+        self._names = [*self._features, *(calendar_of(self._step) if calendar else ())]
         self._missing, self._fill_limit, self._stride = missing, fill_limit, stride
         self._split, self._reach_back, self._fractions = split, reach_back, (val_fraction, test_fraction)
         self._batching: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "seed": seed}
         one_of(
             decimal=(decimal, (".", ",")),
             missing=(missing, ("drop", "ffill")),
-            duplicates=(duplicates, ("first", "last", "mean", "error")),
+            duplicates=(duplicates, ("identical", "first", "last", "mean", "error")),
             resample=(resample, ("sample", "mean", "rows")),
             split=(split, ("date", "fraction")),
         )
@@ -130,20 +147,30 @@ class SeriesDataModule(pl.LightningDataModule):
         self._check_features(wind, {"resample": resample, "duplicates": duplicates})
         columns = [target, *self._features, *(wind.values() if wind is not None else ())]
         self._cleaning = {
-            "time_column": time_column,
+            "time_column": str(time_column) if len(names := time_columns(time_column)) == 1 else names,
             "time_format": time_format,
             "columns": list(dict.fromkeys(column for column in columns if wind is None or column not in WIND)),
             **({} if decimal == "." else {"decimal": decimal}),  # runs from before there was a choice stay the same
+            **({"missing_words": list(missing_words)} if missing_words else {}),
             "wind": dict(wind) if wind is not None else None,
             "missing_values": list(missing_values or ()),
             "step": step,
             "resample": resample,
             "duplicates": duplicates,
+            **({} if round_times is None else {"round_times": round_times}),
+            **({} if min_share is None else {"min_share": min_share}),
+            **({} if bin_offset is None else {"bin_offset": bin_offset}),
+            **({"fill_rows": fill_limit} if missing == "ffill" and min_share is not None else {}),
         }
-        self._step = duration("step", step)
-        self._lookback, self._horizon, self._season = (
-            self._steps(key, value) for key, value in (("lookback", lookback), ("horizon", horizon), ("season", season))
-        )
+        self._allow_loss = allow_loss
+        if bin_offset is not None and not (self._step.is_fixed and Step.parse("bin_offset", bin_offset).is_fixed):
+            raise DataError(
+                f"data.bin_offset={bin_offset} must be a fixed length such as 6h, and so must data.step={step}"
+            )
+        if time_column is None and (self._step.unit != "rows" or split == "date"):
+            raise DataError("data.time_column=null, for rows without times, needs data.step=rows data.split=fraction")
+        lengths = {"lookback": lookback, "horizon": horizon, "season": season}
+        self._lookback, self._horizon, self._season = self._count(lengths)
         if self._lookback < self._season:
             raise DataError(
                 f"data.lookback={lookback} is shorter than data.season={season}: lengthen the one or shorten the other"
@@ -156,7 +183,7 @@ class SeriesDataModule(pl.LightningDataModule):
             "lookback": self._lookback,
             "horizon": self._horizon,
             "season_length": self._season,
-            "step_hours": self._step / duration("step", "1h"),
+            "step_hours": self._step.hours,
         }
         self.facts: dict[str, Any] = {}
         self.report: dict[str, Any] = {}
@@ -171,7 +198,8 @@ class SeriesDataModule(pl.LightningDataModule):
             return
         frame, file = self._read()
         source = str(file or self.name)
-        series = clean(frame, **self._cleaning, source=source)
+        series = clean(frame, **self._cleaning, allow_loss=self._allow_loss, source=source)
+        warn_of_sentinels(series.report, source, f"data.missing_values, now {self._cleaning['missing_values']}")
         splits = self._split_rows(series)
         features = features_of(series, self._features, self._calendar)
         target = series.column(self._target)
@@ -196,14 +224,15 @@ class SeriesDataModule(pl.LightningDataModule):
         train = splits["train"]
         mean, std = self._fit_scaler(observed[train])
         require_float32(known, [*self._names, self._target], series.lines, source, std)
-        climatology = Climatology.fit(series.times[train], target[train])
-        self.facts = self._facts(mean, std, climatology)
-        tables = ((known[:, :-1] - mean[:-1]) / std[:-1], known[:, -1], target, climatology.predict(series.times))
-        inputs, history, targets, usual = (np.ascontiguousarray(table, dtype=np.float32) for table in tables)
+        offset = offset_of(float(mean[-1]), float(std[-1]))
+        history, targets = known[:, -1] - offset, target - offset
+        climatology = Climatology.fit(series.times[train], targets[train], series.step)
+        self.facts = self._facts(mean, std, offset, climatology)
+        inputs = np.ascontiguousarray((known[:, :-1] - mean[:-1]) / std[:-1], dtype=np.float32)
+        tables = (inputs, history, targets, climatology.predict(series.times))
+        clock = (series.numbers - series.numbers[0]) // series.step.count
         self._sets = {
-            name: WindowDataset(
-                inputs, history, targets, usual, starts[name], self._lookback, self._horizon, series.times, series.step
-            )
+            name: WindowDataset(*tables, starts[name], self._lookback, self._horizon, series.times, clock)
             for name in SPLITS
         }
 
@@ -231,14 +260,31 @@ class SeriesDataModule(pl.LightningDataModule):
         rows = {"origin": origin, "first_target": origin + 1, "last_target": origin + windows.horizon}
         return pd.DataFrame({name: windows.times[row] for name, row in rows.items()})
 
+    def target_times(self, split: str, index: np.ndarray, step: np.ndarray) -> pd.Series:
+        """The time of each target: of the window at this position, so many steps (from 1) after its last input."""
+        windows = self.dataset(split)
+        return pd.Series(windows.times[windows.starts[index] + windows.lookback - 1 + step])
+
     def _loader(self, split: str) -> ResumableLoader:
         return split_loader(self.dataset(split), split, self.trainer, **self._batching)
 
-    def _steps(self, key: str, value: str) -> int:
-        length = duration(key, value)
-        if length % self._step:
-            raise DataError(f"data.{key}={value} is not a multiple of data.step={spell(self._step)}")
-        return length // self._step
+    def _count(self, lengths: Mapping[str, str]) -> list[int]:
+        """How many steps these durations are."""
+        unit = self._step.unit
+        if other := [key for key, value in lengths.items() if Step.parse(key, value).unit != unit]:
+            given = ", ".join(f"data.{key}={lengths[key]}" for key in other)
+            raise DataError(
+                f"{given} can't be counted in steps of data.step={self._step}: give all of data.lookback, data.horizon "
+                f"and data.season as {NAMES[unit]}"
+            )
+        if uneven := [key for key, value in lengths.items() if Step.parse(key, value).count % self._step.count]:
+            step = self._step
+            given = ", ".join(f"data.{key}={lengths[key]}" for key in uneven)
+            raise DataError(
+                f"{given} is not a multiple of data.step={step}: data.lookback, data.horizon and data.season must be, "
+                f"as {step.spell(step.count)} and {step.spell(4 * step.count)} are"
+            )
+        return [self._step.steps(key, value) for key, value in lengths.items()]
 
     def _check_features(self, wind: Mapping[str, str] | None, rules: Mapping[str, str]) -> None:
         if not self._names or len(set(self._features)) < len(self._features):
@@ -264,9 +310,7 @@ class SeriesDataModule(pl.LightningDataModule):
 
     def _read(self) -> tuple[pd.DataFrame, Path | None]:
         file = self.source.locate()
-        wind = dict.fromkeys((self._cleaning["wind"] or {}).values(), "data.wind (null for none)")
-        features = dict.fromkeys(self._cleaning["columns"], "data.features")
-        needed = {**features, **wind, self._target: "data.target", self._cleaning["time_column"]: "data.time_column"}
+        needed = series_columns(self._cleaning["time_column"], self._target, self._features, self._cleaning["wind"])
         if file is not None:
             return read_table(file, columns=needed, **self._reading), file
         self.name, self.is_sample = SAMPLE, True
@@ -280,7 +324,7 @@ class SeriesDataModule(pl.LightningDataModule):
         rows = len(series.times)
         if rows < self._lookback + self._horizon:
             raise DataError(
-                f"{self.name} has {rows} rows of {spell(self._step)} after cleaning, a window needs "
+                f"{self.name} has {rows} rows of {self._step} after cleaning, a window needs "
                 f"{self._lookback + self._horizon}: shorten data.lookback ({self._lookback}) or data.horizon "
                 f"({self._horizon}), or give a longer series"
             )
@@ -359,13 +403,17 @@ class SeriesDataModule(pl.LightningDataModule):
         return "".join(f"{way}, or " for way in ways)
 
     def _remedy(self, series: CleanSeries) -> str:
-        """What to do about gaps that taking one row of k makes of single missing rows."""
-        sampled = self._cleaning["resample"] != "mean" and series.report["native_step"] != spell(self._step)
+        """What to do about gaps: at weekends, on holidays, and those that taking one row of k makes of single rows."""
+        if self._step.unit == "bd" and series.report["gaps"]:
+            return "; a holiday without a row is a gap: data.step=rows takes the rows as equally spaced instead"
+        if self._step.is_fixed and are_business_days(micro(series.times)):
+            return f"; there are no rows on weekends: set {advise(micro(series.times), self._step)}"
+        sampled = self._cleaning["resample"] != "mean" and series.report["native_step"] != str(self._step)
         if not sampled or not series.report["gaps"]:
             return ""
         return (
             f"; each row missing at the recorded step of {series.report['native_step']} leaves a gap of more than "
-            f"{spell(self._step)} between the rows that are taken: data.resample=mean averages over it instead"
+            f"{self._step} between the rows that are taken: data.resample=mean averages over it instead"
         )
 
     def _fit_scaler(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -374,11 +422,11 @@ class SeriesDataModule(pl.LightningDataModule):
         for column in [*range(len(self._features)), -1]:
             seen = rows[~np.isnan(rows[:, column]), column]
             mean[column], deviation = seen.mean(), seen.std()
-            if deviation > 1e-9 * max(1.0, abs(mean[column])):  # a constant column stays unscaled
+            if deviation > 1e-13 * abs(mean[column]):  # what is constant but for rounding stays unscaled
                 std[column] = deviation
         return mean, std
 
-    def _facts(self, mean: np.ndarray, std: np.ndarray, climatology: Climatology) -> dict[str, Any]:
+    def _facts(self, mean: np.ndarray, std: np.ndarray, offset: float, climatology: Climatology) -> dict[str, Any]:
         names = self._names
         unit = re.search(r"\(([^()]*)\)\s*$", self._target)
         text = unit.group(1) if unit else ""
@@ -388,10 +436,11 @@ class SeriesDataModule(pl.LightningDataModule):
             "target": self._target,
             "target_index": names.index(self._target) if self._target in names else None,
             "unit": "°C" if text == "degC" else text,
-            "step": spell(self._step),
+            "step": str(self._step),
             "feature_mean": mean[:-1].tolist(),
             "feature_std": std[:-1].tolist(),
-            "target_mean": float(mean[-1]),
+            **({"target_offset": offset} if offset else {}),  # runs from before there was one stay the same
+            "target_mean": float(mean[-1]) - offset,
             "target_std": float(std[-1]),
             "climatology": climatology.state(),
             "calendar": self._calendar,
@@ -453,7 +502,8 @@ class SeriesDataModule(pl.LightningDataModule):
             values = series.column(name)
             seen = values[train][~np.isnan(values[train])]
             low, median, high = np.quantile(seen, [0.25, 0.5, 0.75]) if len(seen) else (0.0, 0.0, 0.0)
-            far = np.abs(values - median) > FAR * (high - low)
+            warned = [value["value"] for value in series.report["sentinels"] if value["column"] == name]
+            far = (np.abs(values - median) > FAR * (high - low)) & ~np.isin(values, warned)
             if high > low and far.any():
                 counts[name], row = int(far.sum()), int(far.argmax())
                 of_line = "mean from line" if self._cleaning["resample"] == "mean" else "line"
@@ -471,8 +521,10 @@ class SeriesDataModule(pl.LightningDataModule):
 
     def _unexpected(self, frame: pd.DataFrame, file: Path | None) -> dict[str, Any]:
         """How a known file differs from what it should be."""
-        times = frame[self._cleaning["time_column"]]
-        facts = {"rows": len(frame), "first": times.iloc[0], "last": times.iloc[-1]}
+        facts: dict[str, Any] = {"rows": len(frame)}
+        if names := time_columns(self._cleaning["time_column"]):
+            times = frame[names]
+            facts |= {"first": " ".join(times.iloc[0]), "last": " ".join(times.iloc[-1])}
         expected = self._expected.get(file.name, {}) if file else {}
         differences = {
             key: {"expected": value, "found": facts[key]} for key, value in expected.items() if facts[key] != value

@@ -9,7 +9,9 @@ import sys
 import threading
 import time
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -18,6 +20,8 @@ from urllib.parse import urlparse
 logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
+SUFFIXES, COMPRESSIONS = (".csv", ".tsv", ".tab", ".txt"), (".gz", ".bz2", ".xz")  # of tables
+TABLES = 20  # files named in a message about many
 CONNECT_SECONDS, PROBE_SECONDS, READ_SECONDS = 3, 5, 20
 
 
@@ -52,6 +56,7 @@ class Source:
         on_missing: `"sample"` falls back to the built-in sample with a warning, `"error"` raises.
         sample: name of the built-in sample; empty if there is none.
         cache_dir: where downloads go; by default the folder of `cache_folder`.
+        others: paths of the files that `val` and `test` have for themselves.
     """
 
     name: str
@@ -62,6 +67,7 @@ class Source:
     on_missing: str = "sample"
     sample: str = ""
     cache_dir: str | None = None
+    others: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -70,9 +76,27 @@ class Source:
         return self.name if path.is_dir() or path.name in self.files else Path(path_text(path)).stem
 
     def digest(self) -> str | None:
-        """The SHA-256 of the data file; None of the built-in sample. See `locate` for what it raises."""
-        path = self.locate()
-        return file_sha256(path) if path else None
+        """The SHA-256 of the data; None of the built-in sample. See `locate_all` for what it raises."""
+        files = self.locate_all()
+        return files_sha256(files) if files else None
+
+    def locate_all(self) -> dict[str, Path]:
+        """The files of the splits, of `train` that of all that have no own; empty for the built-in sample.
+
+        Raises:
+            DataError: see `locate`; or a file of another split does not exist.
+        """
+        file = self.locate()
+        return {} if file is None else {"train": file, **self.find_others()}
+
+    def find_others(self) -> dict[str, Path]:
+        """The files that splits have for themselves."""
+        files = {}
+        for split, path in self.others.items():
+            files[split] = Path(os.path.expanduser(path)).absolute()
+            if not archive_of(files[split])[0].is_file():
+                raise DataError(f"{files[split]} does not exist: correct data.{split}_path")
+        return files
 
     def locate(self) -> Path | None:
         """The data file: at `path`, in `$RNN_LAB_DATA`, in the cache, or downloaded; None for the built-in sample.
@@ -82,34 +106,44 @@ class Source:
                 nowhere to be had and `on_missing` is `"error"`.
         """
         one_of(on_missing=(self.on_missing, ("sample", "error")))
-        if self.path is not None:
-            return self._verified(self._explicit(Path(os.path.expanduser(self.path)).absolute()))
+        if (present := self.find()) is not None:
+            return self._verified(present)
         if not self.files and not self.urls:
             return None
         cache = cache_folder(self.cache_dir)
-        for folder in (*_data_folders(), cache):
-            for name in self._names():
-                if (folder / name).is_file():
-                    return self._verified(folder / name)
         found, failures = self._download(cache)
         if found is not None:
             return found
         self._missing(cache, failures)
         return None
 
+    def find(self) -> Path | None:
+        """The data file, unless it must be downloaded first; its content is not looked at.
+
+        Raises:
+            DataError: `path` does not exist.
+        """
+        if self.path is not None:
+            return self._explicit(Path(os.path.expanduser(self.path)).absolute())
+        if not self.files and not self.urls:
+            return None
+        folders = (*_data_folders(), cache_folder(self.cache_dir))
+        return next((folder / name for folder in folders for name in self._names() if (folder / name).is_file()), None)
+
     def _explicit(self, path: Path) -> Path:
-        if path.is_file():
+        if archive_of(path)[0].is_file():
             return path
         if not path.is_dir():
             raise DataError(f"{path} does not exist: correct data.path, or leave it out to use {self.name}")
         for name in self.files:
             if (path / name).is_file():
                 return path / name
-        present = sorted(p.name for p in path.iterdir() if p.suffix.lower() in (".csv", ".zip"))
-        raise DataError(
-            f"the folder {path} holds none of {list(self.files)}; its tables are {present}: "
-            "give data.path the file itself"
+        present = sorted(
+            p.name for p in path.iterdir() if is_table(PurePosixPath(p.name)) or p.suffix.lower() == ".zip"
         )
+        few = f"{present[:TABLES]}" + (f" and {len(present) - TABLES} more" if len(present) > TABLES else "")
+        others = f"; its tables are {few}: give data.path the file itself" if present else ", nor any other table"
+        raise DataError(f"the folder {path} holds none of {list(self.files)}{others}")
 
     def _verified(self, path: Path) -> Path:
         expected = self.sha256.get(path.name)
@@ -179,6 +213,16 @@ class Source:
         raise DataError(f"the data {self.name} was not found and could not be downloaded: {remedy}{sample}{tried}")
 
 
+def table_suffix(name: PurePosixPath) -> str:
+    """The suffix of a table, `.csv` of `a.csv` and of `a.csv.gz`, in lower case."""
+    return (PurePosixPath(name.stem) if name.suffix.lower() in COMPRESSIONS else name).suffix.lower()
+
+
+def is_table(name: PurePosixPath) -> bool:
+    """Whether that is what a table, plain or compressed, is called."""
+    return table_suffix(name) in SUFFIXES
+
+
 def cache_folder(cache_dir: str | None = None) -> Path:
     """Where downloads and derived files are kept: `cache_dir`, `$RNN_LAB_CACHE`, or the user's cache folder."""
     chosen = cache_dir or os.environ.get("RNN_LAB_CACHE")
@@ -189,18 +233,72 @@ def cache_folder(cache_dir: str | None = None) -> Path:
     return Path(pooch.os_cache("rnn_lab"))
 
 
+def archive_of(path: Path) -> tuple[Path, str | None]:
+    """A file, and what is named inside it: `archive.zip` and `set/train.tsv` of `archive.zip/set/train.tsv`."""
+    if not path.exists():
+        for parent in path.parents:
+            if parent.is_file():
+                return parent, path.relative_to(parent).as_posix()
+    return path, None
+
+
+def table_member(path: Path, archive: zipfile.ZipFile, member: str | None = None) -> str:
+    """The name of the table in an archive: the `member`, or the only CSV, or, if there is none, the only other table.
+
+    Raises:
+        DataError: there is none, or more than one.
+    """
+    # Archives made on a Mac carry a "__MACOSX/._name.csv" beside each file.
+    paths = [PurePosixPath(info.filename) for info in archive.infolist() if not info.is_dir()]
+    paths = [one for one in paths if one.parts and one.parts[0] != "__MACOSX" and not one.name.startswith("._")]
+    names = [str(one) for one in paths]
+    shown = f"{names[:TABLES]}" + (f" and {len(names) - TABLES} more" if len(names) > TABLES else "")
+    if "[Content_Types].xml" in names or ("mimetype" in names and "content.xml" in names):
+        raise DataError(f"{path} is a spreadsheet (or another Office file): save it as CSV UTF-8")
+    if member is not None:
+        chosen = [name for name in names if member in (name, PurePosixPath(name).name)]
+        if len(chosen) == 1:
+            return chosen[0]
+        raise DataError(f"{path} holds {'no' if not chosen else 'more than one'} {member!r}, but {shown}")
+    tables = [str(one) for one in paths if one.suffix.lower() == ".csv"]
+    tables = tables or [str(one) for one in paths if one.suffix.lower() in SUFFIXES]
+    if len(tables) == 1:
+        return tables[0]
+    remedy = f"name one as data.path={path}/{tables[0]}" if tables else "unpack it and give data.path a table"
+    raise DataError(f"{path} must hold exactly one .csv file, but holds {shown}: {remedy}")
+
+
 def path_text(path: Path) -> str:
     """`path` as text that can be written as UTF-8, even under a locale that knows ASCII only."""
     return os.fsencode(path).decode("utf-8", "replace")
 
 
 def file_sha256(path: Path) -> str:
-    """The hex SHA-256 of a file's content."""
+    """The hex SHA-256 of the content of a file, or of a member of an archive.
+
+    Raises:
+        DataError: the archive is damaged.
+    """
+    path, member = archive_of(path)
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+    with ExitStack() as stack:
+        file: Any = stack.enter_context(path.open("rb"))
+        try:
+            if member is not None:
+                archive = stack.enter_context(zipfile.ZipFile(file))
+                file = stack.enter_context(archive.open(table_member(path, archive, member)))
+            while block := file.read(1 << 20):
+                digest.update(block)
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+            raise DataError(f"{path} is a damaged or locked zip archive ({error}): get it again") from error
     return digest.hexdigest()
+
+
+def files_sha256(files: Mapping[str, Path]) -> str:
+    """The hash of the files of the splits: if there is one alone, its own."""
+    hashes = {split: file_sha256(file) for split, file in files.items()}
+    together = "\n".join(f"{split} {sha256}" for split, sha256 in hashes.items())
+    return hashes["train"] if len(hashes) == 1 else hashlib.sha256(together.encode()).hexdigest()
 
 
 def _data_folders() -> list[Path]:

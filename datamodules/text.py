@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from importlib.metadata import version
@@ -19,6 +20,7 @@ import pytorch_lightning as pl
 from tqdm import tqdm
 
 from .corpus import (
+    OTHER,
     PADDING,
     UNKNOWN,
     Corpus,
@@ -26,12 +28,16 @@ from .corpus import (
     TextDataset,
     clean,
     in_proportion,
+    join,
+    look_alike,
     read_arrays,
     split_by_class,
+    treat_small_classes,
     write_arrays,
 )
+from .formats import CsvFormat, text_columns
 from .sampling import ResumableLoader, split_loader
-from .sources import SPLITS, DataError, Source, at_least, cache_folder, file_sha256, one_of, path_text
+from .sources import SPLITS, DataError, Source, at_least, cache_folder, file_sha256, files_sha256, one_of, path_text
 from .streaming import LINE, read_table, warn
 from .synthetic import SMALLEST_REVIEWS, sample_reviews
 
@@ -55,9 +61,12 @@ class TextDataModule(pl.LightningDataModule):
     Args:
         name: of the data set.
         path, files, urls, sha256, on_missing: where the file is, see `Source`.
-        encoding, separator: how the file is written.
+        val_path, test_path: files of these splits, if they have some for themselves; `path` is then that of the others.
+            Of a text that several files hold under the same class, the first is kept.
         text_column, target: the columns of texts and of classes.
         unlabelled: `error` or `drop` for rows without a class.
+        small_classes: `error`, `drop` or `merge` (into one, `other`) for classes with fewer rows than there are splits
+            to be drawn.
         tokenizer: `jieba` (Chinese words), `char` or `whitespace`.
         max_length: tokens kept of a text.
         min_frequency: how often a token must occur in the training texts to enter the vocabulary.
@@ -70,6 +79,7 @@ class TextDataModule(pl.LightningDataModule):
         cache_dir: for downloads and token ids, see `cache_folder`.
         limit: keep this many rows, with the classes in proportion, to try things out.
         english: class to its English name, for `facts`: not every machine has a font that shows Chinese.
+        csv_format: how the file is written, see `CsvFormat`.
 
     Raises:
         DataError: in the constructor for a setting out of range, in `setup` for data that cannot be used.
@@ -79,15 +89,16 @@ class TextDataModule(pl.LightningDataModule):
         self,
         name: str,
         path: str | None = None,
+        val_path: str | None = None,
+        test_path: str | None = None,
         files: Sequence[str] = (),
         urls: Sequence[str] = (),
         sha256: Mapping[str, str] | None = None,
         on_missing: str = "sample",
-        encoding: str = "utf-8",
-        separator: str = ",",
         text_column: str = "review",
         target: str = "cat",
         unlabelled: str = "error",
+        small_classes: str = "error",
         tokenizer: str = "jieba",
         max_length: int = 256,
         min_frequency: int = 2,
@@ -103,10 +114,11 @@ class TextDataModule(pl.LightningDataModule):
         cache_dir: str | None = None,
         limit: int | None = None,
         english: Mapping[str, str] | None = None,
+        **csv_format: Any,
     ) -> None:
         super().__init__()
         one_of(tokenizer=(tokenizer, TOKENIZERS), split=(split, ("stratified", "index%5")))
-        one_of(unlabelled=(unlabelled, ("error", "drop")))
+        one_of(unlabelled=(unlabelled, ("error", "drop")), small_classes=(small_classes, ("error", "drop", "merge")))
         at_least(1, max_length=max_length, min_frequency=min_frequency, batch_size=batch_size)
         at_least(1, limit=1 if limit is None else limit)
         at_least(2, max_vocabulary=max_vocabulary)
@@ -118,13 +130,19 @@ class TextDataModule(pl.LightningDataModule):
             raise DataError(
                 f"data.val_fraction={val_fraction} and data.test_fraction={test_fraction} leave nothing to train on"
             )
-        self.source = Source(name, path, tuple(files), tuple(urls), dict(sha256 or {}), on_missing, SAMPLE, cache_dir)
+        others = {split: other for split, other in (("val", val_path), ("test", test_path)) if other is not None}
+        if others and path is None:
+            raise DataError("data.val_path and data.test_path go with data.path, the file of the training split")
+        if split == "index%5" and "test" in others:
+            raise DataError("data.split=index%5 takes every fifth row for the test: leave it out, or data.test_path")
+        place = (name, path, tuple(files), tuple(urls), dict(sha256 or {}), on_missing, SAMPLE, cache_dir)
+        self.source = Source(*place, others)
         self.name, self.is_sample = self.source.title, False
         self.facts: dict[str, Any] = {}
         self.report: dict[str, Any] = {}
-        self._format = {"encoding": encoding, "separator": separator}
+        self._format = CsvFormat(**csv_format).state()
         self._text_column, self._target, self._limit, self._sample_size = text_column, target, limit, sample_size
-        self._unlabelled = unlabelled
+        self._unlabelled, self._small_classes = unlabelled, small_classes
         self._tokenizer, self._max_length, self._cache_dir = tokenizer, max_length, cache_dir
         self._english = dict(english or {})
         self._vocabulary_limits = {"min_frequency": min_frequency, "max_vocabulary": max_vocabulary}
@@ -133,6 +151,7 @@ class TextDataModule(pl.LightningDataModule):
             "val_fraction": val_fraction,
             "test_fraction": test_fraction,
             "seed": split_seed,
+            **({"own": [*others]} if others else {}),
         }
         self._batching: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "seed": seed}
         self._corpus: Corpus | None = None
@@ -143,12 +162,14 @@ class TextDataModule(pl.LightningDataModule):
         """Find, read, clean, split, tokenise and encode; a second call does nothing."""
         if self._datasets:
             return
-        file = self.source.locate()
+        files = self.source.locate_all()
+        file = files.get("train")
         if file is None:
             self.name, self.is_sample = SAMPLE, True
-        content = file_sha256(file) if file else None
-        data = self._prepared(file, content)
+        content = files_sha256(files) if files else None
+        data = self._prepared(files, content)
         corpus = data.corpus
+        self._warn_of_classes(corpus, data.report["small_classes"])
         positions = self._positions_of(corpus, str(file or self.name))
 
         seen = np.zeros(len(corpus), dtype=bool)
@@ -181,6 +202,7 @@ class TextDataModule(pl.LightningDataModule):
             "source": path_text(file) if file else f"built-in, {self._sample_size} rows, seed {SAMPLE_SEED}",
             "sha256": content,
             **data.report,
+            **({"files": self._files_report(files, data.report["files"])} if len(files) > 1 else {}),
             "limit": self._limit,
             "rows_after_limit": None if self._limit is None else len(corpus),
             "split": self._split,
@@ -226,24 +248,27 @@ class TextDataModule(pl.LightningDataModule):
         dataset = self._datasets[split]
         return split_loader(dataset, split, self.trainer, lengths=dataset.lengths, **self._batching)
 
-    def _prepared(self, file: Path | None, content: str | None) -> Prepared:
-        """The file cleaned and tokenised, from the cache if it was before: known by content, settings and code."""
+    def _prepared(self, files: Mapping[str, Path], content: str | None) -> Prepared:
+        """The files cleaned and tokenised, from the cache if they were: known by content, settings and code."""
         origin = content or f"{self._sample_size} rows, seed {SAMPLE_SEED}"
         choice = None if self._limit is None else [self._limit, self._split["seed"]]
         tokenizer = [self._tokenizer, _tokenizer_version(self._tokenizer)]
-        settings = [origin, self._format, self._text_column, self._target, self._unlabelled, choice, tokenizer]
+        table = [self._format, [file.suffixes for file in files.values()], self._text_column, self._target]
+        settings = [origin, table, self._unlabelled, self._small_classes, choice, tokenizer]
         key = hashlib.sha256(json.dumps(settings).encode())
-        for module in ("corpus", "sources", "streaming", "synthetic", "text"):
+        for module in ("corpus", "formats", "sources", "streaming", "synthetic", "text"):
             key.update(Path(__file__).with_name(f"{module}.py").read_bytes())
         cache = cache_folder(self._cache_dir) / f"corpus-{self._tokenizer}-{key.hexdigest()[:32]}.bin"
         if (data := Prepared.load(cache)) is not None:
-            if file is not None:
-                warn(file, data.report)
+            for split, file in files.items():
+                warn(file, data.report["files"][split] if len(files) > 1 else data.report)
             return data
-        where = str(file or self.name)
-        corpus, traps = clean(self._read(file), self._text_column, self._target, where, self._unlabelled)
+        corpus, traps = self._clean(files)
         if self._limit is not None and self._limit < len(corpus):
-            corpus = corpus.take(in_proportion(corpus.labels, self._limit, self._split["seed"]))
+            parts = [""] * len(corpus) if corpus.files is None else map(str, corpus.files.tolist())
+            strata = [label + part for label, part in zip(corpus.labels, parts, strict=True)]
+            corpus = corpus.take(in_proportion(strata, self._limit, self._split["seed"]))
+        corpus, traps["small_classes"] = treat_small_classes(corpus, self._small_classes, len(SPLITS) - len(files) + 1)
         types: dict[str, int] = {}
         rows = tokenize(corpus.texts, self._tokenizer, cache_dir=self._cache_dir, progress=True)
         ids = np.fromiter((types.setdefault(token, len(types)) for row in rows for token in row), dtype=np.int32)
@@ -258,6 +283,7 @@ class TextDataModule(pl.LightningDataModule):
     def _positions_of(self, corpus: Corpus, where: str) -> dict[str, np.ndarray]:
         """The split, from the cache if it was drawn before: the library that draws it takes a second to import."""
         key = hashlib.sha256(json.dumps([self._split, version("scikit-learn"), corpus.labels, corpus.classes]).encode())
+        key.update(b"" if corpus.files is None else corpus.files.tobytes())
         key.update(corpus.rows.tobytes() + Path(__file__).with_name("corpus.py").read_bytes())
         cache = cache_folder(self._cache_dir) / f"split-{key.hexdigest()[:32]}.bin"
         if (positions := read_arrays(cache)) is None:
@@ -267,8 +293,31 @@ class TextDataModule(pl.LightningDataModule):
             _sweep(cache, "split")
         return positions
 
+    def _clean(self, files: Mapping[str, Path]) -> tuple[Corpus, dict[str, Any]]:
+        columns = (self._text_column, self._target)
+        if len(files) < 2:
+            file = files.get("train")
+            return clean(self._read(file), *columns, str(file or self.name), self._unlabelled)
+        cleaned = {
+            split: clean(self._read(file), *columns, str(file), self._unlabelled) for split, file in files.items()
+        }
+        return join(cleaned)
+
+    def _warn_of_classes(self, corpus: Corpus, small: Mapping[str, int]) -> None:
+        if small:
+            done = f"are {OTHER!r} now" if self._small_classes == "merge" else "are left out"
+            logger.warning("%s: classes of few rows %s (data.small_classes): %s", self.name, done, dict(small))
+        counts = Counter(corpus.labels)
+        for group in look_alike(corpus.classes):
+            shown = ", ".join(f"{name!a} ({counts[name]} rows)" for name in group)
+            logger.warning(
+                "%s: classes look alike, and are told apart by signs that can't be seen: %s. If they are one, make "
+                "their labels the same in the file",
+                self.name, shown,
+            )  # fmt: skip
+
     def _read(self, file: Path | None) -> pd.DataFrame:
-        columns = {self._text_column: "data.text_column", self._target: "data.target"}
+        columns = text_columns(self._text_column, self._target)
         if file is not None:
             return read_table(file, columns=columns, **self._format)
         frame = sample_reviews(self._sample_size, seed=SAMPLE_SEED)
@@ -276,6 +325,12 @@ class TextDataModule(pl.LightningDataModule):
             raise DataError(f"the built-in sample has no columns {missing}, only {list(frame)}: give data.path a file")
         frame[LINE] = np.arange(len(frame)) + 2
         return frame
+
+    def _files_report(self, files: Mapping[str, Path], reports: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            split: {"source": path_text(file), "sha256": file_sha256(file), **reports[split]}
+            for split, file in files.items()
+        }
 
     def _split_report(self, split: str) -> dict[str, Any]:
         dataset, lengths = self._datasets[split], self._lengths[self._positions[split]]
@@ -297,6 +352,10 @@ class TextDataModule(pl.LightningDataModule):
             (report["unlabelled_dropped"], "texts without a class dropped"),
             (report["empty_dropped"], "empty texts dropped"),
             (report["duplicates_dropped"], "exact duplicates (same class, same text) dropped"),
+            *(
+                (count, f"texts of the {split} file dropped that an earlier file holds")
+                for split, count in report.get("duplicates_across_files", {}).items()
+            ),
             (report["conflicting_rows"], f"rows kept whose text stands under several {self._target}"),
             *((splits[split]["truncated"], f"{split} texts cut to {self._max_length} tokens") for split in SPLITS),
             *((splits[split]["without_tokens"], f"{split} texts without a token") for split in SPLITS),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,9 +12,12 @@ import torch
 from torch.utils.data import Dataset
 
 from .cleaning import CleanSeries
+from .steps import Step
 
 CALENDAR = ("sin_day", "cos_day", "sin_year", "cos_year")
+HOUR = Step.parse("step", "1h")
 YEAR = 365.2425  # days
+HIGH = 1000  # standard deviations from 0: float32 would round a value so large to some 1/20,000 of a deviation
 
 
 class WindowDataset(Dataset[dict[str, torch.Tensor]]):
@@ -21,11 +25,11 @@ class WindowDataset(Dataset[dict[str, torch.Tensor]]):
 
     Args:
         inputs: float32 (rows, F), scaled.
-        history, targets, climatology: float32 (rows,).
+        history, targets, climatology: float64 (rows,), less the target's offset.
         starts: first row of each window.
         lookback, horizon: rows of input and of target.
-        times: datetime64[us] (rows,).
-        step: between rows, in microseconds.
+        times: of the rows, see `CleanSeries`.
+        clock: int64 (rows,), steps since the first row.
     """
 
     def __init__(
@@ -38,12 +42,11 @@ class WindowDataset(Dataset[dict[str, torch.Tensor]]):
         lookback: int,
         horizon: int,
         times: np.ndarray,
-        step: int,
+        clock: np.ndarray,
     ) -> None:
         self.inputs, self.history, self.targets, self.climatology = inputs, history, targets, climatology
         self.starts = starts
-        self.lookback, self.horizon, self.times = lookback, horizon, times
-        self.clock = (times - times[0]).astype("timedelta64[us]").astype(np.int64) // step
+        self.lookback, self.horizon, self.times, self.clock = lookback, horizon, times, clock
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -63,13 +66,32 @@ class WindowDataset(Dataset[dict[str, torch.Tensor]]):
         return {name: torch.from_numpy(values) for name, values in batch.items()}
 
 
+def calendar_of(step: Step) -> tuple[str, ...]:
+    """The features of the calendar: none of the day where a step is a day or a month, none at all of rows and years."""
+    if step.is_fixed:
+        return CALENDAR
+    return () if step.unit == "rows" or (step.unit == "mo" and step.count % 12 == 0) else CALENDAR[2:]
+
+
 def features_of(series: CleanSeries, features: Sequence[str], calendar: bool) -> np.ndarray:
     """The columns `features`, then (with `calendar`) sine and cosine of the day and the year: float64 (rows, F)."""
     columns = series.values[:, [series.names.index(name) for name in features]]
-    if not calendar:
+    names = calendar_of(series.step) if calendar else ()
+    if not names:
         return columns
-    day, year = _phases(series.times)
-    return np.column_stack([columns, np.sin(day), np.cos(day), np.sin(year), np.cos(year)])
+    day, year = _phases(series.times, series.step)
+    waves: dict[str, np.ndarray] = dict(
+        zip(CALENDAR, (np.sin(day), np.cos(day), np.sin(year), np.cos(year)), strict=True)
+    )
+    return np.column_stack([columns, *(waves[name] for name in names)])
+
+
+def offset_of(mean: float, std: float) -> float:
+    """A round number near the mean of a series that varies little around a large value, 0 of any other.
+
+    Subtracted in float64, it leaves float32 the digits in which the series varies.
+    """
+    return round(mean, -math.floor(math.log10(std))) if abs(mean) > HIGH * std else 0.0
 
 
 def forward_fill(values: np.ndarray, segments: np.ndarray, limit: int) -> np.ndarray:
@@ -115,51 +137,58 @@ class Climatology:
     """What is usual at this time of the year and of the day: a harmonic fit, products included.
 
     `value(t) = Σ_ij C_ij a_i(t) d_j(t)`, where `a` is `1, cos, sin, cos 2·, sin 2·` of the year's phase and `d` the
-    same of the day's; `coefficients` is C, (annual terms, daily terms).
+    same of the day's; `coefficients` is C, (annual terms, daily terms); `step`, that of the series.
     """
 
     coefficients: np.ndarray
+    step: Step = HOUR
 
     @classmethod
-    def fit(cls, times: np.ndarray, values: np.ndarray) -> Climatology:
+    def fit(cls, times: np.ndarray, values: np.ndarray, step: Step = HOUR) -> Climatology:
         """Least squares on the rows whose value is not NaN.
 
         What the rows cannot tell apart from a trend is left out: the annual terms when they span less than a year,
-        the daily terms when less than two days.
+        the daily terms when less than two days; and what their step doesn't know, as a day has no daily terms.
         """
         seen = ~np.isnan(values)
         times, values = times[seen], values[seen]
-        days = (times.max() - times.min()) / np.timedelta64(1, "D") if len(times) else 0.0
-        annual, daily = (2 if days > 0.98 * YEAR else 0), (2 if days >= 2 else 0)
-        basis = _products(times, annual, daily).reshape(len(times), -1)
+        names = calendar_of(step)
+        days = (times.max() - times.min()) / np.timedelta64(1, "D") if len(times) and names else 0.0
+        annual = 2 if days > 0.98 * YEAR and "sin_year" in names else 0
+        daily = 2 if days >= 2 and "sin_day" in names else 0
+        basis = _products(times, step, annual, daily).reshape(len(times), -1)
         solution = np.linalg.lstsq(basis, values, rcond=1e-8)[0]
-        return cls(solution.reshape(2 * annual + 1, 2 * daily + 1))
+        return cls(solution.reshape(2 * annual + 1, 2 * daily + 1), step)
 
     def predict(self, times: Any) -> np.ndarray:
-        """The usual value at each of `times` (anything numpy reads as datetimes), float64 in the target's unit."""
-        times = np.asarray(times, dtype="datetime64[us]")
+        """The usual value at each of `times`, as a `CleanSeries` has them; float64, as it was fitted."""
+        times = np.asarray(times)
         annual, daily = (size // 2 for size in self.coefficients.shape)
-        return np.einsum("tad,ad->t", _products(times, annual, daily), self.coefficients)
+        return np.einsum("tad,ad->t", _products(times, self.step, annual, daily), self.coefficients)
 
     def state(self) -> dict[str, Any]:
         """Plain numbers from which `from_state` rebuilds this."""
         return {"coefficients": self.coefficients.tolist()}
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> Climatology:
+    def from_state(cls, state: Mapping[str, Any], step: Step = HOUR) -> Climatology:
         """The inverse of `state`."""
-        return cls(np.asarray(state["coefficients"], dtype=np.float64))
+        return cls(np.asarray(state["coefficients"], dtype=np.float64), step)
 
 
-def _phases(times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Angles of the day and of the year, radians, each (rows,)."""
+def _phases(times: np.ndarray, step: Step) -> tuple[np.ndarray, np.ndarray]:
+    """Angles of the day and of the year, radians, each (rows,); those of months are a twelfth of a circle apart."""
+    if not calendar_of(step):
+        return np.zeros(len(times)), np.zeros(len(times))
     days = (times - np.datetime64(0, "D")) / np.timedelta64(1, "D")
+    if step.unit == "mo":
+        return np.zeros(len(times)), 2 * np.pi * (times.astype("datetime64[M]").astype(np.int64) % 12 / 12)
     return 2 * np.pi * (days % 1.0), 2 * np.pi * (days / YEAR % 1.0)
 
 
-def _products(times: np.ndarray, annual: int, daily: int) -> np.ndarray:
+def _products(times: np.ndarray, step: Step, annual: int, daily: int) -> np.ndarray:
     """The basis of `Climatology`: (rows, 2 annual + 1, 2 daily + 1)."""
-    day, year = _phases(times)
+    day, year = _phases(times, step)
     return np.einsum("ta,td->tad", _harmonics(year, annual), _harmonics(day, daily))
 
 

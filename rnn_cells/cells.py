@@ -9,6 +9,7 @@ an equation is the sum of an input and a recurrent part (`bias_ih + bias_hh`), a
 from __future__ import annotations
 
 import math
+from numbers import Integral, Real
 from typing import ClassVar
 
 import torch
@@ -17,6 +18,13 @@ from torch.nn.functional import linear
 
 State = tuple[Tensor, ...]
 """The state between two steps: tensors of shape (B, H); the first one is the cell's output."""
+
+
+def check_type(name: str, value: object, kind: type) -> None:
+    """Raise a TypeError unless `value` is of this kind; True and False are no numbers."""
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        expected = {bool: "True or False", Integral: "an integer", Real: "a number", str: "a string"}[kind]
+        raise TypeError(f"{name} must be {expected}, got {value!r}; is each argument in its place?")
 
 
 class Cell(nn.Module):
@@ -30,6 +38,10 @@ class Cell(nn.Module):
         input_size: I, features of a step's input.
         hidden_size: H, features of a step's output.
         bias: whether the equations have their bias terms.
+
+    Raises:
+        TypeError: an argument is of another type.
+        ValueError: a size is below 1.
     """
 
     num_gates: ClassVar[int]
@@ -37,6 +49,9 @@ class Cell(nn.Module):
 
     def __init__(self, input_size: int, hidden_size: int, bias: bool = True) -> None:
         super().__init__()
+        check_type("input_size", input_size, Integral)
+        check_type("hidden_size", hidden_size, Integral)
+        check_type("bias", bias, bool)
         if input_size < 1 or hidden_size < 1:
             raise ValueError(f"input_size and hidden_size must be at least 1, got {input_size} and {hidden_size}")
         if not hasattr(self, "num_gates"):
@@ -51,7 +66,13 @@ class Cell(nn.Module):
 
     def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """One step: input (B, I) and state to output (B, H) and the next state."""
-        state = self.recur(self.project(x), self.initial_state(len(x)) if state is None else state)
+        return self.step(self.project(x), self.initial_state(len(x)) if state is None else state)
+
+    def step(self, gates: Tensor, state: State) -> tuple[Tensor, State]:
+        """`recur`, and the output in front of what it returns."""
+        state = self.recur(gates, state)
+        if not isinstance(state, tuple):
+            raise TypeError(f"{type(self).__name__}.recur must return the new state as a tuple, such as (h,)")
         return state[0], state
 
     def project(self, x: Tensor) -> Tensor:
@@ -75,7 +96,7 @@ class Cell(nn.Module):
                 the input matrices Xavier-uniform and the biases zero.
 
         Raises:
-            ValueError: `init` is neither.
+            ValueError: `init` is neither, or a weight is computed from others (pruned or parametrized).
         """
         if init == "torch":
             bound = 1 / math.sqrt(self.hidden_size)
@@ -93,8 +114,11 @@ class Cell(nn.Module):
 
     def _own(self) -> list[nn.Parameter]:
         """The matrices, and the biases if there are any; what a subclass adds, it draws itself."""
-        both = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
-        return [parameter for parameter in both if parameter is not None]
+        both = {name: getattr(self, name) for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")}
+        for name, tensor in both.items():
+            if not (tensor is None or isinstance(tensor, nn.Parameter)):
+                raise ValueError(f"{name} of this {type(self).__name__} is computed from others: draw those instead")
+        return [parameter for parameter in both.values() if parameter is not None]
 
     def extra_repr(self) -> str:
         return f"{self.input_size}, {self.hidden_size}, bias={self.bias_ih is not None}"
@@ -137,6 +161,7 @@ class GRUCell(Cell):
 
     def __init__(self, input_size: int, hidden_size: int, bias: bool = True, reset_after: bool = False) -> None:
         super().__init__(input_size, hidden_size, bias)
+        check_type("reset_after", reset_after, bool)
         self.reset_after = reset_after
 
     def recur(self, gates: Tensor, state: State) -> State:

@@ -5,18 +5,20 @@ Legend: B batch, T time, I input_size, H hidden_size, L num_layers, D directions
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Sequence
 from functools import cache, partial
-from typing import Any, cast
+from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout
 
 from rnn_cells.backends import check_name, choose, name_of, reasons, scan_layer
-from rnn_cells.backends.arguments import check_lengths
-from rnn_cells.cells import Cell, GRUCell, LSTMCell, RNNCell, State
+from rnn_cells.backends.arguments import autocast_dtype, check_lengths
+from rnn_cells.cells import Cell, GRUCell, LSTMCell, RNNCell, State, check_type
 
 log = logging.getLogger(__name__)
 
@@ -56,14 +58,15 @@ def scan(
         state = cell.initial_state(x.shape[1])
     if lengths is not None:
         check_lengths(lengths, x)
-    return choose(backend, [cell], x).scan(cell, x, state, lengths, reverse)
+    others = state if lengths is None else (*state, lengths)
+    return choose(backend, [cell], x, *others).scan(cell, x, state, lengths, reverse)
 
 
 class Recurrent(nn.Module):
     """A stack of recurrent layers, in one or both directions, around any cell.
 
     `RNN`, `GRU`, `LSTM` and `BiLSTM` are this class with the cell filled in, and replace `torch.nn`'s layers of those
-    names: same arguments (batch first by default), same layout of outputs and states, weights convertible both ways.
+    names: same arguments in the same places (batch first by default), same layout of outputs and states, weights convertible both ways.
 
     Args:
         cell: builds a cell from `(input_size, hidden_size, bias=…)`: a `Cell` class or a partial of one.
@@ -81,6 +84,7 @@ class Recurrent(nn.Module):
             speed. It does nothing in a cell of your own that doesn't use `weight_hh`.
 
     Raises:
+        TypeError: an argument is of another type, such as one in the wrong place.
         ValueError: an argument is out of range; when called in training, `recurrent_dropout` for a cell whose
             `weight_hh` is computed (`torch.nn.utils.parametrize`).
     """
@@ -95,14 +99,21 @@ class Recurrent(nn.Module):
         batch_first: bool = True,
         dropout: float = 0.0,
         bidirectional: bool = False,
+        *,
         init: str = "torch",
         backend: str = "auto",
         recurrent_dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        check_type("num_layers", num_layers, Integral)
+        for name, flag in {"bias": bias, "batch_first": batch_first, "bidirectional": bidirectional}.items():
+            check_type(name, flag, bool)
+        check_type("init", init, str)
+        check_type("backend", backend, str)
         if num_layers < 1:
             raise ValueError(f"num_layers must be at least 1, got {num_layers}")
         for name, probability in {"dropout": dropout, "recurrent_dropout": recurrent_dropout}.items():
+            check_type(name, probability, Real)
             if not 0 <= probability <= 1:
                 raise ValueError(f"{name} must lie between 0 and 1, got {probability}")
         check_name(backend)
@@ -157,7 +168,8 @@ class Recurrent(nn.Module):
         batch_size = sequence.shape[1]
         initial = None if state is None else self._check_state(state, batch_size)
         if lengths is not None:
-            lengths = torch.as_tensor(lengths)
+            # On the CPU whatever the default device is: there they can be looked at.
+            lengths = lengths if isinstance(lengths, Tensor) else torch.as_tensor(lengths, device="cpu")
             check_lengths(lengths, sequence)
         finals: list[State] = []
         for layer in range(self.num_layers):
@@ -167,7 +179,8 @@ class Recurrent(nn.Module):
             cells = list(self.cells)[part]
             if self.training and self.recurrent_dropout > 0:
                 cells = [_thinned(cell, self.recurrent_dropout) for cell in cells]
-            backend = choose(self.backend, cells, sequence)
+            others = (*(initial or ()), *(() if lengths is None else (lengths,)))
+            backend = choose(self.backend, cells, sequence, *others)
             mine = None if initial is None else tuple(tensor[part] for tensor in initial)
             sequence, final = scan_layer(backend, cells, sequence, mine, lengths)
             finals.append(final)
@@ -210,8 +223,8 @@ def _thinned(cell: Cell, probability: float) -> Cell:
     if "weight_hh" not in cell._parameters:
         raise ValueError(f"recurrent_dropout: weight_hh of this {type(cell).__name__} is no parameter of its own")
     weight = dropout(cell.weight_hh, probability)
-    if torch.is_autocast_enabled(device := weight.device.type):  # once: autocast remembers only what it cast of leaves
-        weight = weight.to(torch.get_autocast_dtype(device))
+    if dtype := autocast_dtype(weight.device.type):  # once: autocast remembers only what it cast of leaves
+        weight = weight.to(dtype)
     # Past `Module`, which takes nothing but a leaf for a parameter: this one passes its gradient on to the cell's. And
     # not by `copy.copy`, which `torch.compile` can't trace.
     thinned: Cell = object.__new__(type(cell))
@@ -226,10 +239,28 @@ def _warn_of_dropout(dropout: float) -> None:
 
 
 class RNN(Recurrent):
-    """`Recurrent` around `RNNCell`: replaces `torch.nn.RNN` (tanh)."""
+    """`Recurrent` around `RNNCell`: replaces `torch.nn.RNN` (tanh).
 
-    def __init__(self, input_size: int, hidden_size: int, *args: Any, **kwargs: Any) -> None:
-        super().__init__(RNNCell, input_size, hidden_size, *args, **kwargs)
+    Raises:
+        ValueError: `nonlinearity`, which stands where `torch.nn.RNN` has it, is not `tanh`.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        check_type("nonlinearity", nonlinearity, str)
+        if nonlinearity != "tanh":
+            raise ValueError(
+                f"nonlinearity must be 'tanh', which RNNCell computes, got {nonlinearity!r}; for another one, write a "
+                "Cell of your own and scan it with Recurrent"
+            )
+        super().__init__(RNNCell, input_size, hidden_size, num_layers, *args, **kwargs)
 
 
 class GRU(Recurrent):
@@ -257,21 +288,25 @@ class BiLSTM(LSTM):
 
 
 _TWINS: dict[type[Recurrent], type[nn.RNNBase]] = {RNN: nn.RNN, GRU: nn.GRU, LSTM: nn.LSTM}
+_CELLS: dict[type[Recurrent], type[Cell]] = {RNN: RNNCell, GRU: GRUCell, LSTM: LSTMCell}
 
 
 def from_torch(module: nn.RNNBase, backend: str = "auto") -> Recurrent:
-    """The layer that computes what `module` does, holding copies of its weights.
+    """The layer that computes what `module` does, holding copies of its weights, frozen where those are.
 
     Args:
         module: a `torch.nn.RNN`, `GRU` or `LSTM`.
         backend: of the new layer.
 
     Raises:
-        ValueError: it has no counterpart here (`nonlinearity="relu"`, `proj_size`).
+        ValueError: it has no counterpart here (`nonlinearity="relu"`, `proj_size`, a `forward` of its own, weights that
+            are computed).
     """
     layer_type = next((ours for ours, theirs in _TWINS.items() if isinstance(module, theirs)), None)
     if layer_type is None:
         raise ValueError(f"from_torch takes torch.nn.RNN, GRU or LSTM, got {type(module).__name__}")
+    if type(module).forward is not _TWINS[layer_type].forward:
+        raise ValueError(f"from_torch: {type(module).__name__} has a forward of its own, which has no counterpart")
     if getattr(module, "nonlinearity", "tanh") != "tanh":
         raise ValueError("from_torch: only nonlinearity='tanh' has a counterpart")
     if module.proj_size:
@@ -279,30 +314,34 @@ def from_torch(module: nn.RNNBase, backend: str = "auto") -> Recurrent:
     arguments = {**_arguments(module), "backend": backend}
     if layer_type is GRU:
         arguments["reset_after"] = True
-    layer = layer_type(**arguments).to(cast("Tensor", module.weight_hh_l0))
+    layer = layer_type(**arguments)
     _copy_weights(module, layer, to_layer=True)
     return layer.train(module.training)
 
 
 def to_torch(layer: Recurrent) -> nn.RNNBase:
-    """The `torch.nn` module that computes what `layer` does, holding copies of its weights.
+    """The `torch.nn` module that computes what `layer` does, holding copies of its weights, frozen where those are.
 
     Raises:
-        ValueError: `torch.nn` has no counterpart: of a cell of your own, a GRU without `reset_after`, or
-            `recurrent_dropout`.
+        ValueError: `torch.nn` has no counterpart: of a cell of your own, a GRU without `reset_after`,
+            `recurrent_dropout`, or weights that are computed.
     """
-    twin = next((theirs for ours, theirs in _TWINS.items() if isinstance(layer, ours)), None)
-    if twin is None:
+    layer_type = next((ours for ours in _TWINS if isinstance(layer, ours)), None)
+    if layer_type is None:
         raise ValueError(f"to_torch: torch.nn has no counterpart of {type(layer).__name__}")
-    if isinstance(layer, GRU) and not layer.reset_after:
+    for cell in layer.cells:
+        if not isinstance(cell, _CELLS[layer_type]) or type(cell).recur is not _CELLS[layer_type].recur:
+            raise ValueError(f"to_torch: torch.nn has no counterpart of {type(cell).__name__}")
+    if isinstance(layer, GRU) and not all(cell.reset_after for cell in layer.cells):
         raise ValueError("to_torch: torch.nn.GRU is the form with reset_after=True, this GRU has reset_after=False")
     if layer.recurrent_dropout:
         raise ValueError("to_torch: torch.nn has no recurrent_dropout; set the layer's to 0 to leave it out")
     arguments = _arguments(layer)
     if layer.num_layers == 1:
         arguments["dropout"] = 0.0  # there is nothing between layers to drop; torch.nn warns about it
-    module = twin(**arguments).to(layer.cells[0].weight_hh)
+    module = _TWINS[layer_type](**arguments)
     _copy_weights(module, layer, to_layer=False)
+    module.flatten_parameters()
     return module.train(layer.training)
 
 
@@ -311,11 +350,21 @@ def _arguments(module: nn.RNNBase | Recurrent) -> dict[str, Any]:
     return {name: getattr(module, name) for name in names}
 
 
-@torch.no_grad()
 def _copy_weights(module: nn.RNNBase, layer: Recurrent, to_layer: bool) -> None:
+    """Give one of the two copies of the other's parameters: values, types, devices, and what is frozen or shared."""
+    copies: dict[int, Any] = {}
+    names = ["weight_ih", "weight_hh", *(["bias_ih", "bias_hh"] if layer.bias else [])]
     for index, cell in enumerate(layer.cells):
         number, direction = divmod(index, layer.directions)
         suffix = f"_l{number}" + ("_reverse" if direction else "")
-        for name, ours in cell.named_parameters():
-            theirs = getattr(module, name + suffix)
-            (ours if to_layer else theirs).copy_(theirs if to_layer else ours)
+        for name in names:
+            pair = (module, name + suffix), (cell, name)
+            (source, source_name), (target, target_name) = pair if to_layer else reversed(pair)
+            parameter = source._parameters.get(source_name)
+            if parameter is None:
+                raise ValueError(
+                    f"{source_name} of this {type(source).__name__} is no parameter but computed, which a copy would "
+                    "forget; make it one with torch.nn.utils.prune.remove, parametrize.remove_parametrizations, "
+                    "remove_spectral_norm or remove_weight_norm"
+                )
+            setattr(target, target_name, copy.deepcopy(parameter, copies))

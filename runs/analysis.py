@@ -2,8 +2,8 @@
 
 A table of predictions is what `predictions.parquet` holds. Of a classification, a row per text, with `target`,
 `prediction` and `p(class)` for every class; of a forecast, a row per window and step, with `origin` (the time of the
-window's last input), `first_target`, `step`, `target`, `prediction`, `seasonal_naive` and, if it has quantiles, `q0.05`
-and the like.
+window's last input), `first_target`, `step`, `time` (that of the target), `target`, `prediction`, `seasonal_naive` and,
+if it has quantiles, `q0.05` and the like.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from pandas.api.types import is_datetime64_any_dtype
 
 from tasks.forecasting import error_scores, quantile_crps
 
@@ -71,17 +73,33 @@ def classes_of(predictions: pd.DataFrame) -> list[str]:
     return [name[2:-1] for name in map(str, predictions) if name.startswith("p(")]
 
 
+def format_number(value: float, decimals: int = 4, beside: Sequence[float] = (), sign: str = "") -> str:
+    """A number with so many decimals; with as many significant digits where it is too small for these.
+
+    Args:
+        value: any number.
+        decimals: of usual numbers, such as 0.8731.
+        beside: numbers that it is read with; the largest of all of them decides.
+        sign: `+` for one before positive numbers, too.
+    """
+    largest = max(map(abs, (value, *beside)))
+    return f"{value:{sign}.{decimals}{'f' if largest == 0 or largest >= 10 ** (1 - decimals) else 'g'}}"
+
+
 def breakdown(task: str, predictions: pd.DataFrame) -> dict[str, dict[str, dict[str, float]]]:
     """Scores of parts of the split: of texts by their length, of windows by season and year of their first target.
 
     Returns:
         `{"length": {"10-29": {"accuracy": …, "examples": …}, …}}`, or `season` and `year`, each part with `mae`,
-        `median_ae`, `skill` and the number of its windows. Parts without an example are left out.
+        `median_ae`, `skill` and the number of its windows. Parts without an example are left out; rows
+        without times have no parts.
     """
     if task == "cls":
         right = predictions["target"] == predictions["prediction"]
         parts = right.groupby(_lengths(predictions["text"]), observed=True).agg(["mean", "size"]).itertuples()
         return {"length": {name: {"accuracy": float(mean), "examples": int(size)} for name, mean, size in parts}}
+    if not is_datetime64_any_dtype(predictions["first_target"]):  # rows without times
+        return {}
     begin = predictions["first_target"].dt
     predictions = predictions.drop(columns=[*quantiles_of(predictions.columns)])
     found: dict[str, dict[str, dict[str, float]]] = {}
@@ -109,7 +127,8 @@ def average(task: str, runs: Sequence[pd.DataFrame]) -> pd.DataFrame | None:
     """
     first = runs[0]
     same = ["target", *(["row"] if task == "cls" else ["origin", "step"])]
-    if any(not run[same].equals(first[same]) for run in runs[1:]):
+    shared = [run[same].astype({"target": shared_precision(runs)}) for run in runs]
+    if any(not of_run.equals(shared[0]) for of_run in shared[1:]):
         return None
     if task == "cls":
         names = [f"p({name})" for name in classes_of(first)]
@@ -120,6 +139,11 @@ def average(task: str, runs: Sequence[pd.DataFrame]) -> pd.DataFrame | None:
     if task == "cls":
         mean["prediction"] = pd.Index(classes_of(first))[mean[names].to_numpy().argmax(axis=1)]
     return mean
+
+
+def shared_precision(runs: Iterable[pd.DataFrame]) -> Any:
+    """The type in which the runs' targets can be compared: older runs have kept those of series in float32."""
+    return min((run["target"].to_numpy().dtype for run in runs), key=lambda kind: kind.itemsize)
 
 
 def curve(histories: Sequence[pd.DataFrame], name: str) -> pd.DataFrame:

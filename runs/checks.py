@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING as NO_DEFAULT
-from dataclasses import fields, is_dataclass
+from dataclasses import Field, fields, is_dataclass
 from functools import cache
 from typing import Any, get_args, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from runs.schema import (
+    CLOCK,
     OWN,
     PROGRAMS,
     SCHEMAS,
+    UNAVAILABLE,
+    AdamConfig,
     BaselineModelConfig,
+    CallbacksConfig,
     ClassificationConfig,
     Config,
     ConfigError,
     DescribeConfig,
+    ExtraTrainerConfig,
     ForecastingConfig,
     SeriesConfig,
     TextConfig,
@@ -49,6 +56,7 @@ def defaults() -> dict[str, list[Any]]:
     for group, schemas in SCHEMAS.items():
         for schema in schemas:
             walk(schema, f"{group}.")
+    walk(ExtraTrainerConfig, "trainer.extra.")
     return found
 
 
@@ -74,6 +82,10 @@ def differing(configs: Sequence[Mapping[str, Any]], prefix: str = "") -> list[st
     return found
 
 
+SPLIT_FILES = ("val_path", "test_path")  # of texts: a series is split by time
+ONE_FILE = " Join the files of a series in one, and say where they met with data.val_from and data.test_from."
+
+
 def validate(config: DictConfig, prefix: str = "") -> None:
     """Check that every key is an option, as Hydra does except behind a `+`, and every option against its range.
 
@@ -88,7 +100,13 @@ def validate(config: DictConfig, prefix: str = "") -> None:
         _check_pairing(config)
     if schema is TrainerConfig and config.max_steps == 0:
         raise ConfigError(f"{prefix}max_steps=0 is not allowed: it must be at least 1, or -1 for no limit")
-    declared = {f.name: f.metadata for f in fields(schema)} if is_dataclass(schema) else {}
+    if schema is AdamConfig and len(config.betas) != 2:
+        raise ConfigError(f"{prefix}betas={config.betas} is not allowed: it must be two numbers, as [0.9,0.999]")
+    for extra in config.extra if schema is CallbacksConfig else ():
+        if not isinstance(extra, DictConfig) or "_target_" not in extra:
+            example = "{_target_: pytorch_lightning.callbacks.LearningRateMonitor}"
+            raise ConfigError(f"{prefix}extra: {extra} is no callback; each is named by its class, as {example}")
+    declared = {each.name: each for each in fields(schema)} if is_dataclass(schema) else {}
     closed = declared and str(config.get("_target_") or OWN[0]).partition(".")[0] in OWN
     # This node's own values first: the others may refer to them, and the message should name the one that was given.
     for name in sorted(config, key=lambda name: OmegaConf.is_dict(config._get_node(name))):
@@ -98,16 +116,76 @@ def validate(config: DictConfig, prefix: str = "") -> None:
         if OmegaConf.is_missing(config, name):
             raise ConfigError(f"{key} is missing: give it as {key}=…")
         value = config[name]
+        if schema is TrainerConfig and name == "extra":
+            value = _typed_extra(config)
         if isinstance(value, DictConfig):
             validate(value, f"{key}.")
             continue
-        metadata = declared.get(str(name), {})
         for item in value if OmegaConf.is_list(value) else [value]:
-            if problem := _problem(item, metadata):
+            if name in declared and (problem := _problem(item, declared[name])):
                 raise ConfigError(f"{key}={item} is not allowed: it must be {problem}")
     levels = [*config.quantiles] if schema is ForecastingConfig else []
     if levels and (levels != sorted({*levels}) or 0.5 not in levels):
         raise ConfigError(f"{prefix}quantiles={levels} is not allowed: they must rise, and hold 0.5, the forecast")
+
+
+def _typed_extra(trainer: DictConfig) -> DictConfig:
+    """What `trainer.extra` gives, as an `ExtraTrainerConfig`.
+
+    Raises:
+        ConfigError: it gives what the Trainer doesn't take, or what a run sets otherwise.
+    """
+    typed: Any = OmegaConf.structured(ExtraTrainerConfig)
+    for name, value in trainer.extra.items():
+        key = f"trainer.extra.{name}"
+        if name in trainer:
+            raise ConfigError(f"trainer.extra can't set {name}: give it as trainer.{name}={value}")
+        if name in UNAVAILABLE:
+            raise ConfigError(f"trainer.extra can't set {name}: {UNAVAILABLE[name]}")
+        if name not in typed:
+            raise ConfigError(f"there is no option {key}. {suggestion(key)}")
+        try:
+            typed[name] = value
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"{key}={value} is not allowed: {str(error).splitlines()[0]}") from error
+        if name in ("max_time", "val_check_interval") and isinstance(value, str):
+            if not re.fullmatch(r"\d+:\d+:\d+:\d+", value):
+                raise ConfigError(f"{key}={value} is not allowed: a time is {CLOCK}")
+            typed[name] = None  # no number, whose range could be checked
+    if 0 < trainer.max_epochs < (typed.min_epochs or 0):
+        raise ConfigError(
+            f"trainer.extra.min_epochs={typed.min_epochs} is not allowed: trainer.max_epochs={trainer.max_epochs} "
+            "ends the training before"
+        )
+    return typed
+
+
+def check_header(config: DictConfig) -> None:
+    """See to it that a run's file has the columns it names: a second later, torch has been imported, or ten.
+
+    Raises:
+        DataError: it hasn't, or is no such file.
+    """
+    data: Any = OmegaConf.to_container(config.data, resolve=True) if "data" in config else {}
+    if data.get("_target_") not in ("datamodules.TextDataModule", "datamodules.SeriesDataModule") or config.resume:
+        return
+    from datamodules.formats import CsvFormat, series_columns, text_columns
+    from datamodules.sources import Source
+    from datamodules.streaming import TableStream
+
+    if "text_column" in data:
+        columns = text_columns(data["text_column"], data["target"])
+    else:
+        columns = series_columns(*(data[name] for name in ("time_column", "target", "features", "wind")))
+    place = {item.name: data[item.name] for item in fields(Source) if item.name in data}
+    others = {split: path for split in ("val", "test") if (path := data.get(f"{split}_path")) is not None}
+    source = Source(**place, others=others)
+    if (file := source.find()) is None:
+        return
+    format = {item.name: data[item.name] for item in fields(CsvFormat)}
+    for each in (file, *source.find_others().values()):
+        with TableStream(each, columns, **format):
+            pass
 
 
 def suggestion(wrong: str, owner: type = Config) -> str:
@@ -117,8 +195,16 @@ def suggestion(wrong: str, owner: type = Config) -> str:
     known = [item.name for item in fields(program)]
     if issubclass(program, Config):
         known = list(dict.fromkeys([*SCHEMAS, *defaults(), *known]))
+    if wrong.startswith("trainer.extra.") and wrong in known:
+        return f"Add it: +{wrong}=…"
     if wrong in known:
-        return f"{wrong} belongs to another choice of {wrong.partition('.')[0]}."
+        group, _, name = wrong.partition(".")
+        if group == "data" and name in {item.name for item in fields(SeriesConfig)}:
+            return f"{wrong} is an option of a series (task=forecast), not of texts."
+        if group == "data" and name in {item.name for item in fields(TextConfig)}:
+            remedy = ONE_FILE if name in SPLIT_FILES else ""
+            return f"{wrong} is an option of texts (task=cls), not of a series.{remedy}"
+        return f"{wrong} belongs to another choice of {group}."
     known = [key for key in known if not wrong.startswith(f"{key}.")]
     # A key is misspelt in its last part (optimizer.lrr), or given without its group (lr).
     closeness = {key: difflib.SequenceMatcher(None, key, wrong).ratio() for key in known}
@@ -152,15 +238,18 @@ def _check_pairing(config: DictConfig) -> None:
         raise ConfigError(f"model={config.model.name} is not for task={config.task.name}: add task={wanted}")
 
 
-def _problem(value: Any, metadata: Any) -> str | None:
-    """What the value should have been, if it isn't."""
-    if value is None or value is False or value is True:
-        return None
+def _problem(value: Any, option: Field[Any]) -> str | None:
+    """What the value of an option should have been, if it isn't."""
+    metadata = option.metadata
+    least, above, most = (metadata.get(name) for name in ("least", "above", "most"))
+    limited = (least, above, most) != (None, None, None)
+    if value is None or isinstance(value, bool):  # right where the type says so; of any type, where the default does
+        wrong = limited and option.type == "Any" and not isinstance(value, type(option.default))
+        return "a number" if wrong else None
     if choices := metadata.get("choices"):
         return None if value in choices else "one of " + ", ".join(choices)
-    least, above, most = (metadata.get(name) for name in ("least", "above", "most"))
     if not isinstance(value, (int, float)):
-        return None if (least, above, most) == (None, None, None) else "a number"
+        return "a number" if limited else None
     fits = (
         math.isfinite(value)
         and (least is None or value >= least)

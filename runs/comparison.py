@@ -19,7 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from runs import figures
-from runs.analysis import average, quantiles_of, scores
+from runs.analysis import average, format_number, quantiles_of, scores
 from runs.checkpoints import read_json
 from runs.labels import variants
 from runs.statistics import Difference, compare
@@ -222,7 +222,7 @@ def write_comparison(folder: Path, runs: Sequence[Path]) -> Comparison:
         if len(found.table) > 1:
             texts.append(f"against {found.reference}: {TESTS[found.task]}")
         for part, values in found.parts.items():
-            shown = values.map(lambda value: "" if pd.isna(value) else f"{value:.4f}")
+            shown = values.map(lambda value: "" if pd.isna(value) else format_number(value))
             texts += [part, shown.to_markdown(disable_numparse=True)]
         _draw(folder / f"learning_curves{suffix}", found)
     if sample := [name for found in comparison.tasks for name in found.sample]:
@@ -364,11 +364,11 @@ def _shown(table: pd.DataFrame, scores: tuple[str, ...], reference: str) -> pd.D
     """The table as people read it."""
     shown = table[["label", "data", "runs"]].rename(columns={"label": "model"})
     for score in scores:
-        value, spread = (
-            table[name].map(lambda value, before=before: "" if pd.isna(value) else f"{before}{value:.4f}")
-            for name, before in ((score, ""), (f"{score}_std", " ± "))
-        )
-        shown[score] = value + spread
+        shown[score] = [
+            ("" if pd.isna(mean) else format_number(mean))
+            + ("" if pd.isna(spread) else f" ± {format_number(spread, beside=[mean])}")
+            for mean, spread in table[[score, f"{score}_std"]].to_numpy()
+        ]
     if len(table) > 1:
         shown[f"against {reference}"] = table["difference"]
     shown["parameters"] = table["parameters"].map("{:,.0f}".format)

@@ -5,6 +5,7 @@ It answers what Hydra's would, and for an option with a fixed set of values, all
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import Field, dataclass, fields, is_dataclass
@@ -58,13 +59,13 @@ def complete(line: str) -> list[str] | None:
     tree = composed(before, program)
     if equals:
         node = _select(tree, key)
-        values = choices(key) if key in _groups() else _values_of(node) if isinstance(node, Leaf) else []
-        return sorted(f"{key}={value}" for value in values if value.startswith(start))
+        values = choices(key) if key in groups() else _values_of(node) if isinstance(node, Leaf) else []
+        return sorted(f"{key}={value}" for value in values if value.lstrip("'").startswith(start.lstrip("'")))
     path, dot, _ = word.rpartition(".")
     node = _select(tree, path) if dot else tree
     found = [f"{path}{dot}{name}{'.' if isinstance(value, dict) else '='}" for name, value in _items(node)]
     if not dot:
-        found += [f"{group}=" for group in _groups()] + ["hydra."]
+        found += [f"{group}=" for group in groups()] + ["hydra."]
     return sorted({each for each in found if each.startswith(word)})
 
 
@@ -77,7 +78,7 @@ def composed(words: Sequence[str], program: str = "config") -> dict[str, Any]:
     """The options of the configuration that `words` choose, nested, references not filled in."""
     root = yaml.load((CONF / "config.yaml").read_text(encoding="utf-8"), LOADER)
     listed = [entry for entry in root.pop("defaults") if isinstance(entry, dict)]
-    chosen = {group: str(name) for entry in listed for group, name in entry.items() if group in _groups()}
+    chosen = {group: str(name) for entry in listed for group, name in entry.items() if group in groups()}
     chosen |= {key: name for key, _, name in (word.partition("=") for word in words) if key in chosen}
     tree = _merged(_declared(ROOTS[program]), {key: value for key, value in root.items() if key != "hydra"})
     for group, name in chosen.items():
@@ -87,7 +88,8 @@ def composed(words: Sequence[str], program: str = "config") -> dict[str, Any]:
     return tree
 
 
-def _groups() -> list[str]:
+def groups() -> list[str]:
+    """The groups that a command line chooses from."""
     return sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in ("hydra", "__pycache__"))
 
 
@@ -154,5 +156,29 @@ def _items(node: Any) -> list[tuple[str, Any]]:
 def _values_of(leaf: Leaf) -> list[str]:
     """What can be typed: all choices, or the value if it is one."""
     values = leaf.choices or (leaf.value,)
-    shown = [str(value).lower() if isinstance(value, bool) else str(value) for value in values if value is not None]
-    return [value for value in shown if value and value != "???" and not value.startswith(("$", "[", "{"))]
+    plain = [value for value in values if isinstance(value, (bool, int, float, str)) and value not in ("", "???")]
+    return [written(value) for value in plain if not str(value).startswith("$")]
+
+
+def written(value: Any) -> str:
+    """A value as Hydra's command line has it: 1.0 is no 1, and a text in quotes if it would be read otherwise."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list):
+        return f"[{', '.join(map(written, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {written(each)}' for key, each in value.items())}}}"
+    if isinstance(value, (int, float)):
+        return repr(value)
+    if _is_read_as_text(value):
+        return value
+    ending = value[len(value.rstrip("\\")) :]  # in quotes, backslashes count double before a quote only
+    return "'" + re.sub(r"(\\*)'", r"\1\1\\'", value) + ending + "'"
+
+
+def _is_read_as_text(value: str) -> bool:
+    try:
+        float(value)
+    except ValueError:
+        return bool(re.fullmatch(r"[\w./%+-]+", value, re.ASCII)) and value.lower() not in ("null", "true", "false")
+    return False

@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from runs.analysis import format_number
+
 
 def print_scores(metrics: dict[str, Any], folder: Path, console: Console) -> None:
     """The scores, per class where there are classes, and the run folder."""
@@ -20,7 +22,7 @@ def print_scores(metrics: dict[str, Any], folder: Path, console: Console) -> Non
     table.add_column("score")
     table.add_column("value", justify="right")
     for name, value in metrics["test"].items():
-        table.add_row(name, "undefined" if value is None else f"{value:.4f}")
+        table.add_row(name, "undefined" if value is None else format_number(value))
     console.print(table)
     if "per_class" in metrics:
         console.print(_class_table(metrics["per_class"]))

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from runs import schema
 from runs.checkpoints import write_atomically
 from runs.checks import validate
-from runs.completion import CONF, HERE, LOADER, choices
+from runs.completion import CONF, HERE, LOADER, choices, written
 from runs.schema import SCHEMAS
 
 log = logging.getLogger(__name__)
@@ -70,6 +70,10 @@ class Choice:
     values: dict[str, Any]
 
 
+class Swept(str):
+    """The values of a sweep, written as on the command line."""
+
+
 def _group(group: str) -> Iterator[str]:
     found = {name: _choice(group, name) for name in choices(group)}
     yield f"## {group}"
@@ -87,6 +91,9 @@ def _group(group: str) -> Iterator[str]:
             yield f"### Options of {group}={', '.join(names)}"
             yield str(owner.__doc__)
             yield table
+    if group == "trainer":
+        yield str(schema.ExtraTrainerConfig.__doc__)
+        yield _options(schema.ExtraTrainerConfig, "+trainer.extra.")
 
 
 def _choice(group: str, name: str) -> Choice:
@@ -103,7 +110,8 @@ def _choice(group: str, name: str) -> Choice:
             below = _choice(of.strip("/") or group, parent)
             owner, values = below.schema or owner, values | below.values
     sweep = content.pop("hydra", {}).get("sweeper", {}).get("params", {})
-    return Choice(_comment(text), owner, values | dict(_flat(content)) | sweep)
+    swept = {key: Swept(value) for key, value in sweep.items()}
+    return Choice(_comment(text), owner, values | dict(_flat(content)) | swept)
 
 
 def _comment(text: str) -> str:
@@ -192,15 +200,11 @@ def _allowed(metadata: Any) -> str:
 
 def _shown(value: Any) -> str:
     """As it is written on the command line."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, list):
-        return f"[{', '.join(map(_shown, value))}]"
-    if isinstance(value, dict):
-        return f"{{{', '.join(f'{key}: {_shown(each)}' for key, each in value.items())}}}"
+    if isinstance(value, Swept) or (isinstance(value, str) and value.startswith("${")):
+        return str(value)
     if isinstance(value, str) and re.fullmatch(r"\d+(\.\d+)?e-?\d+", value):  # YAML takes 1e-3 for a text
         value = float(value)
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return written(value)
 
 
 # ---- programs --------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import traceback
 from itertools import accumulate
 
@@ -10,8 +11,9 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from datamodules.sources import DataError
 from runs.checks import suggestion
-from runs.completion import choices
+from runs.completion import choices, groups
 from runs.schema import PROGRAMS, Config, ConfigError
 
 
@@ -26,7 +28,7 @@ def explain(error: BaseException, arguments: list[str]) -> str | None:
         error: what was raised.
         arguments: the command line's, for naming a likely spelling of a misspelt key.
     """
-    if isinstance(error, ConfigError | CheckpointError):
+    if isinstance(error, ConfigError | CheckpointError | DataError):
         return str(error)
     if isinstance(error, OverrideParseException):
         reason = str(error).partition("\n")[0]
@@ -40,6 +42,8 @@ def explain(error: BaseException, arguments: list[str]) -> str | None:
         return "\n".join(filter(None, [_first_lines(error, cause), _suggestion(f"{error}\n{cause}")]))
     if isinstance(error, AssertionError | AttributeError) and (message := _below_null(error)):
         return message
+    if raised_within(error, "hydra._internal.config_loader_impl"):  # nothing but a command line makes it fail
+        return _uncomposable(error, arguments)
     if isinstance(error, OSError):
         reason = error.strerror or str(error)
         return f"{reason}: {error.filename}" if error.filename else reason
@@ -48,11 +52,13 @@ def explain(error: BaseException, arguments: list[str]) -> str | None:
     # Whatever raised these has been imported by now: looking the classes up costs nothing.
     from pytorch_lightning.utilities.exceptions import MisconfigurationException  # pyright: ignore
 
-    from datamodules import DataError
     from tasks import DivergedError
 
-    if isinstance(error, DataError | DivergedError | MisconfigurationException):
+    if isinstance(error, DivergedError | MisconfigurationException):
         return str(error)
+    lightnings = (ValueError, TypeError, RuntimeError, ImportError)  # of how an argument or a callback of it is used
+    if isinstance(error, lightnings) and (_raised_in(error) or "").startswith("pytorch_lightning."):
+        return f"trainer or callbacks.extra: {_first_lines(error)}"
     if isinstance(error, MemoryError) or re.search("out of memory|can't allocate memory", str(error)):
         remedy = "lower the batch size (data.batch_size), data.max_length or data.lookback"
         return f"out of memory ({_first_lines(error)}): {remedy}"
@@ -73,6 +79,20 @@ def _below_null(error: BaseException) -> str | None:
     others = " or ".join(f"{group}={choice}" for choice in choices(group) if choice != "none")
     advice = "choose" if null == group else "other choices may have them:"
     return f"{key}: {null} is null, it has no options" + (f"; {advice} {others}" if others else "")
+
+
+def _uncomposable(error: BaseException, arguments: list[str]) -> str:
+    """What to say of a command line over which Hydra stumbles: mostly, the choice of a group is no name."""
+    for argument in arguments:
+        group, _, value = argument.lstrip("+~").partition("=")
+        if group in groups() and (value in ("null", "true", "false") or not re.match(r"[^\W\d]", value)):
+            return f"{argument}: a choice of {group} is a name: {', '.join(choices(group))}"
+    return f"the options {shlex.join(arguments)} don't go together: {_first_lines(error) or repr(error)}"
+
+
+def raised_within(error: BaseException, module: str) -> bool:
+    """Whether the module was at work when it was raised."""
+    return any(frame.f_globals.get("__name__") == module for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
 def _raised_in(error: BaseException) -> str:

@@ -16,9 +16,9 @@ import pandas as pd
 from matplotlib import font_manager
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.ticker import AutoLocator, Locator, MultipleLocator
+from matplotlib.ticker import AutoLocator, Locator, MaxNLocator, MultipleLocator
 
-from runs.analysis import curve
+from runs.analysis import curve, format_number
 from tasks.forecasting import central_intervals
 
 log = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ def loss_curves(history: pd.DataFrame, monitor: str, mode: str) -> Figure:
         right.plot(history["epoch"], scores, marker="o", markersize=3, color=COLOURS[2])
         right.plot(history["epoch"][best], scores[best], marker="*", markersize=13, color=COLOURS[2])
         epoch = history["epoch"][best]
-        right.set(xlabel="epoch", ylabel=monitor, title=f"Best {monitor}: {scores[best]:.4f}, epoch {epoch}")
+        right.set(xlabel="epoch", ylabel=monitor, title=f"Best {monitor}: {format_number(scores[best])}, epoch {epoch}")
     for axes in (left, right):
         axes.xaxis.get_major_locator().set_params(integer=True)
     return figure
@@ -139,18 +139,18 @@ def confusion_matrix(counts: Sequence[Sequence[int]], labels: Sequence[str], sma
     return figure
 
 
-def error_by_step(metrics: Mapping[str, list[float]], model: str, hours_per_step: float, unit: str) -> Figure:
-    """Mean absolute error by lead time, for the model and for the seasonal naive forecast."""
+def error_by_step(metrics: Mapping[str, list[float]], model: str, hours_per_step: float | None, unit: str) -> Figure:
+    """Mean absolute error by lead time, in hours or, where a step has no fixed length, in steps; model and naive."""
     figure = _figure(7, 3.8)
     axes = figure.subplots()
     for number, (label, errors) in enumerate(metrics.items()):
-        hours = np.arange(1, len(errors) + 1) * hours_per_step
-        mean = f"{np.mean(errors):.2f} {unit}".rstrip()
+        hours = np.arange(1, len(errors) + 1) * (hours_per_step or 1)
+        mean = f"{format_number(float(np.mean(errors)), 2)} {unit}".rstrip()
         axes.plot(hours, errors, color=COLOURS[number], label=f"{label} (mean {mean})")
-    axes.set(xlabel="lead time (h)", title=f"Error of {model} by lead time")
+    axes.set(xlabel=f"lead time ({'h' if hours_per_step else 'steps'})", title=f"Error of {model} by lead time")
     axes.set_ylabel(f"mean absolute error ({unit})" if unit else "mean absolute error")
     axes.set_ylim(bottom=0)
-    axes.xaxis.set_major_locator(_hours(len(errors) * hours_per_step))
+    axes.xaxis.set_major_locator(_ticks(len(errors), hours_per_step))
     axes.legend(loc="lower right")
     return figure
 
@@ -158,15 +158,15 @@ def error_by_step(metrics: Mapping[str, list[float]], model: str, hours_per_step
 def forecasts(windows: Sequence[Mapping[str, Any]], model: str, target: str) -> Figure:
     """Past, truth and forecast of some windows.
 
-    Each has `origin`, `history`, `truth` (NaN where it isn't known), `forecast`, `hours`, and in `quantiles` the
-    forecast's by level: those that lie as far from 0 as from 1 are drawn as a fan of intervals.
+    Each has `origin`, `history`, `truth` (NaN where it isn't known), `forecast`, `hours` of a step or None, and
+    in `quantiles` the forecast's by level: those that lie as far from 0 as from 1 are drawn as a fan of intervals.
     """
     columns = min(2, len(windows))
     rows = -(-len(windows) // columns)
     figure = _figure(11, 2.7 * rows + 0.5 if len(windows) > 1 else 4.2)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes, window in zip(grid.flat, windows, strict=False):
-        step = float(window["hours"])
+        step = window["hours"] or 1
         past = np.arange(1 - len(window["history"]), 1) * step
         future = np.arange(1, len(window["truth"]) + 1) * step
         axes.plot(past, window["history"], color="#777777", linewidth=1, label="past")
@@ -184,10 +184,10 @@ def forecasts(windows: Sequence[Mapping[str, Any]], model: str, target: str) -> 
         axes.plot(future, window["forecast"], color=COLOURS[1], linewidth=1.6, label=model)
         axes.axvline(0, color="#aaaaaa", linewidth=0.8, linestyle=":")
         error = np.abs(window["forecast"] - window["truth"])[known]
-        scored = f", mean error {error.mean():.2f}" if known.any() else ""
+        scored = f", mean error {format_number(error.mean(), 2)}" if known.any() else ""
         axes.set_title(f"from {window['origin']}{scored}", fontsize=9)
-        axes.set(xlabel="hours from the forecast's origin", ylabel=target)
-        axes.xaxis.set_major_locator(_hours(step * (len(past) + len(future))))
+        axes.set(xlabel=f"{'hours' if window['hours'] else 'steps'} from the forecast's origin", ylabel=target)
+        axes.xaxis.set_major_locator(_ticks(len(past) + len(future), window["hours"]))
     for axes in grid.flat[len(windows) :]:
         axes.set_visible(False)
     first: Any = max(grid.flat, key=lambda axes: len(axes.get_legend_handles_labels()[0]))
@@ -265,8 +265,14 @@ def ratios(cases: Mapping[str, Sequence[float]], labels: Sequence[str]) -> Figur
     return figure
 
 
-def _hours(span: float) -> Locator:
-    """Ticks for so many hours: parts of a day, days, weeks, or fours of these; of less than a day, as usual."""
+def _ticks(steps: int, hours: float | None) -> Locator:
+    """Ticks for steps of so many hours: parts of a day, days, weeks, or fours of these; of less than a day, as usual.
+
+    Of steps without a fixed length, whole ones.
+    """
+    if hours is None:
+        return MaxNLocator(integer=True)
+    span = steps * hours
     if span < 24:
         return AutoLocator()
     return MultipleLocator(next(tick for tick in (6, 24, 168, 672, span / 12) if span / tick <= 12))

@@ -47,6 +47,8 @@ def run(config: DictConfig) -> float | None:
     Returns:
         The best validation score, for sweepers that optimise it.
     """
+    if not _MAIN:
+        logging.disable(logging.WARNING)  # the first of several processes says the same
     settings = HydraConfig.get()
     folder = Path(settings.runtime.output_dir)
     sweeping = settings.mode == RunMode.MULTIRUN

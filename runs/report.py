@@ -12,6 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 
+from datamodules.lookbacks import format_time
 from runs import board, figures
 from runs.analysis import breakdown, likely_label_errors, quantiles_of
 from runs.checkpoints import write_atomically
@@ -40,6 +41,9 @@ def write_results(
     index = predictions.pop("index").to_numpy()
     described = datamodule.describe(metrics["split"], index).reset_index(drop=True)
     predictions = pd.concat([described.drop(columns=predictions.columns, errors="ignore"), predictions], axis=1)
+    if hasattr(datamodule, "target_times"):  # not every data module of one's own knows them
+        times = datamodule.target_times(metrics["split"], index, predictions["step"].to_numpy())
+        predictions.insert(0, "time", times)
     predictions.to_parquet(folder / "predictions.parquet", index=False)
     metrics["breakdown"] = breakdown(metrics["task"], predictions)
     loader = datamodule.test_dataloader() if metrics["split"] == "test" else datamodule.val_dataloader()
@@ -84,14 +88,14 @@ def _forecast_figures(
     errors = {metrics["model"]: metrics["mae_by_step"], "seasonal naive": metrics["seasonal_naive"]["mae_by_step"]}
     available = predictions["index"].unique()
     chosen = available[np.linspace(0, len(available) - 1, min(6, len(available))).astype(int)]
-    histories = dataset[chosen.tolist()]["history"].numpy()
+    histories = dataset[chosen.tolist()]["history"].numpy() + facts.get("target_offset", 0.0)
     levels = quantiles_of(predictions.columns)
     windows = []
     for position, history in zip(chosen, histories, strict=True):
         rows = predictions[predictions["index"] == position]
         windows.append(
             {
-                "origin": f"{rows['origin'].iloc[0]:%Y-%m-%d %H:%M}",
+                "origin": format_time(rows["origin"].iloc[0]),
                 "history": history,
                 "truth": rows["target"].to_numpy(),
                 "forecast": rows["prediction"].to_numpy(),

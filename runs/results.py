@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 from omegaconf import DictConfig
 
+from runs.analysis import format_number
 from runs.build import plain
 from runs.checkpoints import read_json, write_atomically
 from runs.checks import validate
@@ -207,7 +208,9 @@ def _gain(rows: pd.DataFrame, name: str, other: str, score: str) -> str:
         rows.loc[each, [score, f"{score}_std", "runs"]].astype(float) for each in (name, other)
     )
     error = math.sqrt(spread**2 / runs + spread2**2 / runs2)
-    return f"{mean - mean2:+.4f}" + ("" if math.isnan(error) else f" (standard error {error:.4f})")
+    gain = mean - mean2
+    certainty = "" if math.isnan(error) else f" (standard error {format_number(error, beside=[gain])})"
+    return format_number(gain, sign="+") + certainty
 
 
 def _failures_of_texts(runs: list[dict[str, Any]]) -> dict[str, str]:
@@ -232,10 +235,10 @@ def _failures_of_forecasts(runs: list[dict[str, Any]]) -> dict[str, str]:
     steps = np.mean([run["mae_by_step"] for run in runs], axis=0)
     worst, best = max(seasons, key=lambda name: seasons[name]), min(seasons, key=lambda name: seasons[name])
     return {
-        "worst season": f"{seasons[worst]:.2f}, {worst}",
-        "best season": f"{seasons[best]:.2f}, {best}",
-        "first step": f"{steps[0]:.2f}",
-        "last step": f"{steps[-1]:.2f}",
+        "worst season": f"{format_number(float(seasons[worst]), 2)}, {worst}",
+        "best season": f"{format_number(float(seasons[best]), 2)}, {best}",
+        "first step": format_number(float(steps[0]), 2),
+        "last step": format_number(float(steps[-1]), 2),
     }
 
 

@@ -42,7 +42,19 @@ def option(
 # ruff: noqa: UP045
 
 LARGEST_SEED = 2**32 - 1  # NumPy's and scikit-learn's generators take no larger one
-DURATION = "a duration such as 5d, 48h or 10min"
+CLOCK = "days:hours:minutes:seconds, as 00:12:00:00"
+DURATION = "a duration such as 5d, 48h or 10min, or 24mo, 2y, 20bd or 48rows where step is of that kind"
+SEPARATOR = "between columns: one character, or tab; if not given, a tab in a file called .tsv, else a comma"
+QUOTE = "around fields that hold a separator; none: quotes are characters like any others"
+ESCAPE = 'what stands before a character that is taken as it is, as in \\"'
+COMMENT = "lines that begin with it are left out, as with #"
+HEADER = "whether the first row names the columns; false: they are called 1, 2, 3 and so on, or as names says"
+NAMES = "the columns' names, if there is no header"
+SKIP_LINES = "lines left out before the header"
+SKIP_AFTER_HEADER = "rows left out after the header, such as one of units"
+TIME_FORMAT = (
+    "how a time is written: as strptime has it, iso8601, epoch_s or epoch_ms; twice for an interval: %H:%M - %H:%M"
+)
 
 
 @dataclass
@@ -217,7 +229,9 @@ class DataConfig:
 
     _target_: str = MISSING
     name: str = MISSING
-    path: Optional[str] = option(None, "your CSV file (plain or zipped) instead of the data set's own")
+    path: Optional[str] = option(
+        None, "your CSV file (plain, compressed or zipped; all.zip/train.csv of several) instead of the data set's own"
+    )
     files: list[str] = option([], "names under which the data set is looked for in RNN_LAB_DATA and the cache")
     urls: list[str] = option([], "where it is downloaded from, tried in order")
     sha256: dict[str, str] = option({}, "known files and their hashes")
@@ -227,7 +241,17 @@ class DataConfig:
         choices=("sample", "error"),
     )
     encoding: str = option("utf-8", "of the file: utf-8, gb18030, latin-1, …")
-    separator: str = option(",", "between the file's columns: one character, or tab")
+    encoding_errors: str = option(
+        "strict", "bytes that the encoding can't read: stop, or read them as U+FFFD", choices=("strict", "replace")
+    )
+    separator: Optional[str] = option(None, SEPARATOR)
+    quote: str = option('"', QUOTE)
+    escape: Optional[str] = option(None, ESCAPE)
+    comment: Optional[str] = option(None, COMMENT)
+    header: bool = option(True, HEADER)
+    names: list[str] = option([], NAMES)
+    skip_lines: int = option(0, SKIP_LINES, least=0)
+    skip_after_header: int = option(0, SKIP_AFTER_HEADER, least=0)
     val_fraction: float = option(0.1, "share for validation (of a series with split=fraction)", above=0, most=0.9)
     test_fraction: float = option(0.1, "share for the test (of a series with split=fraction)", above=0, most=0.9)
     batch_size: int = option(128, "examples per step", least=1)
@@ -239,9 +263,16 @@ class DataConfig:
 class TextConfig(DataConfig):
     """A CSV of texts and labels."""
 
+    val_path: Optional[str] = option(None, "file of the validation split, if it has one of its own")
+    test_path: Optional[str] = option(None, "file of the test split, if it has one of its own")
     text_column: str = option("review", "column with the text")
     target: str = option("cat", "column with the label")
     unlabelled: str = option("error", "rows without a label: stop, or leave them out", choices=("error", "drop"))
+    small_classes: str = option(
+        "error",
+        "classes with fewer rows than there are splits: stop, leave them out, or make one class `other` of them",
+        choices=("error", "drop", "merge"),
+    )
     tokenizer: str = option("jieba", "how texts are cut", choices=("jieba", "char", "whitespace"))
     max_length: int = option(256, "tokens kept of a text", least=1)
     min_frequency: int = option(2, "a token must occur so often in the training split to be known", least=1)
@@ -262,36 +293,56 @@ class TextConfig(DataConfig):
 class SeriesConfig(DataConfig):
     """A CSV of timestamped readings."""
 
-    time_column: str = option("Date Time", "column with the time")
-    time_format: str = option("%d.%m.%Y %H:%M:%S", "how a time is written (strptime)")
+    time_column: Any = option(
+        "Date Time",
+        "column with the time, or several: [date,time], joined by a blank; null: none, rows are in order, step is rows",
+    )
+    time_format: str = option("%d.%m.%Y %H:%M:%S", TIME_FORMAT)
     target: str = option("T (degC)", "column to forecast")
     features: list[str] = option([], "columns the model reads")
     wind: Optional[dict[str, str]] = option(None, "columns `speed` and `direction`; adds features wind_x and wind_y")
     calendar: bool = option(True, "add sine and cosine of time of day and of year")
     decimal: str = option(".", "decimal mark of the numbers", choices=(".", ","))
     missing_values: list[float] = option([-9999.0], "numbers that mean: no reading")
+    missing_words: list[str] = option([], "further words that mean: no reading")
     missing: str = option(
         "drop",
-        "windows with gaps in their inputs: leave them out, or repeat the last reading",
+        "windows with empty cells or absent rows in their inputs: leave them out, or repeat the last reading",
         choices=("drop", "ffill"),
     )
     fill_limit: int = option(3, "steps that ffill may bridge", least=1)
     duplicates: str = option(
-        "first", "rows of the same time: keep one, their mean, or stop", choices=("first", "last", "mean", "error")
+        "identical",
+        "rows of the same time: keep one if they are identical, else stop; or keep one, their mean, or stop",
+        choices=("identical", "first", "last", "mean", "error"),
     )
-    step: str = option("1h", f"time between two steps of the model: {DURATION}")
+    step: str = option(
+        "1h",
+        "time between two steps of the model: 1h, 10min, 1d, …; by the calendar 1mo, 3mo, 1y; business days 1bd; or "
+        "rows, equally spaced whatever their times",
+    )
     resample: str = option(
         "sample",
         "from a finer file: the reading at each step, the mean over it, or every k-th row",
         choices=("sample", "mean", "rows"),
     )
+    round_times: Optional[str] = option(
+        None, "round times to whole 1h, 10min and so on, where clocks are inexact by seconds; if not given, as they are"
+    )
+    min_share: Optional[float] = option(
+        0.5, "share of its readings that a mean over a step needs; with fewer it is missing", least=0, most=1
+    )
+    bin_offset: Optional[str] = option(
+        None, f"how long after midnight (of Monday, for weeks) means over a step begin: {DURATION}"
+    )
+    allow_loss: bool = option(False, "use a file though more than 10% of its rows are lost to one rule")
     lookback: str = option("5d", f"what the model sees: {DURATION}")
     horizon: str = option("2d", f"what it forecasts: {DURATION}")
     stride: int = option(1, "steps from one window to the next", least=1)
     season: str = option("1d", f"period of the seasonal naive forecast: {DURATION}")
     split: str = option("date", "chronological, by date or by fraction", choices=("date", "fraction"))
     val_from: Optional[str] = option("2015-01-01", "start of validation (split=date), or how long before the test: 1y")
-    test_from: Optional[str] = option("2016-01-01", "start of the test (split=date)")
+    test_from: Optional[str] = option("2016-01-01", "start of the test (split=date), the year first: 2016-01-01T06:00")
     test_until: Optional[str] = option(
         None, "end of the test (split=date), or how long it is: 1y; the file's end if not given"
     )
@@ -367,6 +418,53 @@ class TrainerConfig:
     enable_progress_bar: bool = option(True, "show a progress bar")
     threads: Optional[int] = option(None, "CPU threads of the arithmetic; all cores if not given", least=1)
     extra: dict[str, Any] = option({}, "further arguments of the Trainer: +trainer.extra.profiler=simple")
+
+
+@dataclass
+class ExtraTrainerConfig:
+    """Further arguments of `pytorch_lightning.Trainer`, each added as `+trainer.extra.name=value`."""
+
+    accumulate_grad_batches: int = option(1, "batches whose gradients make one step", least=1)
+    benchmark: Optional[bool] = option(None, "let cuDNN look for the fastest algorithm")
+    check_val_every_n_epoch: Optional[int] = option(
+        1, "epochs from one validation to the next; null: val_check_interval counts on over epochs", least=1
+    )
+    detect_anomaly: bool = option(False, "find the operation whose gradient is no number (slow)")
+    gradient_clip_algorithm: Optional[str] = option(
+        None, "clip the gradient's norm, or each of its values", choices=("norm", "value")
+    )
+    inference_mode: bool = option(True, "evaluate in torch.inference_mode; false: in torch.no_grad")
+    max_time: Any = option(None, f"time of training at most: {CLOCK}, or {{hours: 12}}")
+    min_epochs: Optional[int] = option(None, "epochs at least, whatever early stopping says", least=1)
+    min_steps: Optional[int] = option(None, "steps at least, whatever early stopping says", least=1)
+    overfit_batches: Any = option(
+        0.0, "fraction or number of batches of training and validation, the same in every epoch", least=0
+    )
+    profiler: Any = option(
+        None, "what takes time: fit-profile.txt in the run folder", choices=("simple", "advanced", "pytorch")
+    )
+    reload_dataloaders_every_n_epochs: int = option(0, "epochs after which the loaders are made anew", least=0)
+    sync_batchnorm: bool = option(False, "share the statistics of batch norm layers among processes")
+    val_check_interval: Any = option(
+        None, f"batches, or fraction of an epoch, from one validation to the next, or time: {CLOCK}", above=0
+    )
+
+
+UNAVAILABLE = {
+    "barebones": "a run needs its scores and its checkpoints",
+    "callbacks": "callbacks.extra takes further ones",
+    "default_root_dir": "hydra.run.dir=FOLDER chooses the run folder",
+    "enable_autolog_hparams": "the run logs its options itself; logger=none logs nothing",
+    "enable_checkpointing": "a run keeps its best and its last weights; trainer.fast_dev_run=true keeps none",
+    "enable_model_summary": "python run.py -cn describe shows the layers",
+    "limit_predict_batches": "python run.py -cn predict makes predictions",
+    "logger": "choose logger=tensorboard or logger=none",
+    "model_registry": "a run keeps its weights in its own folder",
+    "num_sanity_val_steps": "trainer.fast_dev_run=true tries one batch of everything",
+    "plugins": "the run writes its checkpoints itself; trainer.precision and trainer.strategy choose the others",
+    "use_distributed_sampler": "the data modules share the batches out among processes themselves",
+}
+"""Arguments of `pytorch_lightning.Trainer` that no run can set, each with what to do instead."""
 
 
 @dataclass
@@ -484,7 +582,7 @@ class PredictConfig:
     """Predictions of a trained run. What isn't given of the file's format is as it was in training."""
 
     run: str = option(MISSING, "folder of the run")
-    input: Optional[str] = option(None, "CSV file (plain or zipped) of reviews or readings")
+    input: Optional[str] = option(None, "CSV file (plain, compressed, zipped) of reviews or readings")
     text: Optional[str] = option(None, "a single review, instead of a file")
     output: Optional[str] = option(None, "file of the predictions: .csv or .parquet")
     overwrite: bool = option(False, "replace files that are there already")
@@ -492,14 +590,24 @@ class PredictConfig:
     batch_size: int = option(256, "examples at once", least=1)
     threads: Optional[int] = option(None, "CPU threads of the arithmetic; all cores if not given", least=1)
     encoding: Optional[str] = option(None, "of the input: utf-8, gb18030, latin-1, …")
-    separator: Optional[str] = option(None, "between the input's columns")
+    separator: Optional[str] = option(None, SEPARATOR)
+    quote: Optional[str] = option(None, QUOTE)
+    escape: Optional[str] = option(None, ESCAPE)
+    comment: Optional[str] = option(None, COMMENT)
+    header: Optional[bool] = option(None, HEADER)
+    names: Optional[list[str]] = option(None, NAMES)
+    skip_lines: Optional[int] = option(None, SKIP_LINES, least=0)
+    skip_after_header: Optional[int] = option(None, SKIP_AFTER_HEADER, least=0)
     text_column: Optional[str] = option(None, "reviews: column with the text")
     target: Optional[str] = option(None, "reviews: column with the true label, to score the predictions by")
     explain: bool = option(False, "reviews: show what each word adds to the answer")
     explain_limit: int = option(100, "reviews: rows that are explained at most", least=1)
-    time_column: Optional[str] = option(None, "readings: column with the time")
-    time_format: Optional[str] = option(None, "readings: how a time is written (strptime)")
+    time_column: Optional[str] = option(None, "readings: column with the time, or several: [date,time]")
+    time_format: Optional[str] = option(None, f"readings: {TIME_FORMAT}")
     decimal: Optional[str] = option(None, "readings: decimal mark of the numbers", choices=(".", ","))
+    missing_words: Optional[list[str]] = option(None, "readings: further words that mean: no reading")
+    missing_values: list[float] = option([], "readings: more numbers that mean: no reading")
+    allow_loss: bool = option(False, "readings: use a file though more than 10% of its rows are lost to one rule")
     columns: Any = option(
         {}, "readings: a column's name in training and in the input, where they differ: {training: input}"
     )

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
+
+from runs.analysis import format_number, shared_precision
 
 FEWEST_WEEKS = 20  # of fewer blocks a bootstrap is too sure
 
@@ -84,24 +87,28 @@ def compare(task: str, runs: Sequence[pd.DataFrame], reference: Sequence[pd.Data
         better, worse, p = sorted(tests, key=lambda test: test[2])[len(tests) // 2]
         p = p if len(tests) == 1 else min(1.0, 2 * p)
         return Difference(f"{better}:{worse}, p {_shown(p)}", p)
-    ours, theirs = (_by_window(each) for each in (runs, reference))
+    precision = shared_precision([*runs, *reference])
+    ours, theirs = (_by_window(each, precision) for each in (runs, reference))
     if ours is None or theirs is None or not ours[["origin", "target"]].equals(theirs[["origin", "target"]]):
         return None
     weeks = ours["origin"].dt.to_period("W").astype(str).to_numpy()
     if len(np.unique(weeks)) < FEWEST_WEEKS:
-        return Difference(f"{(ours['error'] - theirs['error']).mean():+.3f}, too few weeks to test", float("nan"))
-    difference, low, high, p = week_block_bootstrap(ours["error"].to_numpy(), theirs["error"].to_numpy(), weeks)
-    return Difference(f"{difference:+.3f} [{low:+.3f}, {high:+.3f}], p {_shown(p)}", p)
+        difference = format_number((ours["error"] - theirs["error"]).mean(), 3, sign="+")
+        return Difference(f"{difference}, too few weeks to test", float("nan"))
+    *numbers, p = week_block_bootstrap(ours["error"].to_numpy(), theirs["error"].to_numpy(), weeks)
+    difference, low, high = (format_number(number, 3, numbers, "+") for number in numbers)
+    return Difference(f"{difference} [{low}, {high}], p {_shown(p)}", p)
 
 
-def _by_window(runs: Sequence[pd.DataFrame]) -> pd.DataFrame | None:
+def _by_window(runs: Sequence[pd.DataFrame], precision: Any) -> pd.DataFrame | None:
     """Each window's `origin`, mean `target` and mean absolute `error` over the runs that forecast it, in time order.
 
-    None if the runs don't agree about the targets.
+    None if the runs don't agree about the targets, in this precision.
     """
     each = []
     for run in runs:
-        errors = pd.DataFrame({"target": run["target"], "error": (run["prediction"] - run["target"]).abs()})
+        error = (run["prediction"].astype(np.float64) - run["target"].astype(np.float64)).abs()
+        errors = pd.DataFrame({"target": run["target"].astype(precision), "error": error})
         each.append(errors.groupby(run["origin"]).mean())
     windows = pd.concat(each).groupby(level="origin")
     targets = windows["target"].agg(["min", "max"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 import warnings
 from collections.abc import Callable
@@ -14,28 +15,48 @@ import pandas as pd
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import (
+    BackboneFinetuning,
+    BasePredictionWriter,
+    BatchSizeFinder,
     Callback,
     EarlyStopping,
     EMAWeightAveraging,
     LambdaCallback,
+    LearningRateFinder,
+    ModelPruning,
+    OnExceptionCheckpoint,
+    ProgressBar,
     RichProgressBar,
+    StochasticWeightAveraging,
     WeightAveraging,
 )
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from pytorch_lightning.plugins.environments import SLURMEnvironment, TorchElasticEnvironment  # pyright: ignore
 from pytorch_lightning.utilities import rank_zero_only
-from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException  # pyright: ignore
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from datamodules import DataError
 from runs import board
 from runs.build import build_datamodule, build_optimizer, build_task, instantiate
 from runs.checkpoints import BEST, LAST, AtomicCheckpointIO, Recorder, read_checkpoint, read_json
-from runs.errors import CheckpointError
+from runs.errors import CheckpointError, raised_within
 from runs.report import write_json, write_results
 from runs.schema import ConfigError, best_is
 from tasks import Baseline, Task
 
 log = logging.getLogger(__name__)
+
+UNSUITED = {
+    LearningRateFinder: "a run trains as its config.yaml says; compare some rates: -m optimizer.lr=1e-4,3e-4,1e-3",
+    BatchSizeFinder: "a run trains as its config.yaml says; compare some sizes: -m data.batch_size=64,128,256",
+    BackboneFinetuning: "it thaws a module named backbone, and no task has one",
+    ModelPruning: "it prunes after the validation that picks the best weights; use optimizer.weight_decay or a smaller "
+    "model.encoder.hidden_size",
+    OnExceptionCheckpoint: "a run keeps checkpoints/last.ckpt to resume from: resume=FOLDER",
+    StochasticWeightAveraging: "its average comes after the last validation; callbacks.averaging=0.999 is validated",
+    BasePredictionWriter: "a run writes predictions.parquet, python run.py -cn predict those of other data",
+}
+"""Callbacks of Lightning that do nothing for a run, or what its folder wouldn't say, each with what to do instead."""
 
 
 def train(
@@ -188,15 +209,21 @@ def quieten() -> None:
     """Silence what libraries say that no user can act on."""
     # Lightning reports the absence of GPUs, TPUs and its tips at INFO; what a run is about we say ourselves.
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     # Batches are a vectorised look-up in memory: worker processes would only slow them down.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     # Short epochs (sample data, fast_dev_run) are shorter than the logging interval; curves have epoch points, too.
     warnings.filterwarnings("ignore", message=".*number of training batches.*smaller than the logging interval.*")
+    # It is the task's own business which batches a device can take.
+    warnings.filterwarnings("ignore", message=".*overridden `on_before_batch_transfer` in `LightningModule`.*")
     # Checkpoints of a resumed run lie in its own folder, on purpose.
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty.*")
     # A resumed run knows the sum of its losses so far, though this process has added none to it.
     warnings.filterwarnings("ignore", message=".*``compute`` method of metric MeanMetric.*before the ``update``.*")
+    # What tasks log comes from metrics that have gathered all processes' share: it is the same on each of them.
+    warnings.filterwarnings(
+        "ignore", message=r"It is recommended to use `self\.log\('(train|val|test)/.*sync_dist=True.*"
+    )
     # The graph of a model isn't logged; nothing is missing from the events.
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*", category=FutureWarning)
 
@@ -230,7 +257,7 @@ def _build_trainer(
     config: dict[str, Any], recorder: Recorder, logger: Logger | None, began: Callable[[], None]
 ) -> pl.Trainer:
     options = {name: value for name, value in config["trainer"].items() if name not in ("threads", "extra")}
-    callbacks: list[Callback] = [instantiate(extra, config["trust"]) for extra in config["callbacks"]["extra"]]
+    callbacks = _extra_callbacks(config)
     once = cache(began)
     start = dict.fromkeys(("on_train_start", "on_validation_start", "on_test_start"), lambda *_: once())
     callbacks.append(LambdaCallback(**start, teardown=_heed_sigterm))
@@ -242,7 +269,7 @@ def _build_trainer(
         callbacks.append(EMAWeightAveraging(decay=decay))
     if isinstance(logger, TensorBoardLogger):
         callbacks.append(board.ValidationFigure())
-    if options["enable_progress_bar"]:
+    if options["enable_progress_bar"] and not any(isinstance(each, ProgressBar) for each in callbacks):
         callbacks.append(Progress(leave=False))
     plugins: list[Any] = [AtomicCheckpointIO()]
     if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():  # which Lightning prefers to it
@@ -257,15 +284,45 @@ def _build_trainer(
         "use_distributed_sampler": False,  # the data modules deal batches out themselves, without repeating any
         "enable_model_summary": False,
     }
-    if taken := options.keys() & config["trainer"]["extra"].keys():
-        raise ConfigError(f"trainer.extra can't set {', '.join(sorted(taken))}")
+    extra = instantiate(config["trainer"]["extra"], config["trust"])
     try:
-        return pl.Trainer(**options, **config["trainer"]["extra"])
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"trainer: {error}") from error
-    except MisconfigurationException as error:  # a device that isn't there
-        asked = ", ".join(f"trainer.{name}={options[name]}" for name in ("accelerator", "devices", "strategy"))
-        raise ConfigError(f"{asked}: {error}; trainer=cpu runs everywhere") from error
+        trainer: Any = pl.Trainer(**options, **extra)
+    except Exception as error:  # whatever Lightning and what it asks for devices stumble over
+        if not raised_within(error, "pytorch_lightning.trainer.connectors.accelerator_connector"):
+            raise ConfigError(f"trainer: {error}") from error
+        usual = ("auto", 1, "32-true")
+        place = ("accelerator", "devices", "strategy", "num_nodes", "precision")
+        asked = ", ".join(f"trainer.{name}={options[name]}" for name in place if options[name] not in usual)
+        raise ConfigError(f"{asked or 'trainer'}: {error}; trainer=cpu alone runs everywhere") from error
+    on_cpu, cores = trainer.strategy.root_device.type == "cpu", os.cpu_count() or 1
+    if on_cpu and trainer.num_devices > max(2, cores):
+        raise ConfigError(f"trainer.devices={trainer.num_devices}: this computer has {cores} CPU cores; ask for fewer")
+    if extra.get("profiler"):
+        profiler = trainer.profiler
+        profiler.dirpath, profiler.filename = profiler.dirpath or recorder.folder, profiler.filename or "profile"
+        log.info(f"the profiler writes fit-{profiler.filename} and others into {profiler.dirpath}")
+    return trainer
+
+
+def _extra_callbacks(config: dict[str, Any]) -> list[Callback]:
+    """The callbacks of `callbacks.extra`.
+
+    Raises:
+        ConfigError: one is no callback, or does what a run can't use.
+    """
+    callbacks = []
+    for extra in config["callbacks"]["extra"]:
+        callback = instantiate(extra, config["trust"])
+        name = f"callbacks.extra: {extra['_target_']}"
+        if not isinstance(callback, Callback):
+            raise ConfigError(f"{name} is no callback of Lightning")
+        for unsuited, reason in UNSUITED.items():
+            if isinstance(callback, unsuited):
+                raise ConfigError(f"{name} can't be used: {reason}")
+        if isinstance(callback, ProgressBar) and not config["trainer"]["enable_progress_bar"]:
+            raise ConfigError(f"{name} needs trainer.enable_progress_bar=true")
+        callbacks.append(callback)
+    return callbacks
 
 
 def _heed_sigterm(trainer: pl.Trainer, *_: Any, stage: str) -> None:

@@ -22,7 +22,8 @@ class Baseline(nn.Module):
     """A model without an encoder.
 
     `fit` learns from the training split; `forward` answers in the task's own terms: class logits (B, C), or forecasts
-    (B, H) in the target's unit. What was learned, tensors and plain values, stands in `learned` and in checkpoints.
+    (B, H) in the unit of the batch's `history`. What was learned, tensors and plain values, stands in `learned` and in
+    checkpoints.
 
     Args:
         facts: of the data.
@@ -184,7 +185,7 @@ class RidgeForecaster(Baseline):
     """Ridge regression (Hoerl and Kennard 1970) of all steps at once on everything in the window.
 
     forecast = climatology + target_std (x W^T + b), with x the scaled inputs (L F), the last value and the climatology
-    ahead; W and b minimise the mean squared error plus `penalty` |W|^2 / N.
+    ahead, all in float32; W and b minimise the mean squared error plus `penalty` |W|^2 / N.
 
     Args:
         facts: of the data: `horizon`, `target_mean`, `target_std`.
@@ -199,7 +200,7 @@ class RidgeForecaster(Baseline):
         from sklearn.linear_model import Ridge
 
         features = torch.cat([self._features(batch) for batch in batches]).numpy()
-        anomalies = torch.cat([batch["targets"] - batch["climatology"] for batch in batches])
+        anomalies = torch.cat([batch["targets"].float() - batch["climatology"].float() for batch in batches])
         machine: Any = Ridge(alpha=self.penalty, solver="cholesky", copy_X=False)
         machine.fit(features, (anomalies / self.facts["target_std"]).numpy())
         self.learned = {
@@ -209,10 +210,10 @@ class RidgeForecaster(Baseline):
 
     def forward(self, batch: Batch) -> Tensor:
         weight, bias = (self.learned[name].to(batch["inputs"]) for name in ("weight", "bias"))
-        return batch["climatology"] + self.facts["target_std"] * (self._features(batch) @ weight.T + bias)
+        return batch["climatology"].float() + self.facts["target_std"] * (self._features(batch) @ weight.T + bias)
 
     def _features(self, batch: Batch) -> Tensor:
-        own_unit = torch.cat([batch["history"][:, -1:], batch["climatology"]], dim=1)
+        own_unit = torch.cat([batch["history"][:, -1:], batch["climatology"]], dim=1).float()
         scaled = (own_unit - self.facts["target_mean"]) / self.facts["target_std"]
         return torch.cat([batch["inputs"].flatten(1), scaled], dim=1)
 
@@ -274,7 +275,7 @@ class BoostedForecaster(Baseline):
         data = self._lightgbm.Dataset(
             np.concatenate([self._features(batch) for batch in batches]), params=self.options, free_raw_data=False
         ).construct()  # sorted into bins once for all steps
-        anomalies = torch.cat([batch["targets"] - batch["climatology"] for batch in batches]).numpy()
+        anomalies = torch.cat([batch["targets"].float() - batch["climatology"].float() for batch in batches]).numpy()
         options = {**self.options, "num_threads": torch.get_num_threads()}
         self._boosters = [
             self._lightgbm.train(options, data.set_label(np.ascontiguousarray(anomalies[:, step])), self.rounds)
@@ -285,7 +286,7 @@ class BoostedForecaster(Baseline):
     def forward(self, batch: Batch) -> Tensor:
         features = self._features(batch)
         answers = np.stack([booster.predict(features) for booster in self._boosters], axis=1)
-        return batch["climatology"] + torch.from_numpy(answers).to(batch["climatology"])
+        return batch["climatology"].float() + torch.from_numpy(answers).to(batch["inputs"])
 
     @property
     def num_parameters(self) -> int:
@@ -297,7 +298,7 @@ class BoostedForecaster(Baseline):
         self._boosters = [self._lightgbm.Booster(model_str=text) for text in state["models"]]
 
     def _features(self, batch: Batch) -> np.ndarray:
-        inputs, history, usual = (batch[name].cpu().numpy() for name in ("inputs", "history", "climatology"))
+        inputs, history, usual = (batch[name].float().cpu().numpy() for name in ("inputs", "history", "climatology"))
         lookback, season = history.shape[1], self.facts["season_length"]
         if season <= usual.shape[1]:  # what was usual then is what will be at that phase of the season to come
             ahead = usual[:, np.arange(-lookback, 0) % season]

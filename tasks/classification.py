@@ -6,19 +6,14 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torchmetrics import MetricCollection
-from torchmetrics.classification import (
-    MulticlassAccuracy,
-    MulticlassCalibrationError,
-    MulticlassConfusionMatrix,
-    MulticlassF1Score,
-    MulticlassPrecision,
-    MulticlassRecall,
-)
+from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassF1Score
+from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from tasks.baselines import Baseline
 from tasks.models import build_model
@@ -88,21 +83,15 @@ class ClassificationTask(Task):
                 "row: set task.dropout, task.inputs.dropout, task.inputs.token_dropout or task.ngrams.dropout, or "
                 "task.consistency=0"
             )
-        per_class: dict[str, Any] = {"num_classes": len(classes), "average": "none"}
-        scores = MetricCollection(
+        self.val_scores = MetricCollection(
             {
                 "accuracy": MulticlassAccuracy(len(classes), average="micro"),
-                "precision": MulticlassPrecision(**per_class),
-                "recall": MulticlassRecall(**per_class),
-                "f1": MulticlassF1Score(**per_class),
+                "f1": MulticlassF1Score(len(classes), average="none"),
             }
         )
-        self.val_scores, self.test_scores = scores.clone(), scores.clone()
-        self.confusion, self.val_confusion = (MulticlassConfusionMatrix(len(classes)) for _ in range(2))
-        self.calibration_errors: Any = nn.ModuleDict(
-            {name: MulticlassCalibrationError(len(classes), n_bins=15) for name in ("ece", "ece_uncalibrated")}
-        )
-        self.kept: Any = nn.ModuleDict({name: Kept() for name in ("index", "targets", "probabilities")})
+        self.val_confusion = MulticlassConfusionMatrix(len(classes))
+        names = ("index", "targets", "probabilities", "uncalibrated")
+        self.kept: Any = nn.ModuleDict({name: Kept() for name in names})
         self.temperature: Tensor
         self.register_buffer("temperature", torch.ones(()))
 
@@ -160,43 +149,49 @@ class ClassificationTask(Task):
 
     def update_test(self, outputs: Tensor, batch: Batch) -> None:
         probabilities = (outputs / self.temperature).softmax(dim=-1)
-        self.test_scores.update(outputs, batch["targets"])
-        self.confusion.update(outputs, batch["targets"])
-        self.calibration_errors["ece"].update(probabilities, batch["targets"])
-        self.calibration_errors["ece_uncalibrated"].update(outputs.softmax(dim=-1), batch["targets"])
-        kept = {"index": batch["index"], "targets": batch["targets"], "probabilities": probabilities}
+        kept = {
+            "index": batch["index"],
+            "targets": batch["targets"],
+            "probabilities": probabilities,
+            "uncalibrated": outputs.softmax(dim=-1).amax(dim=-1),  # of the answer
+        }
         for name, value in kept.items():
             self.kept[name].update(value)
 
     def finish_test(self) -> None:
-        computed = self.test_scores.compute()
-        confusion = self.confusion.compute()  # rows: truth, columns: prediction
-        support = confusion.sum(dim=1)
-        self.scores = {"accuracy": computed["accuracy"].item()}
-        for name in ("precision", "recall", "f1"):
-            self.scores[f"{name}_macro"] = computed[name].mean().item()
-            self.scores[f"{name}_weighted"] = (computed[name] * support / support.sum()).sum().item()
         self._predicted = {name: metric.compute().cpu() for name, metric in self.kept.items()}
-        probabilities, targets = self._predicted["probabilities"], self._predicted["targets"].long()
-        sure = probabilities.max(dim=1).values.argsort(descending=True, stable=True)[: math.ceil(0.9 * len(targets))]
-        errors = {name: metric.compute().item() for name, metric in self.calibration_errors.items()}
-        self.scores["ece"] = errors["ece"]
-        self.scores["accuracy_at_90"] = (probabilities[sure].argmax(dim=1) == targets[sure]).float().mean().item()
+        for metric in self.kept.values():
+            metric.reset()
+        targets = self._predicted["targets"].long()
+        confidence, answers = self._predicted["probabilities"].max(dim=1)
+        right = (answers == targets).double()
+        confusion = multiclass_confusion_matrix(answers, targets, len(self.classes))  # rows: truth, columns: prediction
+        hits, support, answered = confusion.diag().double(), confusion.sum(dim=1), confusion.sum(dim=0)
+        of_classes = {  # 0 where there is nothing to divide by
+            "precision": hits / answered.clamp(min=1),
+            "recall": hits / support.clamp(min=1),
+            "f1": 2 * hits / (support + answered).clamp(min=1),
+        }
+        self.scores = {"accuracy": right.mean().item()}
+        for name, values in of_classes.items():
+            self.scores[f"{name}_macro"] = values.mean().item()
+            self.scores[f"{name}_weighted"] = (values * support / support.sum()).sum().item()
+        self.scores["ece"] = calibration_error(confidence, right)
+        sure = confidence.argsort(descending=True, stable=True)[: math.ceil(0.9 * len(targets))]
+        self.scores["accuracy_at_90"] = right[sure].mean().item()
         self.details = {
             "temperature": self.temperature.item(),
-            "ece_uncalibrated": errors["ece_uncalibrated"],
+            "ece_uncalibrated": calibration_error(self._predicted["uncalibrated"], right),
             "per_class": [
                 {
                     "class": label,
-                    **{name: computed[name][number].item() for name in ("precision", "recall", "f1")},
+                    **{name: values[number].item() for name, values in of_classes.items()},
                     "support": int(support[number]),
                 }
                 for number, label in enumerate(self.classes)
             ],
             "confusion": confusion.tolist(),
         }
-        for metric in (self.test_scores, self.confusion, *self.calibration_errors.values(), *self.kept.values()):
-            metric.reset()
 
     def predictions(self) -> pd.DataFrame:
         """Columns `index, target, prediction, probability` and `p(class)` for every class, by `index`."""
@@ -227,6 +222,16 @@ def _drops(task: nn.Module) -> bool:
     modules = [module for module in task.modules() if getattr(module, "num_layers", 2) > 1]
     values = [getattr(module, name, 0) for module in modules for name in names]
     return any(isinstance(value, float | int) and value > 0 for value in values)
+
+
+def calibration_error(confidence: Tensor, right: Tensor, bins: int = 15) -> float:
+    """The mean over the examples of |accuracy - mean confidence| of their bin (Naeini et al. 2015).
+
+    Bins are [0, 1/bins), [1/bins, 2/bins), …, and of those with a confidence of 1; each argument is (N,).
+    """
+    confidence, right = confidence.double(), right.double()
+    places = np.digitize(confidence.numpy(), np.linspace(0, 1, bins + 1))
+    return float(np.abs(np.bincount(places, (right - confidence).numpy())).sum() / len(places))
 
 
 def divergence(logits: Tensor, other: Tensor) -> Tensor:

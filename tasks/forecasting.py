@@ -34,7 +34,8 @@ class ForecastingTask(Task):
     The network answers in standard deviations of the target around a base, `forecast = base + deviation * answer`.
     Error is prediction - truth. Scores are pooled over all windows and steps: `mae` mean absolute error, `median_ae`
     median absolute error, `rmse`, `bias` mean error, `mae_day1`, `mae_day2`, … by day of the horizon (a step
-    belongs to the day in which it begins), and `skill = 1 - mae / mae_seasonal_naive` on the same windows.
+    belongs to the day in which it begins; none where a step is longer than a day), and
+    `skill = 1 - mae / mae_seasonal_naive` on the same windows.
 
     With `quantiles`, the network answers with all of them for each step, trained by the pinball loss (Koenker and
     Bassett 1978), twice its mean over the levels, which is the absolute error where 0.5 is the only one. The forecast
@@ -44,8 +45,12 @@ class ForecastingTask(Task):
     continuous ranked probability score in the target's unit (see `quantile_crps`); and for the widest interval between
     two levels, say 5% and 95%, `coverage_90` and `width_90`, also by day.
 
+    Batches hold the target less `target_offset`, in float64. The network computes with that in float32; scores and
+    predictions are of forecasts plus the offset, in float64.
+
     Args:
-        facts: of the data: `num_features`, `horizon`, `season_length`, `step_hours`, `target_mean`, `target_std`.
+        facts: of the data: `num_features`, `horizon`, `season_length`, `step_hours`, `target_mean`, `target_std`, and
+            `target_offset` if it isn't 0.
         inputs: builds the input module from `num_features`.
         encoder: builds the encoder from `input_size`.
         baseline: builds a `Baseline` from `facts`, in the place of both; the options of the network are then not used.
@@ -108,7 +113,7 @@ class ForecastingTask(Task):
         self.register_buffer("shifts", torch.zeros(facts["horizon"], len(levels)))
 
     def forward(self, batch: Batch) -> Tensor:
-        """Forecasts in the target's unit: (B, H), or with Q quantiles (B, H, Q) as the network has them."""
+        """Forecasts in the target's unit, less its offset: (B, H), or (B, H, Q) with the network's own Q quantiles."""
         return self.forecasts_of_members(batch).mean(dim=0)
 
     def forecasts_of_members(self, batch: Batch) -> Tensor:
@@ -117,11 +122,11 @@ class ForecastingTask(Task):
             return self.model(batch)[None]
         answer = self.of_members(batch["inputs"])
         if self.base == "last":
-            base = batch["history"][:, -1:]
+            base = batch["history"][:, -1:].float()
         elif self.base == "climatology":
-            base = batch["climatology"]
+            base = batch["climatology"].float()
         else:
-            base = torch.full_like(batch["history"][:, -1:], self.facts["target_mean"])
+            base = torch.full_like(batch["inputs"][:, :1, 0], self.facts["target_mean"])
         if self.levels:
             base, answer = base.unsqueeze(-1), answer.unflatten(2, (self.facts["horizon"], len(self.levels)))
         return base + self.facts["target_std"] * answer
@@ -129,6 +134,10 @@ class ForecastingTask(Task):
     def median(self, forecasts: Tensor) -> Tensor:
         """Of what `forward` returns, the forecast of each step (B, H)."""
         return forecasts[..., self.levels.index(0.5)] if self.levels else forecasts
+
+    def in_own_unit(self, values: Tensor) -> Tensor:
+        """What `forward` or a batch has less the target's offset, with it: float64, on the CPU."""
+        return values.cpu().double() + self.facts.get("target_offset", 0.0)
 
     def calibrated(self, forecasts: Tensor, shifts: Tensor | None = None) -> Tensor:
         """What `forward` returns with its quantiles (B, H, Q) shifted, and in order; the median stays as it is.
@@ -149,19 +158,27 @@ class ForecastingTask(Task):
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Mean loss in standard deviations of the target, in training of each member, and what `forward` returns."""
         each = self.forecasts_of_members(batch) if self.training else self(batch)[None]
-        forecasts, targets = each.flatten(0, 1), batch["targets"].repeat(len(each), 1)
+        forecasts = each.flatten(0, 1)
+        targets = batch["targets"].to(forecasts.dtype).repeat(len(each), 1)
         scale = self.facts["target_std"]
         if self.levels:
             return 2 * pinball(forecasts, targets, self.levels).mean() / scale, each.mean(dim=0)
         return LOSSES[self.criterion](forecasts / scale, targets / scale), each.mean(dim=0)
 
     def update_validation(self, outputs: Tensor, batch: Batch) -> None:
-        self.val_mae.update(self.median(outputs).contiguous(), batch["targets"])
+        forecasts = self.median(outputs).contiguous()
+        self.val_mae.update(forecasts, batch["targets"].to(forecasts.dtype))
 
     def validation_scores(self) -> dict[str, Tensor]:
         mae = self.val_mae.compute()
         self.val_mae.reset()
         return {"mae": mae}
+
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        if self.device.type != "mps":
+            return batch
+        # Apple's GPUs know no float64.
+        return {name: value.float() if value.dtype == torch.float64 else value for name, value in batch.items()}
 
     @property
     def calibrates(self) -> bool:
@@ -170,7 +187,7 @@ class ForecastingTask(Task):
     def calibrate(self, outputs: Tensor, targets: Tensor) -> None:
         for number, level in enumerate(self.levels):
             if level != 0.5:
-                missed = (targets - outputs[..., number]).numpy()
+                missed = (targets.to(outputs.dtype) - outputs[..., number]).numpy()
                 self.shifts[:, number] = torch.from_numpy(np.quantile(missed, level, axis=0))
 
     def update_test(self, outputs: Tensor, batch: Batch) -> None:
@@ -190,13 +207,13 @@ class ForecastingTask(Task):
         for metric in self.kept.values():
             metric.reset()
         kept["forecasts"] = self._calibrated_test(kept)
+        kept |= {name: self.in_own_unit(kept[name]) for name in ("targets", "forecasts", "naive")}
         self._predicted = kept
-        errors = self.median(kept["forecasts"]).double() - kept["targets"].double()  # (N, H)
-        naive = (kept["naive"].double() - kept["targets"].double()).abs()
+        errors = self.median(kept["forecasts"]) - kept["targets"]  # (N, H)
+        naive = (kept["naive"] - kept["targets"]).abs()
         by_step = errors.abs().mean(dim=0)
         self.scores = error_scores(errors, naive)
-        # Rounded before it is divided: 144 steps of 10 minutes are a day, in floating point as well.
-        days = (torch.arange(len(by_step)).double() * self.facts["step_hours"]).round(decimals=6).div(24).long()
+        days = self._days(len(by_step))
         for day in days.unique().tolist():
             self.scores[f"mae_day{day + 1}"] = by_step[days == day].mean().item()
         self.details = {}
@@ -207,6 +224,14 @@ class ForecastingTask(Task):
             "mae_by_step": by_step.tolist(),
             "seasonal_naive": {"mae": naive.mean().item(), "mae_by_step": naive.mean(dim=0).tolist()},
         }
+
+    def _days(self, horizon: int) -> Tensor:
+        """The day in which each step begins, from 0; empty where a step is longer than a day or has no fixed length."""
+        hours = self.facts["step_hours"]
+        if hours is None or hours > 24:
+            return torch.empty(0, dtype=torch.long)
+        # Rounded before it is divided: 144 steps of 10 minutes are a day, in floating point as well.
+        return (torch.arange(horizon).double() * hours).round(decimals=6).div(24).long()
 
     def _calibrated_test(self, kept: dict[str, Tensor]) -> Tensor:
         """The test's forecasts, their quantiles shifted and in order."""
@@ -242,7 +267,7 @@ class ForecastingTask(Task):
     def predictions(self) -> pd.DataFrame:
         """A row per window and step: `index, step` (from 1), `target, prediction, seasonal_naive`, in the data's unit.
 
-        With quantiles, a column `q0.05` and the like for each.
+        With quantiles, a column `q0.05` and the like for each. All but the first two are float64.
         """
         windows, horizon = self._predicted["targets"].shape
         forecasts = self._predicted["forecasts"]
@@ -261,8 +286,8 @@ class ForecastingTask(Task):
 
     @torch.no_grad()
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Forecasts in the target's unit: (B, H), or with Q quantiles (B, H, Q), calibrated."""
-        return self.calibrated(self(batch))
+        """Forecasts in the target's own unit, float64: (B, H), or with Q quantiles (B, H, Q), calibrated."""
+        return self.in_own_unit(self.calibrated(self(batch)))
 
 
 def error_scores(errors: Tensor, naive: Tensor) -> dict[str, float]:

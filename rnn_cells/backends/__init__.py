@@ -1,7 +1,7 @@
 """Which implementation of the scan runs: `reference` is the truth, the others are faster and must match it.
 
-A backend is a module with `scan` (the reference's signature) and `why_not(cell, x)`, a predicate that names what keeps
-it from running there, or None; it may have a `scan_layer` of its own, which runs both directions at once. Choosing
+A backend is a module with `scan` (the reference's signature) and `why_not(cell, x, *others)`, a predicate that names
+what keeps it from running there, or None; `others` are the initial state and the lengths, as far as given. It may have a `scan_layer` of its own, which runs both directions at once. Choosing
 never tries and catches: an eligible backend that fails is a bug to be seen.
 """
 
@@ -24,8 +24,10 @@ BACKENDS: dict[str, ModuleType] = {"triton": triton, "cpu": cpu, "reference": re
 """The backends by name, fastest first."""
 
 
-def choose(name: str, cells: Sequence[Cell], x: Tensor) -> ModuleType:
+def choose(name: str, cells: Sequence[Cell], x: Tensor, *others: Tensor) -> ModuleType:
     """The backend `name`, or for `auto` the fastest that can run all `cells`, which are of one kind, on `x`.
+
+    `others` are the initial state and the lengths.
 
     Raises:
         ValueError: there is no such backend, or it can't run here (the message says why).
@@ -34,18 +36,18 @@ def choose(name: str, cells: Sequence[Cell], x: Tensor) -> ModuleType:
     if name == "auto":
         faster: list[str] = []
         for each, backend in BACKENDS.items():
-            if (reason := _why_not(backend, cells, x)) is None:
+            if (reason := _why_not(backend, cells, x, *others)) is None:
                 _announce("; ".join([f"backend auto runs {kind} on {each}", *faster]))
                 return backend
             faster.append(f"not {each}: {reason}")
     check_name(name)
-    if reason := _why_not(BACKENDS[name], cells, x):
+    if reason := _why_not(BACKENDS[name], cells, x, *others):
         raise ValueError(f"backend {name!r} can't run {kind} here: {reason}")
     return BACKENDS[name]
 
 
-def _why_not(backend: ModuleType, cells: Sequence[Cell], x: Tensor) -> str | None:
-    return next(filter(None, (backend.why_not(cell, x) for cell in cells)), None)
+def _why_not(backend: ModuleType, cells: Sequence[Cell], x: Tensor, *others: Tensor) -> str | None:
+    return next(filter(None, (backend.why_not(cell, x, *others) for cell in cells)), None)
 
 
 def scan_layer(

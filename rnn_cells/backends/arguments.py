@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.utils.parametrize import is_parametrized
+from torch.overrides import _get_current_function_mode_stack  # pyright: ignore[reportAttributeAccessIssue]
+from torch.utils._device import DeviceContext
 
 from rnn_cells.cells import Cell, GRUCell, LSTMCell, RNNCell, State
 
@@ -23,10 +25,17 @@ def kind_of(cell: Cell) -> Any:
     return {RNNCell: RNN_KIND, LSTMCell: LSTM_KIND}.get(type(cell))
 
 
+def has_hooks(cell: Cell) -> bool:
+    """Whether something wants to see each call of `cell`: what prunes or normalises its weights, for instance."""
+    return bool(cell._forward_pre_hooks or cell._forward_hooks or cell._backward_pre_hooks or cell._backward_hooks)
+
+
 def why_not(cell: Cell, x: Tensor, dtypes: Collection[torch.dtype]) -> str | None:
     """What keeps native code from running `cell` on `x`, whose weights it wants in one of these types."""
     if kind_of(cell) is None:
         return f"it knows RNNCell, GRUCell and LSTMCell, not {type(cell).__name__}"
+    if has_hooks(cell):
+        return f"the {type(cell).__name__} has hooks, which want each of its steps"
     rows = cell.num_gates * cell.hidden_size
     shapes = {"weight_ih": (rows, cell.input_size), "weight_hh": (rows, cell.hidden_size)}
     if cell.bias_ih is not None or cell.bias_hh is not None:
@@ -39,10 +48,82 @@ def why_not(cell: Cell, x: Tensor, dtypes: Collection[torch.dtype]) -> str | Non
             return f"{name} must be {shape}, got {None if tensor is None else tuple(tensor.shape)}"
         if tensor.device != x.device or tensor.dtype not in dtypes:
             return f"the input is {x.dtype} on {x.device}, the weights are {tensor.dtype} on {tensor.device}"
+    return None
+
+
+def weights_of(cell: Cell) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """The tensors of the equations."""
+    return cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh
+
+
+def why_not_native(tensors: Iterable[Tensor | None]) -> str | None:
+    """What keeps native code from these tensors: memory that isn't there, or somebody who watches torch's operations.
+
+    What is recorded or transformed operation by operation would leave out, without a word, what native code does.
+    """
+    if torch.jit.is_tracing():
+        return "torch.jit.trace and torch.onnx.export can't look into it"
     inside = torch._C._functorch.peek_interpreter_stack() is not None  # pyright: ignore[reportAttributeAccessIssue]
     if inside or forward_ad._current_level >= 0:
         return "it has no forward derivatives, and torch.func can't look into it"
+    if torch._C._len_torch_dispatch_stack() or torch._ops._len_torch_dispatch_stack_pre_dispatch():
+        return "a TorchDispatchMode can't look into it"
+    for mode in _get_current_function_mode_stack():
+        if not isinstance(mode, DeviceContext):  # torch.set_default_device: it only places what is made from nothing
+            return f"{type(mode).__name__} can't look into it"
+    for tensor in tensors:
+        if tensor is not None and not _is_plain(tensor):
+            return f"it reads plain dense tensors, not {type(tensor).__name__} of layout {tensor.layout}"
     return None
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor is nothing more than strided memory."""
+    return (
+        type(tensor) in (Tensor, nn.Parameter)
+        and tensor.layout is torch.strided
+        and not (tensor.is_nested or torch._is_functional_tensor(tensor))
+        and not any(getattr(tensor, "names", ()))  # torch 2.13 has none
+        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # pyright: ignore[reportAttributeAccessIssue]
+    )
+
+
+def dense(tensor: Tensor) -> Tensor:
+    """The tensor as native code reads it: contiguous, no negation pending; without a copy if it is so already."""
+    return tensor.detach().resolve_neg().contiguous()
+
+
+def save(ctx: Any, *tensors: Tensor | None) -> None:
+    """Save tensors for `saved`: where autograd's hooks see them, so that a checkpoint can free them."""
+    ctx.save_for_backward(*tensors)
+    ctx.layouts = [_layout(tensor) for tensor in tensors]
+
+
+def saved(ctx: Any, backend: str, gradients: Iterable[Tensor | None]) -> list[Any]:
+    """What `save` was given, as native code reads it, for a backward of these gradients.
+
+    Raises:
+        RuntimeError: native code can't run it, or a hook hasn't given back what it got.
+    """
+    remedy = "use backend='reference'"
+    if torch.is_grad_enabled():  # create_graph: what comes out of native code would count as constant
+        raise RuntimeError(f"the {backend} backend has no second derivatives: {remedy}")
+    tensors = ctx.saved_tensors
+    if reason := why_not_native([*gradients, *tensors]):
+        raise RuntimeError(f"the {backend} backend can't run this backward: {reason}; {remedy}")
+    if [_layout(tensor) for tensor in tensors] != ctx.layouts:
+        raise RuntimeError("a hook for saved tensors must give back what it got: shape, type and device differ")
+    return [None if tensor is None else dense(tensor) for tensor in tensors]
+
+
+def _layout(tensor: Tensor | None) -> tuple[Any, ...] | None:
+    return None if tensor is None else (tensor.shape, tensor.dtype, tensor.device)
+
+
+def autocast_dtype(device: str) -> torch.dtype | None:
+    """What autocast computes in on this kind of device; None where it is off, or isn't there (as on `meta`)."""
+    available = torch.amp.is_autocast_available(device)
+    return torch.get_autocast_dtype(device) if available and torch.is_autocast_enabled(device) else None
 
 
 def check(cell: Cell, x: Tensor, state: State | None, directions: tuple[int, ...] = ()) -> None:
@@ -66,7 +147,7 @@ def check(cell: Cell, x: Tensor, state: State | None, directions: tuple[int, ...
 def check_lengths(lengths: Tensor, x: Tensor) -> None:
     """See that each sequence of `x` (T, B, I) has an integer and, on the CPU, that it is no more than there are steps.
 
-    Elsewhere, looking at them would make every call wait for them.
+    Elsewhere, looking at them would make every call wait for them; while operations are recorded, they have no values.
 
     Raises:
         ValueError: it isn't so.
@@ -74,5 +155,7 @@ def check_lengths(lengths: Tensor, x: Tensor) -> None:
     steps, batch, _ = x.shape
     if lengths.shape != (batch,) or lengths.is_floating_point() or lengths.dtype == torch.bool:
         raise ValueError(f"lengths must be {batch} integers, got {lengths.dtype} of {tuple(lengths.shape)}")
-    if lengths.device.type == "cpu" and batch and not 0 <= int(lengths.min()) <= int(lengths.max()) <= steps:
+    if lengths.device.type != "cpu" or not batch or why_not_native([lengths]):
+        return
+    if not 0 <= int(lengths.min()) <= int(lengths.max()) <= steps:
         raise ValueError(f"lengths must lie between 0 and {steps}, got {lengths.tolist()}")

@@ -72,19 +72,34 @@ inline Vec<float> quotient(Vec<float> a, Vec<float> b) {
 #endif
 }
 
-// tanh x = x P(x^2) / Q(x^2) on [-9, 9], beyond which it is 1 in single precision. The coefficients are the minimax fit of
-// the relative error, 2e-8 (Lawson's iteration); rounding makes it 4e-7.
-inline Vec<float> hyperbolic(Vec<float> x) {
-  x = x < -9.0f ? Vec<float>{} - 9.0f : x;
-  x = x > 9.0f ? Vec<float>{} + 9.0f : x;
-  const Vec<float> u = x * x;
-  Vec<float> p = u * 1.33544791e-8f + 2.06089472e-5f, q = u * 7.77648247e-7f + 3.28562133e-4f;
-  p = p * u + 3.49557987e-3f, q = q * u + 2.58769508e-2f;
-  p = p * u + 1.33810187e-1f, q = q * u + 4.67143343e-1f;
-  p = p * u + 9.99999979e-1f, q = q * u + 1.0f;
-  return quotient(x * p, q);
+// e^x - 1 = s (e^r - 1) + (s - 1), where s = 2^n and x = n log 2 + r with |r| <= log(2) / 2, for |x| <= 88. In both functions
+// below a NaN stays one; rounding makes their relative errors some 2e-7, and neither ever leaves its range.
+struct Exponential {
+  Vec<float> scale, fraction;  // s and e^r - 1
+};
+inline Exponential exponential(Vec<float> x) {
+  // Adding 1.5 * 2^23 rounds to an integer, which then stands in the lowest bits; 127 is the bias of an exponent.
+  const Vec<float> shifted = x * 1.44269504f + (12582912.0f + 127.0f), n = shifted - (12582912.0f + 127.0f);
+  const Vec<float> r = (x - n * 0.693359375f) + n * 2.12194440e-4f;  // log 2 in two parts, of which the first is short
+  Vec<float> p = r * 1.38825076e-3f + 8.36658048e-3f;  // (e^r - 1 - r) / r^2, minimax
+  p = p * r + 4.16672018e-2f, p = p * r + 1.66665432e-1f, p = p * r + 4.99999981e-1f;
+  return {(Vec<float>)((Vec<std::int32_t>)shifted << 23), p * (r * r) + r};
 }
-inline Vec<float> sigmoid(Vec<float> x) { return 0.5f + 0.5f * hyperbolic(0.5f * x); }
+inline Vec<float> sigmoid(Vec<float> x) {
+  x = x < -88.0f ? Vec<float>{} - 88.0f : x;  // 1 / (1 + e^88) is subnormal, and counts as zero
+  x = x > 88.0f ? Vec<float>{} + 88.0f : x;
+  const Exponential e = exponential(-x);
+  return quotient(Vec<float>{} + 1.0f, e.scale * e.fraction + (e.scale + 1.0f));
+}
+// tanh |x| = (1 - e) / (1 + e), where e = exp(-2 |x|).
+inline Vec<float> hyperbolic(Vec<float> x) {
+  const Vec<std::int32_t> bits = (Vec<std::int32_t>)x, sign = bits & INT32_MIN;
+  Vec<float> doubled = -2.0f * (Vec<float>)(bits ^ sign);
+  doubled = doubled < -20.0f ? Vec<float>{} - 20.0f : doubled;  // where tanh is 1
+  const Exponential e = exponential(doubled);
+  const Vec<float> rest = (1.0f - e.scale) - e.scale * e.fraction;  // 1 - e
+  return (Vec<float>)((Vec<std::int32_t>)quotient(rest, 2.0f - rest) | sign);
+}
 
 inline Vec<double> sigmoid(Vec<double> x) {
   for (int lane = 0; lane < kLanes<double>; ++lane) x[lane] = 1.0 / (1.0 + std::exp(-x[lane]));
@@ -265,9 +280,9 @@ struct Problem {
   const void *x, *weight_ih, *weight_hh, *bias_ih, *bias_hh;   // (T, B, I), (G*H, I), (G*H, H), (G*H), (G*H)
   const void *h0, *c0;                                         // (B, H)
   void *out, *hn, *cn;                                         // (T, B, H), (B, H), (B, H)
-  void *saved, *cells;                                         // (T, B, S*H), (T, B, H), for backward
+  void *saved, *cells;                                         // (T, B, S*H), (T, B, H), for backward; an RNN needs none
   const void *dout, *dhn, *dcn;                                // as out, hn, cn
-  void *dx, *dh0, *dc0;                                        // as x, h0, c0; the gates' gradients replace `saved`
+  void *dx, *dh0, *dc0, *dgates;                               // as x, h0, c0, (T, B, S*H)
   void *dweight_ih, *dweight_hh, *dbias;                       // as the weights, (S*H)
 };
 
@@ -444,8 +459,9 @@ template <typename F, Kind K> struct Backward {
 
   void run(const Slice& slice, int) {
     const Index B = p.batch, n = slice.size();
-    F *saved = static_cast<F*>(p.saved), *dx = static_cast<F*>(p.dx);
-    const F *out = static_cast<const F*>(p.out), *cells = static_cast<const F*>(p.cells);
+    F *dgates = static_cast<F*>(p.dgates), *dx = static_cast<F*>(p.dx);
+    const F *out = static_cast<const F*>(p.out), *saved = K == kRNN ? out : static_cast<const F*>(p.saved);
+    const F *cells = static_cast<const F*>(p.cells);
     const F *dout = static_cast<const F*>(p.dout);
     Buffer<F> dh(n * padded), dc((K == kLSTM) * n * padded), direct(n * padded), sums(n * kSlots * W);
     std::vector<const F*> gate_rows(n), further(n);
@@ -458,45 +474,47 @@ template <typename F, Kind K> struct Backward {
       const Index t = p.reverse ? step : p.steps - 1 - step, running = slice.running(t);
       for (Index i = running; i < n && dx != nullptr; ++i) std::memset(dx + (t * B + slice.rows[i]) * I, 0, I * sizeof(F));
       auto gates_of = [&](Index i) { return saved + (t * B + slice.rows[i]) * S * H; };
+      auto dgates_of = [&](Index i) { return dgates + (t * B + slice.rows[i]) * S * H; };
       for (Index i = 0; i < running; ++i) {
         const Index row = t * B + slice.rows[i];
         const bool first = p.reverse ? t == slice.lengths[slice.rows[i]] - 1 : t == 0;
         const Index before = p.reverse ? row + B : row - B;
         const F* past_h = first ? static_cast<const F*>(p.h0) + slice.rows[i] * H : out + before * H;
         const F* past_c = first ? static_cast<const F*>(p.c0) + slice.rows[i] * H : cells + before * H;
-        F* gates = gates_of(i);
+        const F* gates = gates_of(i);
+        F* into = dgates_of(i);
         for (Index unit = 0; unit < H; unit += W) {
           const Index own = i * padded + unit, width = std::min(W, H - unit);
           auto block = [&](int b) { return load(gates + b * H + unit, width); };
-          auto replace = [&](int b, Vec<F> v) { store(gates + b * H + unit, v, width); };
+          auto leave = [&](int b, Vec<F> v) { store(into + b * H + unit, v, width); };
           const Vec<F> d = load(dh + own) + load(dout + row * H + unit, width);
           if constexpr (K == kRNN) {
             const Vec<F> y = load(out + row * H + unit, width);
-            replace(0, d * (F(1) - y * y));
+            leave(0, d * (F(1) - y * y));
           } else if constexpr (K == kLSTM) {
             const Vec<F> in = block(0), forget = block(1), g = block(2), o = block(3);
             const Vec<F> squashed = hyperbolic(load(cells + row * H + unit, width));
             const Vec<F> dmemory = load(dc + own) + d * o * (F(1) - squashed * squashed);
-            replace(0, dmemory * g * in * (F(1) - in));
-            replace(1, dmemory * load(past_c + unit, width) * forget * (F(1) - forget));
-            replace(2, dmemory * in * (F(1) - g * g));
-            replace(3, d * squashed * o * (F(1) - o));
+            leave(0, dmemory * g * in * (F(1) - in));
+            leave(1, dmemory * load(past_c + unit, width) * forget * (F(1) - forget));
+            leave(2, dmemory * in * (F(1) - g * g));
+            leave(3, d * squashed * o * (F(1) - o));
             store(dc + own, dmemory * forget);
           } else {
             const Vec<F> reset = block(0), z = block(1), candidate = block(2);
             const Vec<F> dcandidate = d * (F(1) - z) * (F(1) - candidate * candidate);
-            replace(1, d * (load(past_h + unit, width) - candidate) * z * (F(1) - z));
-            replace(2, dcandidate);
+            leave(1, d * (load(past_h + unit, width) - candidate) * z * (F(1) - z));
+            leave(2, dcandidate);
             store(direct + own, d * z);
             if constexpr (K == kGRUAfter) {
-              replace(0, dcandidate * block(3) * reset * (F(1) - reset));
-              replace(3, dcandidate * reset);
+              leave(0, dcandidate * block(3) * reset * (F(1) - reset));
+              leave(3, dcandidate * reset);
             }
           }
         }
       }
-      for (Index i = 0; i < running; ++i) gate_rows[i] = gates_of(i), further[i] = gates_of(i) + (K == kGRUAfter ? 3 : 2) * H;
-      if constexpr (K == kGRU)  // through (r * h) U: to the reset gate and to h; `saved` keeps r * h for the weights
+      for (Index i = 0; i < running; ++i) gate_rows[i] = dgates_of(i), further[i] = dgates_of(i) + (K == kGRUAfter ? 3 : 2) * H;
+      if constexpr (K == kGRU)  // through (r * h) U: to the reset gate and to h
         product<F>(running, further.data(), nullptr, to_gated, H, sums + 0, [&](Index i, Index unit, Vec<F> v) {
           const Index own = i * padded + unit, width = std::min(W, H - unit), batch_row = slice.rows[i];
           const bool first = p.reverse ? t == slice.lengths[batch_row] - 1 : t == 0;
@@ -504,7 +522,7 @@ template <typename F, Kind K> struct Backward {
           const F* past = first ? static_cast<const F*>(p.h0) + batch_row * H : out + (p.reverse ? row + B : row - B) * H;
           const Vec<F> reset = load(gates_of(i) + unit, width);
           store(direct + own, load(direct + own) + v * reset);
-          store(gates_of(i) + unit, v * load(past + unit, width) * reset * (F(1) - reset), width);
+          store(dgates_of(i) + unit, v * load(past + unit, width) * reset * (F(1) - reset), width);
         });
       if (dx != nullptr)
         product<F>(running, gate_rows.data(), nullptr, to_x, input_gates, sums + 0, [&](Index i, Index column, Vec<F> v) {
@@ -534,7 +552,7 @@ template <typename F, Kind K> struct Weights {
 
   enum Read { kInput, kPast, kVisible, kOne };  // x, the state before, what a GRU's reset gate left of it (in `saved`), 1
   struct Product {
-    Index first, count;  // columns of `saved`: the gates' gradients
+    Index first, count;  // columns of `dgates`
     Read read;
     Index columns;  // of what is read
     F* into;        // (count, columns)
@@ -553,7 +571,7 @@ template <typename F, Kind K> struct Weights {
   explicit Weights(const Problem& problem) : p(problem) {
     F *of_x = static_cast<F*>(p.dweight_ih), *of_h = static_cast<F*>(p.dweight_hh);
     constexpr bool gru = K == kGRU || K == kGRUAfter;
-    products.push_back({0, S * H, kOne, 1, static_cast<F*>(p.dbias)});
+    products.push_back({0, (K == kGRU ? 3 : S) * H, kOne, 1, static_cast<F*>(p.dbias)});
     products.push_back({0, (gru ? 3 : S) * H, kInput, I, of_x});
     products.push_back({0, (gru ? 2 : S) * H, kPast, H, of_h});
     if (K == kGRU) products.push_back({2 * H, H, kVisible, H, of_h + 2 * H * H});
@@ -595,15 +613,15 @@ template <typename F, Kind K> struct Weights {
   template <int N> void add(const Part& part, Index begin, Index count, F* panel) {
     const Product& product = *part.product;
     static const F one = 1;
-    const F *saved = static_cast<const F*>(p.saved), *x = static_cast<const F*>(p.x), *read[kMost];
+    const F *dgates = static_cast<const F*>(p.dgates), *saved = static_cast<const F*>(p.saved);
+    const F *x = static_cast<const F*>(p.x), *read[kMost];
     for (Index k = 0; k < count; ++k) {
       const Index row = rows[begin + k];
-      const F* gates = saved + row * S * H;
-      std::memcpy(panel + k * N * W, gates + product.first + part.first, part.count * sizeof(F));
+      std::memcpy(panel + k * N * W, dgates + row * S * H + product.first + part.first, part.count * sizeof(F));
       switch (product.read) {
         case kInput: read[k] = x + row * I; break;
         case kPast: read[k] = past[begin + k]; break;
-        case kVisible: read[k] = gates + 3 * H; break;
+        case kVisible: read[k] = saved + row * S * H + 3 * H; break;
         case kOne: read[k] = &one;
       }
     }

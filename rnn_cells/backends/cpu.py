@@ -18,14 +18,15 @@ import shutil
 import subprocess
 import sys
 import threading
+import weakref
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from rnn_cells.backends import arguments
-from rnn_cells.backends.arguments import GRU_KIND, LSTM_KIND, RNN_KIND, check, check_lengths, kind_of
+from rnn_cells.backends.arguments import GRU_KIND, LSTM_KIND, RNN_KIND, check, check_lengths, dense, kind_of, weights_of
 from rnn_cells.cells import Cell, State
 
 log = logging.getLogger(__name__)
@@ -34,8 +35,8 @@ FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared")
 SOURCE = Path(__file__).with_name("cpu.cpp")
 
 
-def why_not(cell: Cell, x: Tensor) -> str | None:
-    """What keeps this backend from running `cell` on `x`."""
+def why_not(cell: Cell, x: Tensor, *others: Tensor) -> str | None:
+    """What keeps this backend from running `cell` on `x`, from this initial state and with these lengths."""
     if reason := arguments.why_not(cell, x, (x.dtype,)):
         return reason
     if x.device.type != "cpu":
@@ -46,7 +47,7 @@ def why_not(cell: Cell, x: Tensor) -> str | None:
         return "it has no reduced precision for autocast"
     if torch.compiler.is_exporting():
         return "torch.export can't look into it"
-    return _library()[1]
+    return arguments.why_not_native([x, *weights_of(cell), *others]) or _library()[1]
 
 
 def scan(
@@ -66,7 +67,7 @@ def scan(
         lengths = lengths.to("cpu", torch.int64, copy=True).contiguous()
         check_lengths(lengths, x)
         lengths = None if bool((lengths == len(x)).all()) else lengths
-    inputs = (x, cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh, *state)
+    inputs = (x, *weights_of(cell), *state)
     learning = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs)
     output, *final = _Scan.apply(kind_of(cell), lengths, reverse, learning, *inputs)
     return output, tuple(final)
@@ -82,7 +83,7 @@ class _Problem(ctypes.Structure):
             for name in (
                 *("lengths", "x", "weight_ih", "weight_hh", "bias_ih", "bias_hh", "h0", "c0"),
                 *("out", "hn", "cn", "saved", "cells", "dout", "dhn", "dcn", "dx", "dh0", "dc0"),
-                *("dweight_ih", "dweight_hh", "dbias"),
+                *("dgates", "dweight_ih", "dweight_hh", "dbias"),
             )
         ),
     )
@@ -96,6 +97,8 @@ def _call(function: str, kind: int, reverse: bool, lengths: Tensor, tensors: dic
     for name, tensor in tensors.items():
         if tensor is not None:
             assert tensor.is_contiguous()
+            if not tensor.data_ptr() and tensor.numel():
+                raise RuntimeError(f"{name} has no memory: it was freed, or there never was any")
             setattr(problem, name, tensor.data_ptr())
     library, _ = _library()
     if not getattr(library, function)(kind, int(x.dtype == torch.float64), ctypes.byref(problem)):
@@ -108,31 +111,37 @@ def _threads(x: Tensor) -> int:
 
 
 class _Pool:
-    """Memory that backward is done with, kept for the next forward: new memory costs a page fault every 4 KiB."""
+    """Memory that nothing uses any more, kept for the next call: new memory costs a page fault every 4 KiB.
 
+    Each tensor has a storage of its own around such memory. It comes back when the last reference to that storage is
+    gone, whoever held it: autograd, a checkpoint, a hook.
+    """
+
+    LEAST = 128 << 10  # bytes; what is smaller the allocator keeps itself
     LIMIT = 512 << 20  # bytes kept
 
     def __init__(self) -> None:
         self._free: list[Tensor] = []
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # collecting garbage inside of `take` may give some back
 
     def take(self, like: Tensor, *shape: int) -> Tensor:
         """A tensor of this shape in the dtype of `like`, filled with anything."""
-        size = math.prod(shape)
+        size = math.prod(shape) * like.itemsize
+        if size < self.LEAST:
+            return like.new_empty(shape)
         with self._lock:
-            fitting = [flat for flat in self._free if flat.dtype == like.dtype and size <= len(flat) <= 2 * size]
-            flat = min(fitting, key=len) if fitting else like.new_empty(size)
-            self._free = [other for other in self._free if other is not flat]
-        return flat[:size].view(shape)
+            fitting = [memory for memory in self._free if size <= len(memory) <= 2 * size]
+            memory = min(fitting, key=len) if fitting else torch.empty(size, dtype=torch.uint8, device="cpu")
+            self._free = [other for other in self._free if other is not memory]
+        view = memoryview((ctypes.c_char * len(memory)).from_address(memory.data_ptr()))
+        weakref.finalize(view, self._give, memory).atexit = False
+        return torch.frombuffer(view, dtype=like.dtype, count=math.prod(shape)).view(shape)
 
-    def give(self, tensor: Tensor | None) -> None:
-        """Take a tensor of `take` back."""
-        if tensor is not None:
-            assert tensor._base is not None
-            with self._lock:
-                self._free.append(tensor._base)
-                while sum(flat.nbytes for flat in self._free) > self.LIMIT:
-                    del self._free[0]
+    def _give(self, memory: Tensor) -> None:
+        with self._lock:
+            self._free.append(memory)
+            while sum(map(len, self._free)) > self.LIMIT:
+                del self._free[0]
 
 
 _pool = _Pool()
@@ -141,11 +150,12 @@ _pool = _Pool()
 class _Scan(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, kind: int, lengths: Tensor | None, reverse: bool, learning: bool, *inputs: Tensor) -> Any:
-        contiguous: list[Any] = [None if tensor is None else tensor.detach().contiguous() for tensor in inputs]
-        x, weight_ih, weight_hh, bias_ih, bias_hh, *state = contiguous
+        x, weight_ih, weight_hh, bias_ih, bias_hh, *state = [
+            cast("Any", None if tensor is None else dense(tensor)) for tensor in inputs
+        ]
         steps, batch, _ = x.shape
         hidden = weight_hh.shape[1]
-        whole = torch.full((batch,), steps) if lengths is None else lengths
+        whole = torch.full((batch,), steps, device="cpu") if lengths is None else lengths
         output = x.new_empty(steps, batch, hidden)
         final = [torch.empty_like(tensor) for tensor in state]
         lstm = kind == LSTM_KIND
@@ -159,52 +169,37 @@ class _Scan(torch.autograd.Function):
         }
         _call("scan_forward", kind, reverse, whole, tensors)
         if learning:
-            ctx.save_for_backward(x, weight_ih, weight_hh, bias_ih, bias_hh, *state, output)
+            arguments.save(ctx, x, weight_ih, weight_hh, bias_ih, bias_hh, *state, output, saved, cells)
             ctx.kind, ctx.whole, ctx.reverse = kind, whole, reverse
-            ctx.saved, ctx.cells = saved, cells
         return output, *final
 
     @staticmethod
     def backward(ctx: Any, doutput: Tensor, *dfinal: Tensor) -> Any:
-        if torch.is_grad_enabled():  # create_graph: what comes out of native code would count as constant
-            raise RuntimeError("the cpu backend has no second derivatives: use backend='reference'")
-        x, weight_ih, weight_hh, bias_ih, bias_hh, *state, output = ctx.saved_tensors
+        kept = arguments.saved(ctx, "cpu", (doutput, *dfinal))
+        x, weight_ih, weight_hh, bias_ih, _, *state, output, saved, cells = kept
         lstm = ctx.kind == LSTM_KIND
-        tensors = {
-            **{"x": x, "weight_ih": weight_ih, "weight_hh": weight_hh, "bias_ih": bias_ih, "bias_hh": bias_hh},
-            **{"h0": state[0], "c0": state[1] if lstm else None, "out": output},
-        }
-        if ctx.kind == RNN_KIND:
-            ctx.saved = _pool.take(x, *output.shape)
-        elif ctx.saved is None:  # a second backward through the same graph: the first one used them up
-            ctx.saved, ctx.cells = _pool.take(x, *output.shape[:2], 4 * output.shape[2]), _pool.take(x, *output.shape)
-            scratch = {"out": torch.empty_like(output), "hn": torch.empty_like(state[0])}
-            again = {**tensors, **scratch, "cn": torch.empty_like(state[0]), "saved": ctx.saved, "cells": ctx.cells}
-            _call("scan_forward", ctx.kind, ctx.reverse, ctx.whole, again)
-        gates, cells, ctx.saved, ctx.cells = ctx.saved, ctx.cells, None, None  # gates: overwritten by their gradients
-        dbias = x.new_empty(gates.shape[2])
+        # Not in the place of `saved`: another backward through the same graph may read it, even at the same time.
+        dgates = _pool.take(x, *output.shape) if saved is None else _pool.take(x, *saved.shape)
+        dbias = x.new_empty(dgates.shape[2])
         dx = torch.empty_like(x) if ctx.needs_input_grad[4] else None
         weights: list[Any] = [torch.empty_like(weight_ih), torch.empty_like(weight_hh)]
         dstate = [torch.empty_like(tensor) for tensor in state]
-        dfinal = tuple(tensor.contiguous() for tensor in dfinal)
-        tensors |= {
-            **{"saved": gates, "cells": cells, "dout": doutput.contiguous(), "dhn": dfinal[0]},
+        dfinal = tuple(dense(tensor) for tensor in dfinal)
+        tensors = {
+            **{"x": x, "weight_ih": weight_ih, "weight_hh": weight_hh, "h0": state[0], "c0": state[1] if lstm else None},
+            **{"out": output, "saved": saved, "cells": cells, "dout": dense(doutput), "dhn": dfinal[0]},
             **{"dcn": dfinal[1] if lstm else None, "dx": dx, "dh0": dstate[0], "dc0": dstate[1] if lstm else None},
-            **{"dweight_ih": weights[0], "dweight_hh": weights[1], "dbias": dbias},
+            **{"dgates": dgates, "dweight_ih": weights[0], "dweight_hh": weights[1], "dbias": dbias},
         }
         _call("scan_backward", ctx.kind, ctx.reverse, ctx.whole, tensors)
-        weights += _bias_gradients(ctx.kind, dbias)
-        _pool.give(gates)
-        _pool.give(cells)
-        if bias_ih is None:
-            weights[2:] = [None, None]
+        weights += [None, None] if bias_ih is None else _bias_gradients(ctx.kind, dbias)
         return None, None, None, None, dx, *weights, *dstate
 
 
-def _bias_gradients(kind: int, of_blocks: Tensor) -> list[Any]:
-    """Gradients of `bias_ih, bias_hh` from the sums over the gradients of all blocks that are saved."""
+def _bias_gradients(kind: int, of_blocks: Tensor) -> list[Tensor]:
+    """Gradients of `bias_ih, bias_hh` from the sums over the gradients of all blocks: each in memory of its own."""
     if kind in (RNN_KIND, LSTM_KIND):
-        return [of_blocks, of_blocks]
+        return [of_blocks, of_blocks.clone()]
     r, z, candidate, last = of_blocks.chunk(4)
     return [torch.cat([r, z, candidate]), torch.cat([r, z, candidate if kind == GRU_KIND else last])]
 

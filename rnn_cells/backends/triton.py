@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.util
+import threading
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -19,7 +20,17 @@ import torch
 from torch import Tensor
 
 from rnn_cells.backends import arguments
-from rnn_cells.backends.arguments import GRU_AFTER_KIND, GRU_KIND, LSTM_KIND, RNN_KIND, check, kind_of
+from rnn_cells.backends.arguments import (
+    GRU_AFTER_KIND,
+    GRU_KIND,
+    LSTM_KIND,
+    RNN_KIND,
+    autocast_dtype,
+    check,
+    dense,
+    kind_of,
+    weights_of,
+)
 from rnn_cells.cells import Cell, State
 
 GATES = (1, 4, 3, 3)
@@ -32,9 +43,9 @@ LETTER_BYTES = 1 << 10  # of one sequence's state that a program reads at once: 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def why_not(cell: Cell, x: Tensor) -> str | None:
-    """What keeps this backend from running `cell` on `x`."""
-    if reason := arguments.why_not(cell, x, DTYPES if torch.is_autocast_enabled(x.device.type) else (x.dtype,)):
+def why_not(cell: Cell, x: Tensor, *others: Tensor) -> str | None:
+    """What keeps this backend from running `cell` on `x`, from this initial state and with these lengths."""
+    if reason := arguments.why_not(cell, x, DTYPES if autocast_dtype(x.device.type) else (x.dtype,)):
         return reason
     if reason := _why_not_on(x.device):
         return reason
@@ -42,7 +53,7 @@ def why_not(cell: Cell, x: Tensor) -> str | None:
         return f"it computes in float32, bfloat16 and float16, not {str(x.dtype).removeprefix('torch.')}"
     if torch.compiler.is_compiling():
         return "torch.compile and torch.export can't look into it"
-    return None
+    return arguments.why_not_native([x, *weights_of(cell), *others])
 
 
 @functools.cache
@@ -86,13 +97,12 @@ def _scan(
 ) -> tuple[Tensor, State]:
     inputs: list[Any] = [x]
     for cell in cells:
-        inputs += (cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh)
+        inputs += weights_of(cell)
     inputs += [None] * len(cells[0].state_names) if state is None else state
     if lengths is not None:
-        dense = lengths.device.type == "cpu" and bool((lengths == len(x)).all())
-        lengths = None if dense else lengths.to(x.device, torch.int32, non_blocking=True, copy=True).contiguous()
-    device = x.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        full = lengths.device.type == "cpu" and bool((lengths == len(x)).all())
+        lengths = None if full else lengths.to(x.device, torch.int32, non_blocking=True, copy=True).contiguous()
+    dtype = autocast_dtype(x.device.type) or x.dtype
     # Zeros have the type of the weights, of which recurrent dropout leaves `weight_ih` as it is.
     states = [inputs[1].dtype] * len(cells[0].state_names) if state is None else [tensor.dtype for tensor in state]
     precision = "tf32" if _allows_tf32() else "tf32x3"
@@ -191,7 +201,7 @@ def _missing(lengths: Tensor, steps: int) -> Tensor:
 def _stack(tensors: Sequence[Any]) -> Any:
     """(D, …), without a copy if there is one direction; None if all are missing."""
     if len(tensors) == 1:
-        return None if tensors[0] is None else tensors[0].contiguous().unsqueeze(0)
+        return None if tensors[0] is None else dense(tensors[0]).unsqueeze(0)
     if all(tensor is None for tensor in tensors):
         return None
     like = next(tensor for tensor in tensors if tensor is not None)
@@ -221,15 +231,15 @@ def _gather(problem: _Problem, lengths: Tensor | None, tensors: Sequence[Any]) -
         weight=_aligned(_stack([weight.to(dtype) for weight in weights[1::4]])),
         bias_ih=_stack(weights[2::4]),
         bias_hh=_stack(weights[3::4]),
-        h0=_contiguous(h0),
-        c0=_contiguous(others[0]) if others else None,
+        h0=_dense(h0),
+        c0=_dense(others[0]) if others else None,
         lengths=lengths,
         order=None if lengths is None else lengths.argsort(descending=True),
     )
 
 
-def _contiguous(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.contiguous()
+def _dense(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else dense(tensor)
 
 
 def _aligned(tensor: Tensor) -> Tensor:
@@ -263,28 +273,31 @@ class _Scan(torch.autograd.Function):
         inputs = _gather(problem, lengths, tensors)
         gates, cells, hs, final = _forward(problem, inputs, learning=True)
         output = _outputs(hs)
-        ctx.save_for_backward(output, hs, *inputs)  # with the output, so that autograd sees when it was changed
-        ctx.problem, ctx.gates, ctx.cells = problem, gates, cells
+        # With the output, so that autograd sees when it was changed. The gates of an RNN are its outputs.
+        arguments.save(ctx, output, hs, None if problem.kind == RNN_KIND else gates, cells, *inputs)
+        ctx.problem = problem
+        ctx.unread = threading.Lock()  # for the backward that leaves its gradients in the place of the gates
         ctx.set_materialize_grads(False)
         return output, *final
 
     @staticmethod
     def backward(ctx: Any, doutput: Tensor | None, *dfinal: Tensor | None) -> Any:
-        if torch.is_grad_enabled():  # create_graph: what comes out of a kernel would count as constant
-            raise RuntimeError("the triton backend has no second derivatives: use backend='reference'")
         problem: _Problem = ctx.problem
-        _, hs, *others = ctx.saved_tensors
+        kept = arguments.saved(ctx, "triton", (doutput, *dfinal))
+        _, hs, gates, cells, *others = [None if tensor is None else _aligned(tensor) for tensor in kept]
         inputs = _Inputs(*others)
-        gates, cells, ctx.gates, ctx.cells = ctx.gates, ctx.cells, None, None
-        if gates is None:  # a second backward through the same graph: the first one has overwritten them
+        if problem.kind == RNN_KIND:
+            gates = hs[1:-1].unsqueeze(3)
+        elif not ctx.unread.acquire(blocking=False):  # another backward through the same graph has overwritten them
             gates, cells, hs, _ = _forward(problem, inputs, True)
-        # Those of an RNN are its outputs.
+        del kept, others
+        ctx.maybe_clear_saved_tensors()  # the products need the memory
         dgates = torch.empty_like(gates) if problem.kind == RNN_KIND else gates
         _, batch, directions, blocks, hidden = gates.shape
         plan = _plan(problem, hidden, batch, gates.device)
         dstate = [gates.new_empty(directions, batch, hidden, dtype=dtype) for dtype in problem.states]
-        dfinal = tuple(_contiguous(tensor) for tensor in dfinal)
-        dout = None if doutput is None else doutput.to(problem.dtype)
+        dfinal = tuple(_dense(tensor) for tensor in dfinal)
+        dout = None if doutput is None else doutput.detach().resolve_neg().to(problem.dtype)
         if dout is not None and (dout.stride(-1) > 1 or max(dout.stride()) >= 2**31):  # the kernel takes 32 bits
             dout = dout.contiguous()
         dout_step, dout_row, dout_unit = (0, 0, 0) if dout is None else dout.stride()
@@ -435,7 +448,6 @@ def _products(
     if dbias is not None:
         sums = dbias.sum(0)
         dbias_ih = sums[:, : GATES[kind] * hidden]
-        # In memory of its own even where it is the same: what becomes a parameter's `grad` is changed in place.
         dbias_hh = dbias_ih.clone()
         if kind == GRU_AFTER_KIND:
             dbias_hh[:, 2 * hidden :] = sums[:, 3 * hidden :]
@@ -447,5 +459,6 @@ def _products(
             dx.addmm_(part, weight)
         gradients = [dx.view(inputs.x.shape)]
     for each in zip(dweight_ih, dweight_hh.flatten(1, 2), dbias_ih, dbias_hh, strict=True):
-        gradients += each
+        # Each in memory of its own: what becomes a parameter's `grad` is changed in place.
+        gradients += each if directions == 1 else [None if part is None else part.clone() for part in each]
     return gradients

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from runs.analysis import format_number
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -72,8 +74,9 @@ class Section:
     blocks: list[Block] = field(default_factory=list)
 
 
-def number(value: Any, form: str = "{:.4f}") -> Cell:
-    """A number, or a dash where there is none."""
+def number(value: Any, form: str | None = None) -> Cell:
+    """A number, by default with four decimals (see `format_number`), or a dash where there is none."""
     if value is None or not math.isfinite(value):
         return Cell("–", kind="quiet")
-    return Cell(form.format(value).replace("-", "−"), float(value))
+    text = format_number(value) if form is None else form.format(value)
+    return Cell(text.replace("-", "−"), float(value))

@@ -65,6 +65,13 @@ def rounded(values: Any, digits: int = 5) -> list[float | None]:
     return [float(f"{value:.{digits}g}") if np.isfinite(value) else None for value in numbers]
 
 
+def digits(values: Any, decimals: int = 4) -> str:
+    """The format, as d3 writes it, that `format_number` gives the largest of the values."""
+    numbers = np.abs(np.asarray(values, dtype=np.float64))
+    largest = numbers.max(initial=0, where=np.isfinite(numbers))
+    return f".{decimals}{'f' if largest == 0 or largest >= 10 ** (1 - decimals) else 'g'}"
+
+
 def wrapped(text: str) -> str:
     """A tick's text, broken at its spaces."""
     return escape(text).replace(" ", "<br>")
@@ -181,18 +188,18 @@ def diagonal() -> dict[str, Any]:
     return line([0, 1], [0, 1], PERFECT, "", hoverinfo="skip", hovertemplate=None)
 
 
-def band(x: Sequence[Any], low: Any, high: Any, look: Look, opacity: float = 0.16) -> dict[str, Any]:
+def band(x: Sequence[Any], low: Any, high: Any, look: Look, opacity: float = 0.16, many: int = 5) -> dict[str, Any]:
     """What lies between two lines."""
     fill = {"fill": "toself", "fillcolor": look.colour, "opacity": opacity, "hoverinfo": "skip", "showlegend": False}
     border = {"width": 0, "color": look.colour}
-    y = [*rounded(high), *reversed(rounded(low))]
+    y = [*rounded(high, many), *reversed(rounded(low, many))]
     return line([*x, *reversed(x)], y, look, "", line=border, hovertemplate=None, **fill)
 
 
 def scores_by_run(found: TaskComparison) -> Chart:
     """The main score of every run, a line of points per label, with the mean of each."""
     score, look = MAIN[found.task], looks(found.labels)
-    data = []
+    form, data = digits(found.rows[score]), []
     for at, (label, drawn) in enumerate(look.items()):
         of_label = found.rows[found.rows["label"] == label]
         values = rounded(of_label[score])
@@ -200,8 +207,8 @@ def scores_by_run(found: TaskComparison) -> Chart:
         bar = {"color": drawn.colour, "symbol": "line-ns", "size": 20, "line": {"color": drawn.colour, "width": 3}}
         own = {"mode": "markers", "showlegend": False}
         seeds = {"text": [f"seed {seed}" for seed in of_label["seed"]], "marker": dots}
-        data.append(line(values, [at] * len(values), drawn, "%{text}: %{x:.4f}", **own, **seeds))
-        data.append(line(rounded([of_label[score].mean()]), [at], drawn, "mean %{x:.4f}", **own, marker=bar))
+        data.append(line(values, [at] * len(values), drawn, f"%{{text}}: %{{x:{form}}}", **own, **seeds))
+        data.append(line(rounded([of_label[score].mean()]), [at], drawn, f"mean %{{x:{form}}}", **own, marker=bar))
     ticks = {"tickvals": [*range(len(look))], "ticktext": [wrapped(label) for label in look]}
     y = axis("", range=[len(look) - 0.5, -0.5], showgrid=False, **ticks)
     chart = figure(data, axis(NAMES[score]), y, 60 + 36 * len(look))
@@ -223,14 +230,16 @@ def learning_curves(found: TaskComparison) -> Chart | None:
     for at, name in enumerate(names, 1):
         for label, table in tables[name].items():
             own = {**pair(at), "showlegend": all(trace["legendgroup"] != label for trace in data)}
-            mean = rounded(table["mean"])
+            mean, form = rounded(table["mean"]), digits(table["mean"])
             if max(table.index) > 0:
                 epochs = [int(epoch) for epoch in table.index]
                 if len(histories[label]) > 1:
                     data.append(band(epochs, table["low"], table["high"], look[label]) | pair(at))
-                data.append(line(epochs, mean, look[label], "epoch %{x}: %{y:.4f}", **markers(look[label], 5), **own))
+                hover = f"epoch %{{x}}: %{{y:{form}}}"
+                data.append(line(epochs, mean, look[label], hover, **markers(look[label], 5), **own))
             elif name == score:  # a baseline knows no epochs, and the loss of a margin is no cross-entropy
-                data.append(line([1, lasts[name]], mean * 2, replace(look[label], dash="dot"), "%{y:.4f}", **own))
+                dotted = replace(look[label], dash="dot")
+                data.append(line([1, lasts[name]], mean * 2, dotted, f"%{{y:{form}}}", **own))
     titles = [{"train/loss": "training loss", "val/loss": "validation loss"}.get(name, name) for name in names]
     few = {"dtick": 1} if max(lasts.values()) <= 5 else {}
     note = "Means over a model's runs, and the range between them. Dotted: fitted in one go."
@@ -269,14 +278,14 @@ def cost(found: TaskComparison, name: str, title: str) -> Chart:
     score, look = MAIN[found.task], looks(found.labels)
     paid = found.rows.loc[found.rows[name] > 0, name]
     ends = (float(paid.min()), float(paid.max())) if len(paid) else (1.0, 10.0)
-    data = []
+    form, data = digits(found.rows[score]), []
     for label, drawn in look.items():
         of_label = found.rows[found.rows["label"] == label]
         mean = rounded([of_label[score].mean()])
         if (of_label[name] <= 0).any():
-            data.append(line([*ends], mean * 2, replace(drawn, dash="dot"), f"%{{y:.4f}}, no {escape(title)}"))
+            data.append(line([*ends], mean * 2, replace(drawn, dash="dot"), f"%{{y:{form}}}, no {escape(title)}"))
             continue
-        hover = f"%{{y:.4f}}<br>%{{x:,.4~g}} {escape(title)}"
+        hover = f"%{{y:{form}}}<br>%{{x:,.4~g}} {escape(title)}"
         marker = {"color": drawn.colour, "symbol": drawn.symbol}
         dots = {"mode": "markers", "marker": {**marker, "size": 7, "opacity": 0.4}, "showlegend": False}
         data.append(line(rounded(of_label[name]), rounded(of_label[score]), drawn, hover, **dots))
@@ -303,10 +312,10 @@ def by_part(found: TaskComparison, title: str, heading: str, note: str = "") -> 
     table = found.parts.get(title)
     if table is None:
         return None
-    look = looks(found.labels)
+    look, form = looks(found.labels), digits(table)
     parts = [escape(str(part).replace("under ", "<").replace(" and more", "+")) for part in table.index]
     data = [
-        line(parts, rounded(table[label]), look[label], "%{x}: %{y:.4f}", **markers(look[label], 7))
+        line(parts, rounded(table[label]), look[label], f"%{{x}}: %{{y:{form}}}", **markers(look[label], 7))
         for label in map(str, table)
     ]
     score, _, kind = title.partition(" by ")

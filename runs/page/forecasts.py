@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,10 +12,12 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 from omegaconf import OmegaConf
+from pandas.api.types import is_datetime64_any_dtype
 
 from datamodules import DataError
-from datamodules.cleaning import duration
-from runs.analysis import quantiles_of
+from datamodules.lookbacks import format_time
+from datamodules.steps import Step
+from runs.analysis import format_number, quantiles_of
 from runs.comparison import TaskComparison
 from runs.page.blocks import Chart, Choice, Section
 from runs.page.charts import (
@@ -23,6 +26,7 @@ from runs.page.charts import (
     band,
     by_part,
     diagonal,
+    digits,
     figure,
     grid,
     line,
@@ -38,7 +42,6 @@ BINS = 61  # of the histogram of errors
 NAIVE = Look("seasonal naive", "--muted", "dot")
 PAST, TRUTH = Look("past", "--faint"), Look("truth", "--ink")
 MAE = axis("mean absolute error")
-AT_TIME = "%{x|%Y-%m-%d %H:%M}: %{y:.2f}"
 
 
 @dataclass(frozen=True)
@@ -49,13 +52,13 @@ class Predictions:
         errors: of all forecasts.
         hours: by hour of day of the target, the mean absolute errors `model` and, if it is known, `naive`.
         first: those of its first run, with `time`, that of the target.
-        step: from one to the next.
+        hours_per_step: None if a step has no fixed length.
     """
 
     errors: np.ndarray
     hours: pd.DataFrame
     first: pd.DataFrame
-    step: pd.Timedelta
+    hours_per_step: float | None
 
 
 def sections(found: TaskComparison) -> list[Section]:
@@ -88,31 +91,41 @@ def _predictions(folders: Sequence[Path]) -> Predictions | None:
     errors = both["prediction"] - both["target"]
     names = {"prediction": "model", "seasonal_naive": "naive"}
     each = {names[name]: (both[name] - both["target"]).abs() for name in names if name in both}
-    hours = pd.DataFrame(each).groupby(both["time"].dt.hour).mean()
+    hours = pd.DataFrame(each)
+    hours = hours.groupby(both["time"].dt.hour).mean() if _is_dated(both) else hours.iloc[:0]
     kept = errors.to_numpy(dtype=np.float32)
-    return Predictions(kept[np.isfinite(kept)], hours, runs[0], _step(folders[0]))
+    return Predictions(kept[np.isfinite(kept)], hours, runs[0], _hours_per_step(folders[0]))
 
 
 def _read(folder: Path, quantiles: bool) -> pd.DataFrame:
     """The predictions of a run; their quantiles are many, and shown of one run alone."""
     file = folder / "predictions.parquet"
-    wanted = ("origin", "step", "target", "prediction", "seasonal_naive")
+    wanted = ("origin", "time", "step", "target", "prediction", "seasonal_naive")
     held = pq.read_schema(file).names
     names = [name for name in held if name in wanted] + ([*quantiles_of(held)] if quantiles else [])
     table = pd.read_parquet(file, columns=names)
-    return table.assign(time=table["origin"] + table["step"] * _step(folder))
+    if "time" in table:
+        return table
+    microseconds = round((_hours_per_step(folder) or 0) * 3_600_000_000)
+    return table.assign(time=table["origin"] + table["step"] * pd.Timedelta(microseconds, unit="us"))
 
 
-def _step(folder: Path) -> pd.Timedelta:
+def _hours_per_step(folder: Path) -> float | None:
     step = OmegaConf.select(OmegaConf.load(folder / "config.yaml"), "data.step", default="1h")
     try:
-        return pd.Timedelta(duration("step", step), unit="us")
+        return Step.parse("step", step).hours
     except DataError:  # of a data module of one's own
-        return pd.Timedelta(step)
+        return pd.Timedelta(step) / pd.Timedelta("1h")
+
+
+def _is_dated(table: pd.DataFrame) -> bool:
+    """Whether the targets have times, and not the numbers of rows alone."""
+    return is_datetime64_any_dtype(table["time"])
 
 
 def _by_step(found: TaskComparison) -> Chart | None:
-    look, hover = looks(found.labels), "%{x:g} h ahead: %{y:.3f}"
+    unit = "h" if all(_hours_per_step(folders[0]) for folders in found.labels.values()) else "steps"
+    look, hover = looks(found.labels), f"%{{x:g}} {unit} ahead: %{{y:{digits(found.rows['mae'], 3)}}}"
     data: list[dict[str, Any]] = []
     naive: list[tuple[list[float], list[float]]] = []
     for label, folders in found.labels.items():
@@ -120,7 +133,7 @@ def _by_step(found: TaskComparison) -> Chart | None:
         if len({len(run["mae_by_step"]) for run in runs}) != 1:
             continue
         errors = np.array([run["mae_by_step"] for run in runs])
-        hours = (np.arange(1, errors.shape[1] + 1) * (_step(folders[0]) / pd.Timedelta("1h"))).tolist()
+        hours = (np.arange(1, errors.shape[1] + 1) * (_hours_per_step(folders[0]) if unit == "h" else 1)).tolist()
         if len(runs) > 1:
             data.append(band(hours, errors.min(axis=0), errors.max(axis=0), look[label]))
         data.append(line(hours, rounded(errors.mean(axis=0)), look[label], hover))
@@ -130,13 +143,13 @@ def _by_step(found: TaskComparison) -> Chart | None:
     hours, errors = max(naive, key=lambda each: each[0][-1])
     if "seasonal_naive" not in set(found.rows["model"]):
         data.append(line(hours, rounded(errors), NAIVE, hover))
-    x = axis("lead time (h)", **({"dtick": 6} if 24 <= hours[-1] <= 96 else {}))
+    x = axis(f"lead time ({unit})", **({"dtick": 6} if unit == "h" and 24 <= hours[-1] <= 96 else {}))
     note = "Means over a model's runs, and the range between them."
     return Chart("Error by lead time", figure(data, x, {**MAE, "rangemode": "tozero"}, 380), note)
 
 
 def _by_hour(found: TaskComparison, known: dict[str, Predictions]) -> Chart | None:
-    look, hover = looks(found.labels), "%{x} o'clock: %{y:.3f}"
+    look, hover = looks(found.labels), f"%{{x}} o'clock: %{{y:{digits(found.rows['mae'], 3)}}}"
     data = [
         line(kept.hours.index.tolist(), rounded(kept.hours["model"]), look[label], hover, **markers(look[label], 5))
         for label, kept in known.items()
@@ -160,7 +173,7 @@ def _histogram(found: TaskComparison, known: dict[str, Predictions], target: str
     data = []
     for label, kept in known.items():
         shares = 100 * np.histogram(kept.errors, edges)[0] / len(kept.errors)
-        steps = line(centers, rounded(shares, 4), look[label], "error about %{x:.2f}: %{y:.2f}%")
+        steps = line(centers, rounded(shares, 4), look[label], f"error about %{{x:{digits(widest, 2)}}}: %{{y:.2f}}%")
         data.append({**steps, "line": {**steps["line"], "shape": "hvh"}})
     x = axis(f"forecast − truth, {target}", zeroline=True)
     note = "Forecasts of all steps; beyond the edges lie 0.5% of the widest model's."
@@ -207,38 +220,49 @@ def _windows(found: TaskComparison, known: dict[str, Predictions], target: str) 
 
 def _panels(errors: pd.Series, models: dict[str, Predictions], look: dict[str, Look]) -> Chart:
     some = next(iter(models.values()))
-    truth = some.first.drop_duplicates("time").set_index("time")["target"]
+    truth = some.first.drop_duplicates("time").set_index("time")["target"].sort_index()
+    ends = some.first.groupby("origin")["time"].max()
     steps = int(some.first["step"].max())
     data: list[dict[str, Any]] = []
     titles = []
-    for at, (kind, origin) in enumerate(_chosen(errors, steps * some.step), 1):
-        past = truth.reindex(pd.date_range(end=origin, periods=2 * steps, freq=some.step))  # with its gaps
-        past = past.loc[past.first_valid_index() :]
-        future = truth.reindex(pd.date_range(start=origin, periods=steps + 1, freq=some.step))  # from the origin on
-        traces = [line(_times(past.index), rounded(past), PAST, AT_TIME)] if past.notna().any() else []
+    level, varied = float(truth.abs().max()), float(np.ptp(truth))
+    # So many digits of a value, and decimals of it on a hover, that those in which the series varies are among them.
+    many = 5 + max(0, math.floor(math.log10(level / varied))) if varied else 17
+    at_time = "%{x|%Y-%m-%d %H:%M}" if _is_dated(some.first) else "row %{x}"
+    hover = f"{at_time}: %{{y:.{max(2, 2 - math.floor(math.log10(varied))) if varied else 2}f}}"
+    for at, (kind, origin) in enumerate(_chosen(errors, ends), 1):
+        if some.hours_per_step:
+            freq = pd.Timedelta(round(some.hours_per_step * 3_600_000_000), unit="us")
+            past = truth.reindex(pd.date_range(end=origin, periods=2 * steps, freq=freq))  # with its gaps
+            past = past.loc[past.first_valid_index() :]
+        else:
+            past = truth.loc[:origin].tail(2 * steps)
+        future = truth.loc[origin : ends[origin]]
+        traces = [line(_times(past.index), rounded(past, many), PAST, hover)] if past.notna().any() else []
         for label, kept in models.items():
             rows = kept.first[kept.first["origin"] == origin].sort_values("step")
-            traces += _forecast(rows, look[label], alone=len(models) == 1)
-        traces.append(line(_times(future.index), rounded(future), TRUTH, AT_TIME))
+            traces += _forecast(rows, look[label], many, hover, alone=len(models) == 1)
+        traces.append(line(_times(future.index), rounded(future, many), TRUTH, hover))
         data += [trace | pair(at) | ({} if at == 1 else {"showlegend": False}) for trace in traces]
-        titles.append(f"{kind}, {origin:%Y-%m-%d %H:%M}: MAE {errors[origin]:.2f}")
-    return Chart("", grid(data, titles, 2, axis("", type="date", nticks=6), axis("")))
+        titles.append(f"{kind}, {format_time(origin)}: MAE {format_number(errors[origin], 2)}")
+    x = axis("", type="date", nticks=6) if _is_dated(some.first) else axis("row", nticks=6)
+    return Chart("", grid(data, titles, 2, x, axis("")))
 
 
-def _chosen(errors: pd.Series, reach: pd.Timedelta) -> list[tuple[str, pd.Timestamp]]:
-    """Windows by their mean error, none of which share a target."""
-    found: list[tuple[str, pd.Timestamp]] = []
+def _chosen(errors: pd.Series, ends: pd.Series) -> list[tuple[str, Any]]:
+    """Windows by their mean error, none of which share a target; `ends` are the times of their last ones."""
+    found: list[tuple[str, Any]] = []
     nearest = (errors - errors.median()).abs()
     for kind, order, count in (("worst", -errors, WORST), ("typical", nearest, TYPICAL)):
         taken = 0
         for origin in order.sort_values(kind="stable").index:
-            if taken < count and all(abs(origin - other) >= reach for _, other in found):
+            if taken < count and all(origin >= ends[other] or other >= ends[origin] for _, other in found):
                 found.append((kind, origin))
                 taken += 1
     return found
 
 
-def _forecast(rows: pd.DataFrame, look: Look, alone: bool) -> list[dict[str, Any]]:
+def _forecast(rows: pd.DataFrame, look: Look, many: int, hover: str, alone: bool) -> list[dict[str, Any]]:
     """The forecast of one window; of a model alone, first its intervals, the widest first, and the seasonal naive."""
     times = _times(rows["time"])
     traces = []
@@ -248,11 +272,11 @@ def _forecast(rows: pd.DataFrame, look: Look, alone: bool) -> list[dict[str, Any
         for share, (low, high) in central_intervals(levels).items():
             interval = replace(look, label=f"{share}% interval")
             bounds = rows[names[low]], rows[names[high]]
-            traces.append(band(times, *bounds, interval, 0.1 + 0.5 * levels[low]) | {"showlegend": True})
+            traces.append(band(times, *bounds, interval, 0.1 + 0.5 * levels[low], many) | {"showlegend": True})
         if "seasonal_naive" in rows and look.label != "seasonal_naive":
-            traces.append(line(times, rounded(rows["seasonal_naive"]), NAIVE, AT_TIME))
-    return [*traces, line(times, rounded(rows["prediction"]), look, AT_TIME)]
+            traces.append(line(times, rounded(rows["seasonal_naive"], many), NAIVE, hover))
+    return [*traces, line(times, rounded(rows["prediction"], many), look, hover)]
 
 
-def _times(times: Any) -> list[str]:
-    return [f"{time:%Y-%m-%d %H:%M}" for time in times]
+def _times(times: Any) -> list[Any]:
+    return [f"{time:%Y-%m-%d %H:%M}" if isinstance(time, pd.Timestamp) else time for time in times]

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from omegaconf import OmegaConf
 
+from runs.analysis import format_number
 from runs.checkpoints import read_json
 from runs.comparison import MAIN, TESTED, TESTS, TaskComparison
 from runs.page.blocks import Cell, Table, number
@@ -45,7 +46,7 @@ def scores(found: TaskComparison) -> Table:
             spread = of_label[f"{name}_std"]
             kind = "best" if of_label[name] == best[name, is_average] else cell.kind
             marks = [LEVELS[p] for p in sorted(LEVELS) if of_label["p"] < p and name == TESTED[found.task]]
-            shown = "" if pd.isna(spread) else f"{spread:.4f}"
+            shown = "" if pd.isna(spread) else format_number(spread, beside=[of_label[name]])
             cells.append(Cell(cell.text, cell.value, shown, marks[0] if marks else "", kind))
         if tested:
             cells.append(
@@ -68,7 +69,7 @@ def best(found: TaskComparison) -> str:
     table = found.table[found.table["label"].isin(found.rows["label"])]
     value = _best(score, table[score])
     whose = table["label"][table[score] == value]
-    return "" if np.isnan(value) else f"{value:.4f}, {whose.iloc[0]}"
+    return "" if np.isnan(value) else f"{format_number(value)}, {whose.iloc[0]}"
 
 
 def _best(name: str, values: pd.Series) -> float:

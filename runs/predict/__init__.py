@@ -16,6 +16,7 @@ import torch
 from omegaconf import DictConfig
 
 from datamodules import DataError
+from datamodules.sources import archive_of
 from runs.build import load_task, plain, read_config
 from runs.checkpoints import BEST, LAST, read_json
 from runs.checks import validate
@@ -30,9 +31,14 @@ log = logging.getLogger(__name__)
 SUFFIXES = (".csv", ".parquet")
 OPTIONS = {
     "cls": ("text", "text_column", "target", "explain"),
-    "forecast": ("time_column", "time_format", "decimal", "columns", "every", "max_age"),
+    "forecast": ("time_column", "time_format", "decimal", "missing_words", "columns", "every", "max_age"),
 }
 """Those that only one task has."""
+SHARED = (
+    *("encoding", "separator", "quote", "escape", "comment", "header", "names", "skip_lines", "skip_after_header"),
+    *("decimal", "missing_words", "text_column", "time_column", "time_format", "allow_loss"),
+)
+"""Those that are called as in training, there with `data.` before."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +103,7 @@ def _check_request(settings: dict[str, Any]) -> None:
         if settings["target"] is not None:
             raise ConfigError("target=… is for input=…: a single text has no column of labels")
         return
-    if not Path(settings["input"]).is_file():
+    if not archive_of(Path(settings["input"]))[0].is_file():
         raise ConfigError(f"input={settings['input']} is not a file")
     if settings["output"] is None:
         raise ConfigError("output is missing: give it as output=FILE.csv or output=FILE.parquet")
@@ -118,7 +124,7 @@ def _make_room(settings: dict[str, Any], kind: str) -> None:
     suffixes = [".html"] * settings["explain"] + [".json"] * scored
     suffixes += [".png", ".svg"] if kind == "forecast" or scored else []
     for path in [output, *map(output.with_suffix, suffixes)]:
-        if path.exists() and path.samefile(settings["input"]):
+        if path.exists() and path.samefile(archive_of(Path(settings["input"]))[0]):
             raise ConfigError(f"{path} is the input, and would be overwritten: choose another output")
         if path.is_dir() or (path.exists() and not settings["overwrite"]):
             raise ConfigError(f"{path} is there already: choose another output, or say overwrite=true")
@@ -175,7 +181,7 @@ def _options_of_predict() -> Iterator[None]:
     try:
         yield
     except DataError as error:
-        text = re.sub(r"\bdata\.(?=(encoding|separator|decimal|text_column|time_column|time_format)\b)", "", str(error))
+        text = re.sub(rf"\bdata\.(?=({'|'.join(SHARED)})\b)", "", str(error))
         fixed = r"(; set data\.step to|,? or set data\.(duplicates|missing_values) to).*"  # the model is as it is
         text = re.sub(fixed, "", text)
         raise DataError(text.replace("data.path", "input").replace("data.step=", "the model's step of ")) from error

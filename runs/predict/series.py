@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import torch
 import yaml
 from rich.table import Table
 
 from datamodules import DataError
-from datamodules.cleaning import CleanSeries, arrange, duration, spell
-from datamodules.lookbacks import Lookbacks, moment
+from datamodules.cleaning import CleanSeries, arrange, warn_of_sentinels
+from datamodules.formats import CsvFormat, time_columns
+from datamodules.lookbacks import Lookbacks, format_time
 from datamodules.recordings import read_recordings
+from datamodules.steps import LONGEST, Step
 from datamodules.streaming import TableStream
 from runs import figures
+from runs.analysis import format_number
 from runs.predict.output import bar, console, table_writer
 from runs.report import write_json
 from runs.schema import ConfigError
@@ -69,13 +75,15 @@ def forecast_file(task: Any, settings: dict[str, Any]) -> None:
         DataError: the input can't be used, or no lookback that may be used is complete.
     """
     facts = task.blueprint["facts"]
-    step = duration("step", facts["step"])
-    every, age = (_duration(name, settings[name]) for name in ("every", "max_age"))
+    step = Step.parse("step", facts["step"])
+    every, age = (_steps(step, name, settings[name]) for name in ("every", "max_age"))
     if every is not None and age is not None:
         raise ConfigError("max_age is for a single forecast: leave it out, every=… takes what is complete")
-    if every is not None and every % step:
-        raise ConfigError(f"every={settings['every']} must be a multiple of the model's step, {facts['step']}")
-    span = None if every is not None else facts["lookback"] * step + (age or 0) + (facts["fill_limit"] + 2) * step
+    timed = settings["time_column"] or facts["cleaning"]["time_column"]
+    if every is not None or (step.unit == "rows" and timed):
+        span = None
+    else:
+        span = (facts["lookback"] + (age or 0) + facts["fill_limit"] + 2) * step.count * LONGEST[step.unit]
     started = time.perf_counter()
     series, whole = clean_file(facts, settings, span)
     log.info(f"{settings['input']}: {series.summary()}" + (" (in the rows that are used)" if every is None else ""))
@@ -112,12 +120,15 @@ def clean_file(facts: Mapping[str, Any], settings: dict[str, Any], span: int | N
     ours: list[str] = cleaning["columns"]
     names = _columns(settings["columns"], ours)
     theirs = [names.get(name, name) for name in ours]
+    given = {**settings, "time_column": _time_column(settings["time_column"])}
     reading = {
-        name: settings[name] or cleaning.get(name, default)
-        for name, default in (("time_column", None), ("time_format", None), ("decimal", "."))
+        name: cleaning.get(name, default) if given[name] is None else given[name]
+        for name, default in (("time_column", None), ("time_format", None), ("decimal", "."), ("missing_words", ()))
     }
-    format = {name: settings[name] or facts["reading"][name] for name in ("encoding", "separator")}
-    needed = {**dict.fromkeys(theirs, "columns={ours: theirs}"), reading["time_column"]: "time_column"}
+    format = CsvFormat.merge(settings, facts["reading"]).state()
+    needed = dict.fromkeys(theirs, "columns={ours: theirs}")
+    needed |= dict.fromkeys(time_columns(reading["time_column"]), "time_column")
+    timed = reading["time_column"] is not None
     with TableStream(settings["input"], needed, **format) as table, bar(bytes=True) as progress:
         shown = progress.add_task("reading", total=table.size)
         rows, whole = read_recordings(
@@ -128,32 +139,52 @@ def clean_file(facts: Mapping[str, Any], settings: dict[str, Any], span: int | N
             **reading,
         )
     rules = {name: value for name, value in cleaning.items() if name not in reading}
-    return arrange(rows, **rules, source=settings["input"], from_last=True), whole
+    rules["missing_values"] = [*rules["missing_values"], *settings["missing_values"]]
+    series = arrange(
+        rows,
+        **rules,
+        allow_loss=settings["allow_loss"],
+        source=settings["input"],
+        from_last=True,
+        timed=timed,
+        rows_at=lambda lines: _rows_at(settings["input"], lines, format).drop(columns=[*needed]),
+    )
+    warn_of_sentinels(series.report, settings["input"], "missing_values")
+    return series, whole
+
+
+def _rows_at(path: str, lines: np.ndarray, format: Mapping[str, Any]) -> pd.DataFrame:
+    """The rows that begin at these lines of a file, as text."""
+    wanted = set(lines.tolist())
+    with TableStream(path, (), **format) as table:
+        rows = list(islice((row for row in table.rows() if row.line in wanted), len(wanted)))
+        return pd.DataFrame([row.fields for row in rows], [row.line for row in rows], table.header, dtype=str)
 
 
 def _check_length(lookbacks: Lookbacks, settings: dict[str, Any]) -> None:
     """Raise a DataError if the file begins later than the model's lookback."""
-    begin = lookbacks.series.times[0]
-    if early := int((lookbacks.wanted < begin).sum()):
+    series = lookbacks.series
+    if early := int((lookbacks.wanted < series.numbers[0]).sum()):
         raise DataError(
-            f"{settings['input']} begins at {moment(begin)}, too late for a forecast: the model reads "
-            f"{lookbacks.lookback} steps of {spell(lookbacks.series.step)}, and {early} of them would be older"
+            f"{settings['input']} begins at {format_time(series.times[0])}, too late for a forecast: the model reads "
+            f"{lookbacks.lookback} steps of {series.step}, and {early} of them would be older"
         )
 
 
 def latest(lookbacks: Lookbacks, age: int, settings: dict[str, Any]) -> np.ndarray:
     """The origin of the one forecast: the last row, or the latest with a complete lookback that is young enough."""
-    times = lookbacks.series.times
+    series = lookbacks.series
     if not (lacking := lookbacks.lacking()):
         return lookbacks.origins[-1:]
-    late = (times[-1] - times[lookbacks.origins]).astype(np.int64)
-    young = lookbacks.origins[late <= age]
-    ago = spell(int(late[-1])) if len(late) else ""
+    late = series.numbers[-1] - series.numbers[lookbacks.origins]
+    young = lookbacks.origins[late <= age * series.step.count]
+    ago = series.step.spell(int(late[-1])) if len(late) else ""
     if not len(young):
         known = f"the latest complete one ends {ago} before: max_age={ago} takes it"
-        remedy = known if ago else f"let it end earlier with {'a longer max_age' if age else 'max_age=…, say 1d'}"
+        longer = "a longer max_age" if age else f"max_age=…, say {series.step.spell(series.step.count)}"
+        remedy = known if ago else f"let it end earlier with {longer}"
         raise DataError(f"{settings['input']}: {lacking}; {remedy}")
-    log.warning(f"{lacking}; forecasting from {moment(times[young][-1])}, {ago} before the last reading")
+    log.warning(f"{lacking}; forecasting from {format_time(series.times[young][-1])}, {ago} before the last reading")
     return young[-1:]
 
 
@@ -180,7 +211,8 @@ def write_forecasts(
 def _forecast(task: Any, lookbacks: Lookbacks, origins: np.ndarray) -> Forecasts:
     batch = lookbacks.batch(origins)
     answers = task.predict_step(batch, 0)
-    naive = seasonal_naive(batch["history"], task.facts["horizon"], task.facts["season_length"])
+    history = task.in_own_unit(batch["history"])
+    naive = seasonal_naive(history, task.facts["horizon"], task.facts["season_length"])
     truth = lookbacks.truth(origins)
     scores = quantile_scores(answers, torch.from_numpy(truth), task.levels) if task.levels else {}
     return Forecasts(
@@ -188,7 +220,7 @@ def _forecast(task: Any, lookbacks: Lookbacks, origins: np.ndarray) -> Forecasts
         forecast=task.median(answers).numpy(),
         truth=truth,
         naive=naive.numpy(),
-        history=batch["history"].numpy(),
+        history=history.numpy(),
         quantiles=answers.reshape(*answers.shape[:2], -1).numpy(),
         spread={name: of_steps.mean(dim=1).numpy() for name, of_steps in scores.items()},
         drawn=np.arange(len(origins)),
@@ -196,10 +228,14 @@ def _forecast(task: Any, lookbacks: Lookbacks, origins: np.ndarray) -> Forecasts
 
 
 def _schema(task: Any, lookbacks: Lookbacks, with_truth: bool) -> pa.Schema:
-    seconds = not (lookbacks.series.times.astype(np.int64) % 1_000_000).any()
-    moments = [(name, pa.timestamp("s" if seconds else "us")) for name in ("origin", "time")]
+    times = lookbacks.series.times
+    if times.dtype == np.int64:
+        kind = pa.int64()  # the numbers of rows without times
+    else:
+        kind = pa.timestamp("us" if (times.astype(np.int64) % 1_000_000).any() else "s")
+    moments = [(name, kind) for name in ("origin", "time")]
     numbers = ["forecast", *(f"q{level:g}" for level in task.levels), *(["truth"] if with_truth else [])]
-    return pa.schema([*moments, ("step", pa.int32()), *((name, pa.float32()) for name in numbers)])
+    return pa.schema([*moments, ("step", pa.int32()), *((name, pa.float64()) for name in numbers)])
 
 
 def _table(schema: pa.Schema, lookbacks: Lookbacks, origins: np.ndarray, found: Forecasts) -> pa.Table:
@@ -221,7 +257,7 @@ def _scores(found: Forecasts) -> dict[str, Any]:
     """Errors of the forecasts whose truth is complete, over all their steps."""
     complete = ~np.isnan(found.truth).any(axis=1)
     tables = (found.truth, found.forecast, found.naive)
-    truth, forecast, naive = (torch.from_numpy(table[complete]).double() for table in tables)
+    truth, forecast, naive = (torch.from_numpy(table[complete]) for table in tables)
     if not len(truth):
         return {"scored": 0, "scores": {}, "seasonal_naive": None}
     errors = (naive - truth).abs()
@@ -236,7 +272,7 @@ def _scores(found: Forecasts) -> dict[str, Any]:
 def _draw(task: Any, found: Forecasts, output: Path) -> None:
     windows = [
         {
-            "origin": moment(found.origin[position])[:16],
+            "origin": format_time(found.origin[position]),
             "history": found.history[number],
             "truth": found.truth[position],
             "forecast": found.forecast[position],
@@ -251,14 +287,21 @@ def _draw(task: Any, found: Forecasts, output: Path) -> None:
 
 def _print_forecast(task: Any, found: Forecasts, times: np.ndarray, output: Path, seconds: float) -> None:
     few = [*dict.fromkeys([*range(len(task.levels))[:COLUMNS], *range(len(task.levels))[-COLUMNS:]])]
-    table = Table("time", task.facts["target"], *(f"{100 * task.levels[at]:g}%" for at in few), box=None)
-    horizon = len(times)
+    known = not pd.isna(times).any()
+    table = Table(
+        "time" if known else "step", task.facts["target"], *(f"{100 * task.levels[at]:g}%" for at in few), box=None
+    )
+    horizon, varied = len(times), float(np.ptp(np.append(found.history[0], found.forecast[0])))
+    decimals = max(2, 2 - math.floor(math.log10(varied))) if varied else 2
     for step in np.unique(np.linspace(0, horizon - 1, min(PRINTED, horizon)).astype(int)):
         numbers = [found.forecast[0, step], *found.quantiles[0, step, few]] if few else [found.forecast[0, step]]
-        table.add_row(moment(times[step])[:16], *(f"{value:.2f}" for value in numbers))
+        shown_time = format_time(times[step]) if known else str(step + 1)
+        table.add_row(shown_time, *(f"{value:.{decimals}f}" for value in numbers))
     shown = console()
-    shown.print(f"from {moment(found.origin[0])}", highlight=False)
+    shown.print(f"from {format_time(found.origin[0])}", highlight=False)
     shown.print(table)
+    if not known:
+        shown.print("the times are not known: by data.step=rows, rows are equally spaced whatever their times")
     shown.print(f"{horizon} steps in {seconds:.1f} s: {output}, {output.with_suffix('.png')}", soft_wrap=True)
 
 
@@ -267,7 +310,7 @@ def _print_scores(report: dict[str, Any], output: Path, seconds: float) -> None:
     if report["scored"]:
         table = Table("score", "value", box=None)
         for name, value in report["scores"].items():
-            table.add_row(name, f"{value:.4f}")
+            table.add_row(name, format_number(value))
         shown.print(table)
     if report["skipped"]:
         shown.print(f"{report['skipped']:,} more origins have no complete lookback")
@@ -279,11 +322,20 @@ def _print_scores(report: dict[str, Any], output: Path, seconds: float) -> None:
     )
 
 
-def _duration(name: str, value: str | None) -> int | None:
+def _steps(step: Step, name: str, value: str | None) -> int | None:
+    """How many of the model's steps an option of this program is."""
     try:
-        return None if value is None else duration(name, value)
+        return None if value is None else step.steps(name, value)
     except DataError as error:
-        raise ConfigError(str(error).removeprefix("data.")) from error
+        message = str(error).removeprefix("data.").replace("where data.step is", "where the model's step is")
+        raise ConfigError(message.replace(f"data.step={step}", f"the model's step, {step}")) from error
+
+
+def _time_column(given: str | None) -> str | list[str] | None:
+    """The column of `time_column=`, or several, which come as they were typed: `[date, time]`."""
+    if given is None or not given.startswith("[") or not given.endswith("]"):
+        return given
+    return [name.strip().strip("'\"") for name in given[1:-1].split(",")]
 
 
 def _columns(given: Any, ours: list[str]) -> dict[str, str]:

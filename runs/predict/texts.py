@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
 import time
@@ -19,6 +20,7 @@ from rich.table import Table
 from datamodules import DataError
 from datamodules.corpus import clean_text
 from datamodules.encoding import EncodedTexts, TextEncoder
+from datamodules.formats import CsvFormat
 from datamodules.streaming import Row, TableStream
 from runs import figures
 from runs.analysis import class_scores, confusion_scores
@@ -47,6 +49,8 @@ class Chunk:
 def predict_file(task: Any, data: dict[str, Any], settings: dict[str, Any]) -> None:
     """Write the input's own columns, then `prediction`, `probability`, `p(class)` of each class, and `note`.
 
+    If the input has a column of such a name, as one that was written here has, all of them end in `_2`, or `_3` and on.
+
     A row for each of the input, in its order. A row without a text that belongs to it has a note and no prediction.
     With `target`, the column of the true labels, the predictions are scored as a run's test is, in a JSON file beside
     the output, with a figure of the confusion matrix; a row whose label is no class of the run isn't scored.
@@ -57,9 +61,9 @@ def predict_file(task: Any, data: dict[str, Any], settings: dict[str, Any]) -> N
         settings: of the program.
 
     Raises:
-        DataError: the input can't be read, or has a column of that name already.
+        DataError: the input can't be read.
     """
-    format = {name: settings[name] or data[name] for name in ("encoding", "separator")}
+    format = CsvFormat.merge(settings, data).state()
     text_column = settings["text_column"] or data["text_column"]
     output, encoder = Path(settings["output"]), TextEncoder(task.blueprint["facts"])
     explained: list[explain.Example] = []
@@ -161,8 +165,10 @@ def probabilities(task: Any, encoded: EncodedTexts, batch_size: int) -> np.ndarr
 
 def _schema(table: TableStream, classes: Sequence[str]) -> pa.Schema:
     names = ["prediction", "probability", *(f"p({name})" for name in classes), "note"]
-    if taken := set(table.header) & set(names):
-        raise DataError(f"{table.path} has a column {min(taken)!r} already: rename it, the output has one of that name")
+    if taken := set(table.header) & set(names):  # as in a file that was written here
+        number = next(n for n in itertools.count(2) if not set(table.header) & {f"{name}_{n}" for name in names})
+        names = [f"{name}_{number}" for name in names]
+        log.warning(f"{table.path} has a column {min(taken)!r} already: those of the predictions end in _{number}")
     types = [pa.string(), *(pa.float32() for _ in range(len(classes) + 1)), pa.string()]
     own = [(name, pa.string()) for name in table.header]
     return pa.schema([*own, *zip(names, types, strict=True)])

@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import time
+from decimal import Decimal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,10 +18,11 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from datamodules.cleaning import clean, duration, instant, spell
+from datamodules.cleaning import clean
 from datamodules.series import SeriesDataModule
 from datamodules.sources import DataError, file_sha256
-from datamodules.windows import Climatology, WindowDataset, window_starts
+from datamodules.steps import Step, instant
+from datamodules.windows import Climatology, WindowDataset, offset_of, window_starts
 
 START = pd.Timestamp("2020-01-01")
 FORMAT = "%Y-%m-%d %H:%M:%S"
@@ -312,7 +314,7 @@ def test_a_stretch_recorded_twice_counts_once_in_a_mean() -> None:
     minutes = np.concatenate([np.arange(3000), np.arange(2950, 4000)])
     frame = hourly(minutes / 6, pressure=np.arange(len(minutes)))
     first = frame.drop_duplicates("time")
-    series, expected = (cleaned(table, step="1h", resample="mean") for table in (frame, first))
+    series, expected = (cleaned(table, step="1h", resample="mean", duplicates="first") for table in (frame, first))
     assert series.report["duplicates"] == 50
     np.testing.assert_allclose(series.values, expected.values)
 
@@ -368,7 +370,9 @@ def test_times_are_station_time_and_a_clock_change_is_a_gap_or_a_duplicate(tmp_p
     autumn = pd.date_range("2020-10-24", "2020-10-28", freq="h", inclusive="left").insert(26, "2020-10-25 02:00")
     times = spring.append(autumn)
     frame = pd.DataFrame({"time": times.strftime(FORMAT), "T (degC)": np.arange(float(len(times))), "p": 1.0})
-    data = ready(tmp_path, frame, val_from="2020-10-26", test_from="2020-10-27")
+    with pytest.raises(DataError, match=r"1 rows have the time of another row but other values, .*2020-10-25T02:00"):
+        ready(tmp_path, frame, val_from="2020-10-26", test_from="2020-10-27")
+    data = ready(tmp_path, frame, val_from="2020-10-26", test_from="2020-10-27", duplicates="first")
     assert data.report["duplicates"] == 1
     assert data.report["gaps"][0] == {"after": "2020-03-29T01:00:00.000000", "minutes": 120.0}
     train = data.describe("train", np.arange(len(data.dataset("train"))))
@@ -417,15 +421,15 @@ def test_values_far_from_all_others_are_warned_of_once_and_kept(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     frame = hourly(range(96))
-    frame.loc[[60, 70], "T (degC)"] = MARK
-    frame.loc[10, "p"] = -1e20
+    frame.loc[[60, 70], "T (degC)"] = 12345
+    frame.loc[10, "p"] = -1e7
     data = ready(tmp_path, frame)
     [warning] = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert "2 of 'T (degC)', the first 9.96921e+36 at 2020-01-03T12:00:00.000000 (line 62)" in warning
-    assert "1 of 'p', the first -1e+20 at 2020-01-01T10:00:00.000000 (line 12)" in warning
+    assert "2 of 'T (degC)', the first 12345 at 2020-01-03T12:00:00.000000 (line 62)" in warning
+    assert "1 of 'p', the first -1e+07 at 2020-01-01T10:00:00.000000 (line 12)" in warning
     assert "set data.missing_values, now [-9999], to name them as well" in warning
     assert data.report["far_off"] == {"T (degC)": 2, "p": 1}
-    assert whole(data, "val")["targets"].max() == np.float32(MARK)
+    assert whole(data, "val")["targets"].max() == 12345
 
 
 def test_what_is_named_a_missing_value_is_no_more_far_off(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -582,7 +586,7 @@ def test_a_step_that_is_no_multiple_of_the_recording_is_an_error_that_names_both
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"duplicates": "frist"}, "data.duplicates='frist' must be one of first, last, mean, error"),
+        ({"duplicates": "frist"}, "data.duplicates='frist' must be one of identical, first, last, mean, error"),
         ({"missing": "fill"}, "data.missing"),
         ({"resample": "max"}, "data.resample"),
         ({"split": "random"}, "data.split"),
@@ -591,7 +595,7 @@ def test_a_step_that_is_no_multiple_of_the_recording_is_an_error_that_names_both
         ({"lookback": 5}, "data.lookback=5 is not a duration"),
         ({"stride": 0}, "data.stride=0 must be at least 1"),
         ({"val_from": "soon"}, "data.val_from='soon' is not a date"),
-        ({"val_from": "6m"}, "data.val_from='6m' is not a duration: write 5d, 48h, 10min or 1d12h, or 1y"),
+        ({"val_from": "6m"}, "data.val_from='6m' may mean minutes or months: write min or mo, as in 5min or 5mo"),
         ({"val_from": "10000y"}, "data.val_from='10000y' leads out of the calendar"),
         ({"test_until": "99999999d"}, "data.test_until='99999999d' leads out of the calendar"),
         ({"test_from": "2019-01-01"}, "data.val_from < data.test_from"),
@@ -608,8 +612,9 @@ def test_a_bad_setting_is_refused_before_anything_is_read(changes: dict[str, Any
 
 @pytest.mark.parametrize(("text", "hours"), [("5d", 120), ("48h", 48), ("1d12h", 36), ("90min", 1.5), ("1w", 168)])
 def test_durations_read_as_written(text: str, hours: float) -> None:
-    assert duration("lookback", text) == hours * 3_600_000_000
-    assert duration("lookback", spell(duration("lookback", text))) == duration("lookback", text)
+    length = Step.parse("lookback", text)
+    assert length == Step(round(hours * 3_600_000_000), "us")
+    assert Step.parse("lookback", str(length)) == length
 
 
 # --- what is learned, and from what ---
@@ -637,7 +642,7 @@ def test_scaler_is_mean_and_deviation_of_the_training_rows(tmp_path: Path) -> No
     assert data.facts["feature_mean"][2:] + data.facts["feature_std"][2:] == [0.0] * 4 + [1.0] * 4
     batch = whole(data, "val")
     back = batch["inputs"] * torch.tensor(data.facts["feature_std"]) + torch.tensor(data.facts["feature_mean"])
-    torch.testing.assert_close(back[..., 0].float(), batch["history"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(back[..., 0].double(), batch["history"], atol=1e-5, rtol=0)
     torch.testing.assert_close(back[:, 0, 1].float(), 990 + 48 + torch.arange(len(back)).float())
 
 
@@ -645,6 +650,72 @@ def test_a_constant_feature_stays_finite(tmp_path: Path) -> None:
     data = ready(tmp_path, hourly(range(96), pressure=[0.1] * 96))
     assert data.facts["feature_std"][1] == 1.0
     assert whole(data, "test")["inputs"][..., 1].abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("unit", [1e-30, 1e-9, 1e-3, 1e6])
+def test_the_unit_of_a_column_does_not_change_the_inputs(unit: float, tmp_path: Path) -> None:
+    expected = whole(ready(tmp_path, hourly(range(96))), "test")["inputs"]
+    frame = hourly(range(96), np.sin(np.arange(96)) * 5 * unit)
+    torch.testing.assert_close(whole(ready(tmp_path, frame), "test")["inputs"], expected)
+
+
+@pytest.mark.parametrize(("level", "spread"), [(116.4, 1e-8), (1e9, 1e-2), (-5e-7, 1e-13)])
+def test_what_varies_little_around_a_large_value_is_scaled_as_well(level: float, spread: float, tmp_path: Path) -> None:
+    batch = whole(ready(tmp_path, hourly(range(96), level + spread * np.sin(np.arange(96)))), "train")
+    wave = np.sin(np.arange(48))
+    expected = (wave - wave.mean()) / wave.std()
+    np.testing.assert_allclose(batch["inputs"][:, 0, 0], expected[: len(batch["inputs"])], atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "offset"),
+    [
+        (9.1, 8.4, 0.0),  # °C
+        (989.2, 8.4, 0.0),  # mbar
+        (-3000.0, 3.0, 0.0),
+        (116.40000013, 1.4e-6, 116.4),  # degrees of longitude
+        (-73.9857, 2.3e-3, -73.986),
+        (1_234_567_890.4, 730.0, 1_234_567_900.0),
+        (1e9 + 0.25, 0.5, 1e9 + 0.2),
+    ],
+)
+def test_the_offset_is_a_round_number_near_a_mean_that_float32_would_blur(
+    mean: float, std: float, offset: float
+) -> None:
+    assert offset_of(mean, std) == offset
+    assert offset == 0 or abs(mean - offset) <= std
+
+
+NUMBERS = {
+    "temperature": np.round(np.random.default_rng(0).normal(9, 8, 96), 2),
+    "coordinate": np.round(116.4 + np.random.default_rng(0).normal(0, 1e-6, 96), 8),
+    "meter": np.round(1e9 + np.random.default_rng(0).normal(0, 50, 96).cumsum(), 2),
+    "epoch": 1_577_836_800 + 3600 * np.arange(96) + np.random.default_rng(0).integers(0, 3, 96),
+    "counter": np.round(1e6 + np.arange(96) * 1000.01, 2),
+}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_history_and_targets_are_the_files_own_numbers(name: str, tmp_path: Path) -> None:
+    values = NUMBERS[name].astype(float)
+    data = ready(tmp_path, hourly(range(96), values))
+    offset = data.facts.get("target_offset", 0.0)
+    batch = whole(data, "test")
+    assert (batch["history"].numpy() + offset).tolist() == [[*values[first : first + 4]] for first in range(72, 91)]
+    assert (batch["targets"].numpy() + offset).tolist() == [[*values[first : first + 2]] for first in range(76, 95)]
+    assert data.facts["target_mean"] + offset == pytest.approx(values[:48].mean(), rel=1e-14)
+
+
+@pytest.mark.parametrize("name", ["coordinate", "meter"])
+def test_the_climatology_of_large_values_is_fitted_to_how_they_vary(name: str, tmp_path: Path) -> None:
+    data = ready(tmp_path, hourly(range(96), NUMBERS[name]), val_from="2020-01-03T06:00")
+    offset = Decimal(data.facts["target_offset"])
+    phase = 2 * np.pi * np.arange(54) / 24
+    basis = np.column_stack([np.ones(54), np.cos(phase), np.sin(phase), np.cos(2 * phase), np.sin(2 * phase)])
+    varying = np.array([float(Decimal(value) - offset) for value in NUMBERS[name][:54].tolist()])
+    expected = basis @ np.linalg.lstsq(basis, varying, rcond=None)[0]
+    usual = Climatology.from_state(data.facts["climatology"]).predict(data.dataset("test").times[:54])
+    np.testing.assert_allclose(usual, expected, rtol=0, atol=1e-9 * varying.std())
 
 
 def test_a_feature_without_any_training_value_is_an_error_that_names_it(tmp_path: Path) -> None:
@@ -685,9 +756,9 @@ def test_batches_have_the_promised_shapes_types_and_content(tmp_path: Path) -> N
     batch = next(iter(data.val_dataloader()))
     assert {name: (tuple(t.shape), t.dtype) for name, t in batch.items()} == {
         "inputs": ((5, 4, 6), torch.float32),
-        "targets": ((5, 2), torch.float32),
-        "history": ((5, 4), torch.float32),
-        "climatology": ((5, 2), torch.float32),
+        "targets": ((5, 2), torch.float64),
+        "history": ((5, 4), torch.float64),
+        "climatology": ((5, 2), torch.float64),
         "origin": ((5,), torch.int64),
         "index": ((5,), torch.int64),
     }
@@ -767,7 +838,7 @@ def test_set_up_twice_reads_once(tmp_path: Path) -> None:
 def test_batches_come_faster_than_a_small_model_eats_them() -> None:
     table, column = np.zeros((20_000, 11), np.float32), np.zeros(20_000, np.float32)
     times = np.zeros(20_000, "datetime64[us]")
-    windows = WindowDataset(table, column, column, column, np.arange(19_000), 120, 48, times, 3_600_000_000)
+    windows = WindowDataset(table, column, column, column, np.arange(19_000), 120, 48, times, np.arange(20_000))
     positions = np.random.default_rng(0).permutation(19_000)[:256].tolist()
     best = np.inf
     for _ in range(30):

@@ -127,7 +127,7 @@ def test_other_encodings_separators_and_archives(written: str, tmp_path: Path) -
     with zipfile.ZipFile(tmp_path / "t.zip", "w") as archive:
         archive.writestr("__MACOSX/._t.csv", b"x")
         archive.writestr("t.csv", text.encode(written))
-    with TableStream(tmp_path / "t.zip", {"内容": "text_column"}, encoding, ";") as table:
+    with TableStream(tmp_path / "t.zip", {"内容": "text_column"}, encoding=encoding, separator=";") as table:
         assert table.header == ["内容", "类别"]
         assert [row.fields for row in table.rows()] == [["很好", "好评"], ["太差", "差评"]]
         assert table.position == table.size == len(text.encode(written))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import logging
 import os
@@ -8,6 +9,7 @@ import re
 import subprocess
 import sys
 import types
+import zipfile
 from collections import Counter
 from pathlib import Path
 
@@ -272,7 +274,7 @@ def test_a_single_class_is_an_error(tmp_path: Path) -> None:
 
 def test_classes_too_small_for_the_splits_are_listed_with_all_counts(tmp_path: Path) -> None:
     rows = [*make_rows(30), ("少", "甲"), ("少", "乙")]
-    with pytest.raises(DataError, match=r"t\.csv cannot be split.*\['少'\].*'少': 2"):
+    with pytest.raises(DataError, match=r"t\.csv cannot be split.*too few rows of \{'少': 2\}.*small_classes=drop"):
         module(write(tmp_path / "t.csv", rows))
 
 
@@ -289,7 +291,7 @@ def test_an_empty_split_is_an_error_with_all_sizes(table: Path, split: str) -> N
 
 
 def test_a_table_of_one_row_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"too few rows of \['书'\]"):
+    with pytest.raises(DataError, match=r"too few rows of \{'书': 1\}"):
         module(write(tmp_path / "t.csv", [("书", "好")]))
 
 
@@ -702,3 +704,133 @@ def test_the_real_reviews_are_read_whole_and_cleaned_as_counted() -> None:
     assert [sizes[split]["rows"] for split in SPLITS] == [50_203, 6_276, 6_276]
     per_class = [sum(sizes[split]["classes"][name] for split in SPLITS) for name in data.facts["classes"]]
     assert (len(per_class), min(per_class)) == (10, sizes["train"]["classes"]["热水器"] + 115)
+
+
+# --- splits with files of their own ---
+
+
+def test_splits_with_files_of_their_own_are_these_files(tmp_path: Path) -> None:
+    rows = make_rows(300)
+    parts = {"train": rows[:200], "val": rows[200:260], "test": rows[260:]}
+    paths = {split: write(tmp_path / f"{split}.csv", part) for split, part in parts.items()}
+    others = {"val_path": str(paths["val"]), "test_path": str(paths["test"])}
+    data = module(paths["train"], **others)
+    for split, part in parts.items():
+        found = described(data, split)
+        assert [(row["label"], row["text"]) for row in found] == part
+        assert [row["row"] for row in found] == list(range(len(part)))
+    words = {word for _, review in parts["train"] for word in review.split()}
+    assert set(data.facts["vocabulary"][2:]) == words
+    sha256 = {split: hashlib.sha256(path.read_bytes()).hexdigest() for split, path in paths.items()}
+    assert {split: file["sha256"] for split, file in data.report["files"].items()} == sha256
+    assert data.report["sha256"] == data.source.digest() not in sha256.values()
+    swapped = module(paths["train"], val_path=others["test_path"], test_path=others["val_path"])
+    assert swapped.report["sha256"] != data.report["sha256"]
+    assert [row["text"] for row in described(swapped, "val")] == [review for _, review in parts["test"]]
+    again = module(paths["train"], **others)  # from the cache
+    assert (again.report, described(again, "test")) == (data.report, described(data, "test"))
+
+
+@pytest.mark.parametrize(("own", "drawn"), [("test", "val"), ("val", "test")])
+def test_a_split_without_a_file_is_drawn_from_the_training_file(own: str, drawn: str, tmp_path: Path) -> None:
+    rows = make_rows(300)
+    train, other = write(tmp_path / "a.csv", rows[:200]), write(tmp_path / "b.csv", rows[200:])
+    data = module(train, **{f"{own}_path": str(other)})
+    assert [row["text"] for row in described(data, own)] == [review for _, review in rows[200:]]
+    texts = {split: {row["text"] for row in described(data, split)} for split in ("train", drawn)}
+    assert len(texts[drawn]) == 20
+    assert texts["train"] | texts[drawn] == {review for _, review in rows[:200]}
+    assert module(train, limit=150, **{f"{own}_path": str(other)}).report["rows_after_limit"] == 150
+
+
+def test_a_text_that_two_files_hold_is_kept_in_the_first_and_counted(tmp_path: Path) -> None:
+    rows = make_rows(300)
+    val = [*rows[200:250], rows[0], rows[0], ("类9" if rows[1][0] == "类0" else "类0", rows[1][1])]
+    paths = [
+        write(tmp_path / name, part)
+        for name, part in [("a.csv", rows[:200]), ("b.csv", val), ("c.csv", [*rows[250:], rows[201]])]
+    ]
+    data = module(paths[0], val_path=str(paths[1]), test_path=str(paths[2]))
+    assert data.report["duplicates_across_files"] == {"val": 1, "test": 1}
+    assert data.report["duplicates_dropped"] == 1
+    assert (data.report["conflicting_rows"], data.report["conflicting_texts"]) == (2, 1)
+    assert [len(described(data, split)) for split in SPLITS] == [200, 51, 50]
+
+
+def test_mistakes_of_splits_with_files_of_their_own_are_told(tmp_path: Path) -> None:
+    train, other = write(tmp_path / "a.csv", make_rows(60)), write(tmp_path / "b.csv", [("新", "甲"), ("类0", "乙")])
+    with pytest.raises(DataError, match=r"too few rows of \{'新': 0\}.* 2 rows of each in the training file"):
+        module(train, test_path=str(other))
+    assert len(described(module(train, test_path=str(other), small_classes="drop"), "test")) == 1
+    with pytest.raises(DataError, match=r"nothing\.csv does not exist: correct data\.val_path"):
+        module(train, val_path=str(tmp_path / "nothing.csv"))
+    with pytest.raises(DataError, match=r"data\.val_path and data\.test_path go with data\.path"):
+        TextDataModule("mine", val_path=str(other))
+    with pytest.raises(DataError, match=r"leave it out, or data\.test_path"):
+        module(train, test_path=str(other), split="index%5")
+    with other.open("a", encoding="utf-8") as file:
+        file.write(",丙\n")
+    with pytest.raises(DataError, match=r"b\.csv: column 'cat' is empty in 1 row\(s\), line\(s\) 4"):
+        module(train, test_path=str(other))
+
+
+def test_members_of_one_archive_are_the_splits(tmp_path: Path) -> None:
+    rows = make_rows(300)
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        for name, part in {"train": rows[:200], "dev": rows[200:250], "test": rows[250:]}.items():
+            text = "".join(f"{label}\t{review}\n" for label, review in [("cat", "review"), *part])
+            archive.writestr(f"set/{name}.tsv", text)
+    folder = tmp_path / "all.zip" / "set"
+    data = module(folder / "train.tsv", val_path=str(folder / "dev.tsv"), test_path=str(folder / "test.tsv"))
+    assert [len(described(data, split)) for split in SPLITS] == [200, 50, 50]
+    assert data.report["files"]["val"]["sha256"] != data.report["files"]["test"]["sha256"]
+    assert data.name == "train"
+
+
+def test_the_same_bytes_under_another_name_are_not_taken_from_the_cache(tmp_path: Path) -> None:
+    content = "cat\treview,x\n" + "".join(f"{label}\t{review},x\n" for label, review in make_rows(60))
+    for name in ("t.tsv", "t.csv"):
+        (tmp_path / name).write_text(content, encoding="utf-8")
+    module(tmp_path / "t.tsv", text_column="review,x")
+    with pytest.raises(DataError, match="are missing"):
+        module(tmp_path / "t.csv", text_column="review,x")
+
+
+# --- classes ---
+
+
+@pytest.mark.parametrize("rule", ["drop", "merge"])
+def test_small_classes_are_left_out_or_made_one(rule: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [*make_rows(60), ("少", "甲"), ("稀", "乙"), ("少", "丙")]
+    path = write(tmp_path / "t.csv", rows)
+    for _ in range(2):  # the second time from the cache
+        caplog.clear()
+        data = module(path, small_classes=rule)
+        found = Counter(row["label"] for split in SPLITS for row in described(data, split))
+        expected = Counter("other" if label in "少稀" else label for label, _ in rows)
+        assert found == expected - (Counter(other=3) if rule == "drop" else Counter())
+        assert data.report["small_classes"] == {"少": 2, "稀": 1}
+        assert "{'少': 2, '稀': 1}" in caplog.text
+    with pytest.raises(DataError, match=r"too few rows of \{'other': 2\}"):
+        module(write(tmp_path / "few.csv", rows[:-1]), small_classes="merge")
+
+
+@pytest.mark.parametrize("other", ["caf\u0065\u0301", "café\u200b", "\ufeffca\u00adfé"])
+def test_classes_that_look_alike_are_warned_of_with_their_escapes(
+    other: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [("caf\u00e9" if i % 3 else other, f"甲 {i}") for i in range(60)]
+    module(write(tmp_path / "t.csv", [*rows, *make_rows(30)]))
+    (warning,) = [record.getMessage() for record in caplog.records if "look alike" in record.getMessage()]
+    assert r"'caf\xe9' (40 rows)" in warning
+    assert f"{other.removeprefix(chr(0xFEFF))!a} (20 rows)" in warning
+
+
+def test_kinds_of_blanks_at_the_ends_of_a_label_make_no_class_and_within_are_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [(["a b", "a b ", "\u3000a b\u00a0", "c"][i % 4], f"甲 {i}") for i in range(60)]
+    assert module(write(tmp_path / "t.csv", rows)).facts["classes"] == ["a b", "c"]
+    assert "look alike" not in caplog.text
+    module(write(tmp_path / "u.csv", [*rows, *[("a\u3000b", f"乙 {i}") for i in range(9)]]))
+    assert r"'a\u3000b' (9 rows)" in caplog.text

@@ -21,7 +21,7 @@ class Fake(ModuleType):
         super().__init__("fake")
         self.reason, self.calls = reason, []
 
-    def why_not(self, cell, x):
+    def why_not(self, cell, x, *others):
         return self.reason
 
     def scan(self, cell, x, state, lengths=None, reverse=False):

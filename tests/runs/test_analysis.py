@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
-from runs.analysis import average, breakdown, likely_label_errors, scores
+from runs.analysis import average, breakdown, format_number, likely_label_errors, scores
 
 CLASSES = ["书籍", "平板", "水果"]
 
@@ -119,6 +121,48 @@ def test_an_ensemble_answers_with_its_members_mean() -> None:
     assert mean is not None
     np.testing.assert_allclose(mean["prediction"], (several[0]["prediction"] + several[1]["prediction"]) / 2)
     assert mean["target"].equals(several[0]["target"])
+
+
+def test_a_run_that_kept_float32_is_averaged_with_one_that_keeps_float64() -> None:
+    origins = pd.date_range("2016-01-01", periods=20, freq="h")
+    several = [forecasts(origins, seed) for seed in range(2)]
+    older = several[0].astype({"target": np.float32, "prediction": np.float32})
+    for runs in ([older, several[1]], [several[1], older]):
+        mean = average("forecast", runs)
+        assert mean is not None
+        expected = (several[0]["prediction"] + several[1]["prediction"]) / 2
+        np.testing.assert_allclose(mean["prediction"], expected, rtol=1e-6)
+
+
+def test_an_average_of_large_values_keeps_how_they_vary() -> None:
+    origins = pd.date_range("2016-01-01", periods=20, freq="h")
+    several = [forecasts(origins, seed) for seed in range(2)]
+    names = ["target", "prediction", "seasonal_naive"]
+    large = [table.assign(**(1e9 + table[names])) for table in several]
+    found, expected = (average("forecast", runs) for runs in (large, several))
+    assert found is not None
+    assert expected is not None
+    assert scores("forecast", found) == pytest.approx(scores("forecast", expected), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("value", "options", "text"),
+    [
+        (0.87314, {}, "0.8731"),
+        (0.0, {}, "0.0000"),
+        (-0.0123, {}, "-0.0123"),
+        (1.70441e-6, {}, "1.704e-06"),
+        (3e-4, {"beside": [0.9]}, "0.0003"),
+        (3.21e-8, {"beside": [1.70441e-6]}, "3.21e-08"),
+        (0.5, {"decimals": 3, "sign": "+"}, "+0.500"),
+        (1_234_567.8912, {"decimals": 2}, "1234567.89"),
+        (float("nan"), {}, "nan"),
+    ],
+)
+def test_a_number_too_small_for_its_decimals_is_shown_with_as_many_digits(
+    value: float, options: dict[str, Any], text: str
+) -> None:
+    assert format_number(value, **options) == text
 
 
 def test_predictions_of_other_examples_are_not_averaged() -> None:

@@ -14,6 +14,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import run
 from tests.runs.lab import ROOT, SMALL, Lab, Outcome
@@ -132,7 +134,7 @@ MISTAKES = [
     (["task.quantiles=[0.9,0.5]", "data.path=never_read.csv"], "must rise"),
     (["model=cell"], "model.encoder.cell._target_ is missing"),
     (["trainer.limit_train_batches=many"], "trainer.limit_train_batches"),
-    (["data.path=a=b.csv"], "data.path=a=b.csv"),
+    (["data.path=a=b.csv"], "a=b.csv does not exist"),
     (["seed=99999999999999999999"], "seed=99999999999999999999 is not allowed"),
     (["data.split_seed=4294967296"], "data.split_seed"),
     (["trainer.max_steps=0"], "trainer.max_steps=0 is not allowed: it must be at least 1, or -1"),
@@ -170,7 +172,7 @@ QUOTED = [
     ("data.path=/tmp/我的 数据/评:论[1],2.csv", "data.path='/tmp/我的 数据/评:论[1],2.csv'", False),
     ("data.path='我的 数据'", "data.path='我的 数据'", False),
     ('data.path="我的 数据"', 'data.path="我的 数据"', False),
-    ("data.path=it's 文", "data.path=it's 文", False),
+    ("data.path=it's 文", "data.path='it\\'s 文'", False),
     ("data.path=plain.csv", "data.path=plain.csv", False),
     ("data.separator=;", "data.separator=';'", False),
     ("data.separator=';'", "data.separator=';'", False),
@@ -182,15 +184,46 @@ QUOTED = [
     ("data.path=~/文.csv", f"data.path='{Path.home()}/文.csv'", False),
     ("data.path=/tmp/t.csv,/tmp/文.csv", "data.path=/tmp/t.csv,'/tmp/文.csv'", True),
     ("data.features=[温度],[温度,压力]", "data.features=['温度'],['温度','压力']", True),
+    ("data.features=[T (degC),p]", "data.features=['T (degC)',p]", False),
+    ("data.wind={speed: wv (m/s),direction: wd}", "data.wind={speed: 'wv (m/s)',direction: wd}", False),
+    ("data.path=my data (1).csv,b.csv", "data.path='my data (1).csv',b.csv", True),
+    ("data.path=my data (1).csv,b.csv", "data.path='my data (1).csv,b.csv'", False),
+    ("data.target=choice(a,b)", "data.target=choice(a,b)", True),
+    ("data.target=label,topic", "data.target=label,topic", True),
+    ("data.time_column=[date,time (UTC)]", "data.time_column=[date,'time (UTC)']", False),
+    ("data.time_column=time (UTC)", "data.time_column='time (UTC)'", False),
+    ("hydra.run.dir=outputs/${now:%Y} (1)", "hydra.run.dir='outputs/${now:%Y} (1)'", False),
+    ("hydra.run.dir=outputs/${now:%Y}", "hydra.run.dir=outputs/${now:%Y}", False),
+    ("resume=null", "resume=null", False),
+    ("task.quantiles=[0.1,0.5]", "task.quantiles=[0.1,0.5]", False),
+    ("optimizer.lr=1e-3,1e-2", "optimizer.lr=1e-3,1e-2", True),
 ]
 
 
 @pytest.mark.parametrize(("typed", "quoted", "sweeping"), QUOTED, ids=[typed for typed, _, _ in QUOTED])
 def test_what_hydra_does_not_take_as_typed_is_quoted_by_element(typed: str, quoted: str, sweeping: bool) -> None:
     assert run.quoted(typed, sweeping) == quoted
-    if "it's" not in typed:
-        override = OverridesParser.create().parse_override(quoted)
-        assert override.is_sweep_override() == sweeping
+    override = OverridesParser.create().parse_override(quoted)
+    assert override.is_sweep_override() == sweeping
+
+
+SIGNS = st.text(
+    st.sampled_from("ab1 ()[]{}'\"\\,=:~$#%&;!@^|?*.-/文") | st.characters(codec="utf-8", categories=["L", "P"])
+)
+WORDS = st.sampled_from(
+    ["true", "False", "010", "1_000", "1e3", "C:\\my data\\", "=1", "null2", "a b", " a", "\\'", "''a"]
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(typed=SIGNS | WORDS, key=st.sampled_from(["data.path", "+data.text_column", "data.time_format", "title"]))
+def test_a_string_reaches_the_run_as_it_was_typed_and_is_quoted_once(typed: str, key: str) -> None:
+    is_quoted = len(typed) > 1 and typed[0] == typed[-1] and typed[0] in "'\""
+    if is_quoted or typed == "null" or typed.startswith(("~/", "~\\")):
+        return
+    once = run.quoted(f"{key}={typed}")
+    assert str(OverridesParser.create().parse_override(once).value()) == typed
+    assert run.quoted(once) == once
 
 
 def test_only_the_first_job_of_a_process_is_kept_from_the_garbage_collector(monkeypatch: pytest.MonkeyPatch) -> None:

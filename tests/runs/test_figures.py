@@ -136,6 +136,17 @@ def test_forecasts_show_past_truth_and_forecast_on_one_time_axis(count: int, tmp
     assert "mean error 1.00" in shown[0].get_title()
 
 
+def test_a_figure_names_errors_of_any_unit(tmp_path: Path) -> None:
+    window = {"origin": "2016-01-01 00:00", "history": 116.4 + 1e-6 * np.arange(4.0), "hours": 1.0, "quantiles": {}}
+    window |= {"truth": np.full(3, 116.4), "forecast": np.full(3, 116.4 + 5e-7)}
+    figure = drawn(figures.forecasts([window], "gru", "lon"), tmp_path / "forecasts")
+    assert "mean error 5e-07" in figure.axes[0].get_title()
+    low, high = figure.axes[0].get_ylim()
+    assert 0 < high - low < 1e-5
+    figure = drawn(figures.error_by_step({"gru": [5e-7, 6e-7]}, "gru", 1, "°"), tmp_path / "error")
+    assert figure.axes[0].get_legend_handles_labels()[1] == ["gru (mean 5.5e-07 °)"]
+
+
 def test_learning_curves_are_the_mean_over_runs_of_unequal_length(tmp_path: Path) -> None:
     other = HISTORY.assign(**{"val/loss": [5.0, 4, 3], "val/f1": 0.0})[:2]
     figure = drawn(figures.learning_curves({"gru": [HISTORY, other], "lstm": [HISTORY]}, "val/f1"), tmp_path / "curves")

@@ -425,6 +425,28 @@ def test_the_worst_windows_are_the_worst_that_share_no_target_and_have_their_pas
     assert np.array(fans[0]["y"][:24]) - np.array(fans[0]["y"][:23:-1]) == pytest.approx(np.full(24, 6.0), abs=0.01)
 
 
+def test_windows_of_a_small_variation_around_a_large_value_are_drawn_with_all_their_digits(tmp_path: Path) -> None:
+    run = forecast_run(tmp_path / "a", "gru", quantiles=True)
+    table = pd.read_parquet(run / "predictions.parquet")
+    names = [str(name) for name in table if table[name].dtype == np.float64]
+    table[names] = 116.4 + 1e-7 * table[names]
+    table.to_parquet(run / "predictions.parquet", index=False)
+    choice: Choice = named(forecasts.sections(found_of(run)), "Windows of")
+    (chart,) = choice.panels["gru"]
+    assert isinstance(chart, Chart)
+    truth = dict(zip(table["origin"] + pd.to_timedelta(table["step"], unit="h"), table["target"], strict=True))
+    traces = [trace for trace in chart.figure["data"] if trace["name"] == "truth"]
+    assert len(traces) == 6
+    for trace in traces:
+        expected = [truth[pd.Timestamp(time)] for time in trace["x"]]
+        np.testing.assert_allclose(trace["y"], expected, rtol=0, atol=1e-9)
+        assert "%{y:.8f}" in trace["hovertemplate"]
+    fan = next(trace["y"] for trace in chart.figure["data"] if trace["name"] == "80% interval")
+    np.testing.assert_allclose(np.array(fan[:24]) - np.array(fan[:23:-1]), 6e-7, rtol=0, atol=1e-9)
+    titles = [each["text"] for each in chart.figure["layout"]["annotations"]]
+    assert all(float(title.rpartition(" ")[2]) > 0 for title in titles)
+
+
 def test_more_models_than_colours_differ_in_their_dashes() -> None:
     look = charts.looks(f"model {at}" for at in range(20))
     assert len({(each.colour, each.dash, each.symbol) for each in look.values()}) == 20

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -180,6 +182,46 @@ def test_other_columns_encodings_and_formats_of_reviews(
     assert not (tmp_path / "no.csv").exists()
 
 
+def test_what_was_written_here_is_read_again_and_its_columns_stay(
+    finished: Callable[[str], Path],
+    reviews: tuple[Path, pd.DataFrame],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    path, _ = reviews
+    for number in (1, 2, 3):
+        output = tmp_path / f"{number}.csv"
+        made(run=finished("cls"), input=path, output=output)
+        path = output
+    once, thrice = read(tmp_path / "1.csv"), read(tmp_path / "3.csv")
+    new = [*once][3:]
+    assert [*thrice] == [*once, *(f"{name}_2" for name in new), *(f"{name}_3" for name in new)]
+    pd.testing.assert_frame_equal(thrice[[*once]], once)
+    again = thrice[[f"{name}_3" for name in new]].set_axis(new, axis=1)
+    pd.testing.assert_frame_equal(again, once[new], check_dtype=False)
+    assert "2.csv has a column 'note' already: those of the predictions end in _3" in caplog.text
+
+
+def test_reviews_without_a_header_in_a_compressed_file_are_predicted(
+    finished: Callable[[str], Path], reviews: tuple[Path, pd.DataFrame], tmp_path: Path
+) -> None:
+    rows = reviews[1][["target", "text"]]
+    content = "title\n# comment\n" + "".join(f'{label}\t{text}"\n' for label, text in rows.to_numpy().tolist())
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        archive.writestr("x/test.tsv", content + "\t\n")
+        archive.writestr("x/train.tsv", "")
+    form = {"header": False, "quote": "none", "skip_lines": 1, "comment": "#", "text_column": "2", "target": "1"}
+    made(
+        run=finished("cls"), input=tmp_path / "all.zip/x/test.tsv", output=tmp_path / "out.csv", separator="tab", **form
+    )
+    found = read(tmp_path / "out.csv")
+    assert found["2"].tolist() == [*(rows["text"] + '"'), ""]
+    assert found["note"].iloc[-1] == "empty"
+    assert json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))["scored"] == len(rows)
+    with pytest.raises(DataError, match=r"holds \['x/test.tsv', 'x/train.tsv'\]: name one as input="):
+        made(run=finished("cls"), input=tmp_path / "all.zip", output=tmp_path / "no.csv", **form)
+
+
 def test_weights_that_are_not_calibrated_are_said_to_be_so(
     finished: Callable[[str], Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -264,7 +306,8 @@ MISTAKES: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"target": "cat"}, DataError, r"columns \['cat'\] are missing; .*with target"),
     ({"every": "1h"}, ConfigError, "every is no option for run, a run of task=cls"),
     ({"text_column": "cat"}, DataError, r"columns \['cat'\] are missing; .*with text_column"),
-    ({"input": "taken.csv"}, DataError, "has a column 'note' already: rename it"),
+    ({"input": "t.csv/t.csv"}, DataError, "t.csv is not a zip archive"),
+    ({"names": ["x"]}, DataError, "^names is for a file without a header: add header=false"),
 ]
 
 
@@ -282,7 +325,6 @@ def test_a_mistake_is_one_message_and_nothing_is_written(
     Path("damaged").mkdir()
     Path("damaged/config.yaml").write_text("task: [", encoding="utf-8")
     Path("t.csv").write_text("review\n很好\n", encoding="utf-8")
-    Path("taken.csv").write_text("review,note\n很好,x\n", encoding="utf-8")
     Path("torn.ckpt").write_bytes((finished("cls") / "checkpoints" / "best.ckpt").read_bytes()[:5000])
     for name in ("there.csv", "drawn.html"):
         Path(name).touch()
@@ -477,6 +519,46 @@ def test_the_last_forecast_is_that_of_the_last_row_in_whatever_form_the_file_is(
     for wrong, message in {"{T: x}": "no 'T'; it reads T .degC., p", "T": "is not of the form", "{": "form"}.items():
         with pytest.raises(ConfigError, match=message):
             made(run=folder, columns=wrong, **options, **form)
+
+
+def test_readings_in_other_forms_are_forecast_alike(
+    finished: Callable[[str], Path], readings: pd.DataFrame, tmp_path: Path
+) -> None:
+    folder = finished("forecast")
+    made(run=folder, input=write(readings, tmp_path / "t.csv"), output=tmp_path / "first.csv")
+    first = read(tmp_path / "first.csv")
+    times = pd.to_datetime(readings["Date Time"], format=FORMAT)
+    others = readings.drop(columns="Date Time")
+    forms = {
+        "[day, hour]": (
+            others.assign(day=times.dt.strftime("%Y-%m-%d"), hour=times.dt.strftime("%H:%M")),
+            "%Y-%m-%d %H:%M",
+        ),
+        "time": (others.assign(time=times.astype("datetime64[s]").astype("int64")), "epoch_s"),
+        "iso": (others.assign(iso=[time.isoformat() for time in times]), "iso8601"),
+    }
+    for name, (frame, form) in forms.items():
+        path = tmp_path / f"{form[-2:].strip('%')}.tsv.gz"
+        frame = frame.astype(str)
+        frame.loc[3, "rh (%)"] = "M"
+        write(frame, path, sep="\t", encoding="utf-8")
+        with gzip.open(path, "at", encoding="utf-8") as file:  # blank rows, as spreadsheets leave them
+            file.write(("\t" * (len(frame.columns) - 1) + "\n") * 3)
+        options = {"time_column": name, "time_format": form, "separator": "tab", "missing_words": ["M"]}
+        made(run=folder, input=path, output=tmp_path / "other.csv", overwrite=True, **options)
+        pd.testing.assert_frame_equal(read(tmp_path / "other.csv"), first)
+
+
+def test_forecasts_that_were_written_here_are_read_again(
+    finished: Callable[[str], Path], readings: pd.DataFrame, tmp_path: Path
+) -> None:
+    folder, written = finished("forecast"), tmp_path / "written.csv"
+    made(run=folder, input=write(readings, tmp_path / "t.csv"), output=written, every="2d")
+    columns = {name: "forecast" for name in ("T (degC)", "p (mbar)", "rh (%)", "VPact (mbar)", "wv (m/s)", "wd (deg)")}
+    form = {"time_column": "time", "time_format": "iso8601", "columns": columns}
+    made(run=folder, input=written, output=tmp_path / "out.csv", **form)
+    last = read(written)["time"].iloc[-1]
+    assert set(read(tmp_path / "out.csv")["origin"]) == {last}
 
 
 def test_ten_minute_readings_are_resampled_back_from_the_last_one(

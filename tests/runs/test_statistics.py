@@ -105,6 +105,42 @@ def test_the_windows_of_a_backtests_years_are_put_together() -> None:
     assert compare("forecast", contradicting, others) is None
 
 
+@pytest.mark.parametrize(("level", "unit"), [(0.0, 1.0), (1e9, 1.0), (116.4, 1e-6)])
+def test_neither_the_level_nor_the_unit_of_a_series_changes_the_test(level: float, unit: float) -> None:
+    values = np.random.default_rng(0).normal(size=(3, 8000))
+    tables = [forecasts(4000, 0).assign(target=values[0], prediction=values[at]) for at in (1, 2)]
+    expected = compare("forecast", tables[:1], tables[1:])
+    names = ["target", "prediction"]
+    found = compare("forecast", *([table.assign(**(level + unit * table[names]))] for table in tables))
+    assert found is not None
+    assert expected is not None
+    assert found.p == pytest.approx(expected.p)
+    difference = float(found.text.split()[0]) / unit
+    assert difference == pytest.approx(float(expected.text.split()[0]), abs=6e-4)
+    assert difference != 0
+
+
+def test_a_run_that_kept_float32_is_compared_with_one_that_keeps_float64() -> None:
+    generator = np.random.default_rng(0)
+    tables = [
+        forecasts(4000, 0).assign(
+            target=np.round(9 + np.sin(np.arange(8000)), 2), prediction=generator.normal(9, 2, 8000)
+        )
+        for _ in range(3)
+    ]
+    names = ["target", "prediction"]
+    older = [table.astype(dict.fromkeys(names, np.float32)) for table in tables]
+    expected = compare("forecast", tables[:2], tables[2:])
+    assert expected is not None
+    for runs, reference in ((older[:2], tables[2:]), (tables[:2], older[2:]), ([older[0], tables[1]], tables[2:])):
+        found = compare("forecast", runs, reference)
+        assert found is not None
+        assert found.text == expected.text
+        assert found.p == pytest.approx(expected.p)
+    moved = tables[2].assign(target=tables[2]["target"] + 1e-3)
+    assert compare("forecast", older[:2], [moved]) is None
+
+
 def test_of_few_weeks_no_test_is_made() -> None:
     found = compare("forecast", [forecasts(400, 1)], [forecasts(400, 2)])
     assert found is not None

@@ -159,6 +159,12 @@ def test_simple_forecasts_are_the_last_value_the_last_season_and_the_climatology
     assert UsualValue(SERIES)(batch) is batch["climatology"]
 
 
+def test_the_simple_forecasts_are_exactly_what_was_read() -> None:
+    batch = {name: values.double() + 1e-9 for name, values in windows(5).items()}
+    assert Persistence(SERIES)(batch)[:, 3].tolist() == batch["history"][:, -1].tolist()
+    assert SeasonalNaive(SERIES)(batch)[:, 3].tolist() == batch["history"][:, 27].tolist()
+
+
 def test_ridge_answers_what_sklearn_answers() -> None:
     train, test = windows(), windows(50, seed=1)
 

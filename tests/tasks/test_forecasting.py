@@ -24,6 +24,9 @@ FACTS = {
 }
 
 
+NUMBERS = ("history", "targets", "climatology")
+
+
 def build(facts: dict[str, Any] = FACTS, **options: Any) -> ForecastingTask:
     torch.manual_seed(0)
     options.setdefault("optimizer", partial(torch.optim.SGD, lr=0.1))
@@ -34,7 +37,7 @@ def make_batch(windows: int = 5, seed: int = 0) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     shapes = {"inputs": (12, 3), "history": (12,), "targets": (6,), "climatology": (6,)}
     batch = {name: torch.randn(windows, *shape, generator=generator) for name, shape in shapes.items()}
-    for name in ("history", "targets", "climatology"):
+    for name in NUMBERS:
         batch[name] = 10 + 2.5 * batch[name]
     return {**batch, "index": torch.arange(windows) + 10 * seed, "origin": torch.arange(windows) + 1000 * seed}
 
@@ -86,11 +89,13 @@ def test_scores_match_their_formulas_pooled_over_unequal_batches() -> None:
         (1.0, [1] * 24 + [2] * 24),
         (5.0, [1] * 5 + [2] * 5 + [3] * 5),
         (7.0, [1] * 4 + [2] * 3 + [3] * 4 + [4] * 3),
-        (48.0, [1, 3, 5]),
+        (24.0, [1, 2, 3]),
+        (48.0, []),  # longer than a day: no scores by day
+        (None, []),  # as months are
     ],
 )
-def test_a_step_counts_towards_the_day_in_which_it_begins(step_hours: float, days: list[int]) -> None:
-    horizon = len(days)
+def test_a_step_counts_towards_the_day_in_which_it_begins(step_hours: float | None, days: list[int]) -> None:
+    horizon = len(days) or 3
     facts = {**FACTS, "horizon": horizon, "step_hours": step_hours}
     errors = torch.arange(1.0, horizon + 1)[None]
     batch = {
@@ -148,7 +153,7 @@ def test_a_network_that_answers_zero_forecasts_its_base(base: str) -> None:
     torch.testing.assert_close(task(batch), expected)
     head.bias.data.fill_(2.0)  # standard deviations
     torch.testing.assert_close(task(batch), expected + 2 * 2.5)
-    torch.testing.assert_close(task.predict_step(batch, 0), expected + 2 * 2.5)
+    torch.testing.assert_close(task.predict_step(batch, 0), (expected + 2 * 2.5).double())
 
 
 @pytest.mark.parametrize("criterion", ["mae", "mse", "huber"])
@@ -189,6 +194,48 @@ def test_predictions_are_a_row_per_window_and_step() -> None:
         for step in range(6)
     ]
     assert frame.to_numpy().tolist() == rows
+
+
+@pytest.mark.parametrize(("offset", "unit"), [(116.4, 2.0**-20), (2.0**30, 1.0), (-1.5e6, 1e-3)])
+@pytest.mark.parametrize("quantiles", [(), (0.1, 0.5, 0.9)])
+def test_an_offset_is_in_every_prediction_and_in_no_error(
+    offset: float, unit: float, quantiles: tuple[float, ...]
+) -> None:
+    plain, batch = build(quantiles=quantiles), make_batch(40)
+    facts = {**FACTS, "target_mean": 10.0 * unit, "target_std": 2.5 * unit}
+    small = {name: unit * values.double() if name in NUMBERS else values for name, values in batch.items()}
+    task = build({**facts, "target_offset": offset}, quantiles=quantiles)
+    task.load_state_dict(plain.state_dict())
+    for each, given in ((plain, batch), (task, small)):
+        each.calibrate(each(given).detach(), given["targets"])
+        after_test(each, (each(given).detach(), given))
+    dimensionless = ("skill", "coverage_80")
+    expected = {name: value * (1 if name in dimensionless else unit) for name, value in plain.scores.items()}
+    assert task.scores == pytest.approx(expected, rel=1e-3)
+    moved, table = (each.predictions().set_index(["index", "step"]) for each in (task, plain))
+    assert (moved.dtypes == np.float64).all()
+    np.testing.assert_allclose((moved - offset) / unit, table, rtol=0, atol=1e-3)
+    assert moved["target"].tolist() == (offset + small["targets"]).flatten().tolist()
+    answers = task.predict_step(small, 0)
+    np.testing.assert_allclose((answers - offset) / unit, plain.predict_step(batch, 0), rtol=0, atol=1e-3)
+
+
+def test_scores_are_of_numbers_that_float32_would_round() -> None:
+    batch = make_batch(1)
+    batch["targets"] = torch.full((1, 6), 16_777_217.1, dtype=torch.float64)
+    task = after_test(build(), (batch["targets"] + 0.1, batch))
+    assert task.scores["mae"] == pytest.approx(0.1, rel=1e-7)
+    assert task.predictions()["target"].tolist() == [16_777_217.1] * 6
+
+
+def test_a_device_without_float64_gets_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    task, batch = build(), make_batch()
+    batch["history"] = batch["history"].double()
+    assert task.on_before_batch_transfer(batch, 0)["history"].dtype == torch.float64
+    monkeypatch.setattr(ForecastingTask, "device", torch.device("mps"))
+    moved = task.on_before_batch_transfer(batch, 0)
+    assert torch.equal(moved["history"], batch["history"].float())
+    assert moved["index"].dtype == torch.int64
 
 
 def test_settings_that_make_no_sense_are_refused() -> None:
@@ -264,7 +311,7 @@ def test_a_network_trained_on_quantiles_answers_the_quantiles_of_the_data() -> N
         optimizer.zero_grad()
         task.loss(batch)[0].backward()
         optimizer.step()
-    answers = task.predict_step(batch, 0)[0]
+    answers = task.predict_step(batch, 0)[0].float()
     for number, level in enumerate(LEVELS):
         expected = batch["targets"].quantile(level, dim=0)
         torch.testing.assert_close(answers[:, number], expected, atol=0.5, rtol=0)
@@ -283,7 +330,7 @@ def test_calibration_puts_each_levels_share_of_the_validation_below_it_and_leave
     after = task.predict_step(batches[0], 0)
     assert not torch.equal(after, before)
     assert (after.diff(dim=-1) >= 0).all()
-    assert torch.equal(after[..., 2], task(batches[0])[..., 2])
+    assert torch.equal(after[..., 2], task(batches[0])[..., 2].double())
 
 
 def test_quantiles_that_cross_the_median_become_it_and_the_others_of_a_side_are_sorted() -> None:

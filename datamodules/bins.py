@@ -1,0 +1,83 @@
+"""Means over the rows of a bin: a step of a coarser grid, of which too few readings make no mean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from .recordings import Rows
+
+
+def group_means(rows: Rows, begins: np.ndarray) -> Rows:
+    """Means over the groups that begin where `begins`, of the values that are there."""
+    starts = np.flatnonzero(begins)
+    there = ~np.isnan(rows.values)
+    counts = np.add.reduceat(there.astype(np.int64), starts, axis=0)
+    sums = np.add.reduceat(np.where(there, rows.values, 0.0), starts, axis=0)
+    means = np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+    return Rows(rows.times[starts], means, rows.lines[starts])
+
+
+def bin_means(rows: Rows, bins: np.ndarray) -> Rows:
+    """Means over rows of the same bin; the times of the result are the numbers of the bins."""
+    means = group_means(rows, np.diff(bins, prepend=bins[0] - 1) > 0)
+    return Rows(np.unique(bins), means.values, means.lines)
+
+
+def full_bin_means(
+    rows: Rows,
+    bins: np.ndarray,
+    begin: Callable[[np.ndarray], np.ndarray] | None,
+    native: int,
+    min_share: float,
+    to_last: bool,
+) -> tuple[Rows, int, int]:
+    """`bin_means` of bins, and of columns in them, that have at least `min_share` of their readings; others are NaN.
+
+    A bin has as many readings as recorded steps fit into it; of bins in which nothing is recorded at times, business
+    days, as many as half of them have. Readings count by the recorded steps that they lie in, so that some that come in
+    faster fill no bin. A bin all of whose columns are NaN is left out.
+
+    Args:
+        rows: in time order, each time once.
+        bins: int64 (rows,), the number of the bin that each row lies in, rising.
+        begin: the time at which bins of these numbers begin, microseconds; None if nothing is recorded for a part of
+            every bin.
+        native: the recorded step, in microseconds.
+        min_share: 0 to 1.
+        to_last: end with the last bin that is over, even if all its columns are NaN, and without the one that isn't.
+
+    Returns:
+        The means, the number of bins with a NaN, and the number of rows in bins that are left out though they have
+        readings.
+    """
+    places = (rows.times - rows.times[0] + native // 2) // native
+    is_new = np.diff(bins, prepend=bins[0] - 1) > 0
+    starts = np.flatnonzero(is_new | (np.diff(places, prepend=-1) > 0))
+    there = np.logical_or.reduceat(~np.isnan(rows.values), starts, axis=0)
+    first = np.flatnonzero(is_new[starts])
+    counts = np.add.reduceat(there.astype(np.int64), first, axis=0)
+    means = bin_means(rows, bins)
+    numbers = means.times
+    if begin is None:
+        fit = np.median(counts.max(axis=1))
+        is_over = counts[-1].max() >= fit
+    else:
+        fit = (begin(numbers + 1) - begin(numbers))[:, None] / native
+        # The next reading would lie behind the bin, give or take a wobble of the clock.
+        is_over = rows.times[-1] + native + native // 10 >= begin(numbers[-1:] + 1)[0]
+    thin = (counts == 0) | (counts < min_share * fit - 1e-9)
+    last = numbers[-1] - (not is_over)
+    chosen = ~thin.all(axis=1)
+    sizes = np.diff(np.append(starts[first], len(bins)))
+    lost = int(sizes[~chosen & (counts > 0).any(axis=1)].sum())
+    if to_last:
+        chosen = (chosen & (numbers <= last)) | (numbers == last)
+        lost = 0 if is_over else lost - int(sizes[-1]) * bool(thin[-1].all() and counts[-1].any())
+    found = Rows(numbers, np.where(thin, np.nan, means.values), means.lines).take(chosen)
+    if to_last and last not in numbers:  # nothing was recorded in it
+        empty = np.full((1, rows.values.shape[1]), np.nan)
+        ends = (np.array([last]), empty, rows.lines[-1:])
+        found = Rows(*map(np.concatenate, zip((found.times, found.values, found.lines), ends, strict=True)))
+    return found, int(thin.any(axis=1).sum()), lost
