@@ -9,11 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import Field, fields, is_dataclass
 from functools import cache
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from runs.completion import choices, composed, select
 from runs.schema import (
     CLOCK,
     OWN,
@@ -93,9 +94,19 @@ def validate(config: DictConfig, prefix: str = "") -> None:
     """
     schema: Any = OmegaConf.get_type(config)
     if schema in (Config, DescribeConfig):
+        for group in SCHEMAS:
+            if OmegaConf.is_missing(config, group):
+                raise ConfigError(f"{group} is missing: give it as {group}=…")
+            if not isinstance(config[group], (DictConfig, type(None))):
+                raise ConfigError(f"{group}={config[group]} is not allowed: choose {group}={choices(group)[0]}, say")
         _check_pairing(config)
     if schema is TrainerConfig and config.max_steps == 0:
         raise ConfigError(f"{prefix}max_steps=0 is not allowed: it must be at least 1, or -1 for no limit")
+    hints = get_type_hints(schema) if is_dataclass(schema) else {}
+    if prefix in ("task.", "model.", "data.") and not re.fullmatch(r"[\w.+-]+", str(config.get("name") or prefix)):
+        raise ConfigError(
+            f"{prefix}name={config.name} is not allowed: it names folders, so no spaces, slashes or signs"
+        )
     if schema is AdamConfig and len(config.betas) != 2:
         raise ConfigError(f"{prefix}betas={config.betas} is not allowed: it must be two numbers, as [0.9,0.999]")
     for extra in config.extra if schema is CallbacksConfig else ():
@@ -112,6 +123,7 @@ def validate(config: DictConfig, prefix: str = "") -> None:
         if OmegaConf.is_missing(config, name):
             raise ConfigError(f"{key} is missing: give it as {key}=…")
         value = config[name]
+        _check_items(key, value, hints.get(str(name)))
         if schema is TrainerConfig and name == "extra":
             value = _typed_extra(config)
         if isinstance(value, DictConfig):
@@ -123,6 +135,26 @@ def validate(config: DictConfig, prefix: str = "") -> None:
     levels = [*config.quantiles] if schema is ForecastingConfig else []
     if levels and (levels != sorted({*levels}) or 0.5 not in levels):
         raise ConfigError(f"{prefix}quantiles={levels} is not allowed: they must rise, and hold 0.5, the forecast")
+
+
+def _check_items(key: str, value: Any, hint: Any) -> None:
+    """Raise a ConfigError if a reference stands for no list or mapping where one belongs, or if one holds others.
+
+    OmegaConf lets both pass.
+    """
+    while type(None) in get_args(hint):
+        hint = get_args(hint)[0]
+    belongs = {list: ListConfig, dict: DictConfig}.get(get_origin(hint) or (dict if is_dataclass(hint) else hint))
+    if belongs is not None and not isinstance(value, (belongs, type(None))):
+        raise ConfigError(
+            f"{key}={value} is not allowed: it must be a {'list' if belongs is ListConfig else 'mapping'}"
+        )
+    wanted = get_args(hint)[-1] if get_args(hint) else None
+    items = [value[each] for each in value] if isinstance(value, DictConfig) else value
+    if wanted in (str, int, float, bool):
+        for item in items or ():
+            if isinstance(item, (DictConfig, ListConfig)):
+                raise ConfigError(f"{key}={value} is not allowed: {item} in it is neither text nor number")
 
 
 def _typed_extra(trainer: DictConfig) -> DictConfig:
@@ -166,7 +198,7 @@ def suggestion(wrong: str, owner: type = Config) -> str:
     if wrong.startswith("trainer.extra.") and wrong in known:
         return f"Add it: +{wrong}=…"
     if wrong in known:
-        return f"{wrong} belongs to another choice of {wrong.partition('.')[0]}."
+        return f"{wrong} belongs to {_owners(wrong) or 'another choice of ' + wrong.partition('.')[0]}."
     known = [key for key in known if not wrong.startswith(f"{key}.")]
     # A key is misspelt in its last part (optimizer.lrr), or given without its group (lr).
     closeness = {key: difflib.SequenceMatcher(None, key, wrong).ratio() for key in known}
@@ -181,6 +213,15 @@ def suggestion(wrong: str, owner: type = Config) -> str:
     nearest = f"Did you mean {best}?" if closeness[best] > 0.7 else f"python run.py{chosen} --cfg job shows all keys."
     further = " Further arguments of Lightning's Trainer go to +trainer.extra." if wrong.startswith("trainer.") else ""
     return nearest + further
+
+
+def _owners(key: str) -> str:
+    """The choices of a group that have an option, and the task that they are for, if it isn't any."""
+    group, _, option = key.partition(".")
+    names = [name for name in choices(group) if select(composed([f"{group}={name}"])[group], option) is not None]
+    kinds = {TextConfig: "cls", SeriesConfig: "forecast"}
+    tasks = [task for kind, task in kinds.items() if group == "data" and option in [each.name for each in fields(kind)]]
+    return " or ".join(f"{group}={name}" for name in names) + "".join(f", which go with task={task}" for task in tasks)
 
 
 def _check_pairing(config: DictConfig) -> None:
@@ -212,6 +253,8 @@ def _problem(value: Any, option: Field[Any]) -> str | None:
         return None if value in choices else "one of " + ", ".join(choices)
     if not isinstance(value, (int, float)):
         return "a number" if limited else None
+    if isinstance(value, int) and abs(value) >= 2**63:
+        return f"of at most {len(str(2**63)) - 1} digits"
     fits = (
         math.isfinite(value)
         and (least is None or value >= least)

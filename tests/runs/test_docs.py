@@ -61,8 +61,41 @@ def test_types_defaults_limits_and_what_a_choice_sets_are_those_of_the_files() -
 
 
 VALUES = [
-    *(None, True, False, 0, 1, -1, 1.0, 0.0, 1e-8, 1e16, -9999.0, 0.001, "", "a", "5d", "1", "1.0", "1e3", "true", "NULL"),
-    *("T (degC)", "%d.%m.%Y %H:%M:%S", ",", "it's", 'a "b"', "back\\slash", "\\'", "内容", "2015-01-01", "index%5", "nan"),
+    *(
+        None,
+        True,
+        False,
+        0,
+        1,
+        -1,
+        1.0,
+        0.0,
+        1e-8,
+        1e16,
+        -9999.0,
+        0.001,
+        "",
+        "a",
+        "5d",
+        "1",
+        "1.0",
+        "1e3",
+        "true",
+        "NULL",
+    ),
+    *(
+        "T (degC)",
+        "%d.%m.%Y %H:%M:%S",
+        ",",
+        "it's",
+        'a "b"',
+        "back\\slash",
+        "\\'",
+        "内容",
+        "2015-01-01",
+        "index%5",
+        "nan",
+    ),
     *("val/loss", "utf-8", "${not}", "a=b", " a", "[1]", [], [1, 1.0, "1"], ["p (mbar)"], {}, {"speed": "wv (m/s)"}),
 ]
 
