@@ -253,8 +253,8 @@ def _problem(value: Any, option: Field[Any]) -> str | None:
         return None if value in choices else "one of " + ", ".join(choices)
     if not isinstance(value, (int, float)):
         return "a number" if limited else None
-    if isinstance(value, int) and abs(value) >= 2**63:
-        return f"of at most {len(str(2**63)) - 1} digits"
+    if isinstance(value, int) and abs(value) >= 2**63 and most is None:
+        return "below 2^63 in size"
     fits = (
         math.isfinite(value)
         and (least is None or value >= least)
