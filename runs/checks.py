@@ -150,9 +150,8 @@ def _check_items(key: str, value: Any, hint: Any) -> None:
             f"{key}={value} is not allowed: it must be a {'list' if belongs is ListConfig else 'mapping'}"
         )
     wanted = get_args(hint)[-1] if get_args(hint) else None
-    items = [value[each] for each in value] if isinstance(value, DictConfig) else value
     if wanted in (str, int, float, bool):
-        for item in items or ():
+        for item in value.values() if isinstance(value, DictConfig) else value or ():
             if isinstance(item, (DictConfig, ListConfig)):
                 raise ConfigError(f"{key}={value} is not allowed: {item} in it is neither text nor number")
 
