@@ -16,7 +16,7 @@ from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -83,6 +83,11 @@ def run_folder(resume: str | None, new: str) -> str:
             f"nothing to resume from: {resume or 'resume='} is not a run folder (it has no config.yaml)"
         )
     return new if resume is None else resume
+
+
+def file_name(name: Any) -> str:
+    """A name that has no folder in it: Hydra makes the run folder before any option is checked."""
+    return re.sub(r"[^\w.+-]", "-", str(name))
 
 
 def check_resume(resume: str | None) -> None:
@@ -258,6 +263,7 @@ def main() -> None:
     gc.disable()  # the imports create a million objects and drop none: looking for garbage among them takes a second
     schema.register()
     OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
+    OmegaConf.register_new_resolver("file_name", file_name, replace=True)
     if {"-sc", "--shell-completion"} & set(sys.argv[1:]):
         from runs import completion
 

@@ -9,11 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import Field, fields, is_dataclass
 from functools import cache
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from runs.completion import choices, composed, select
 from runs.schema import (
     CLOCK,
     OWN,
@@ -97,9 +98,19 @@ def validate(config: DictConfig, prefix: str = "") -> None:
     """
     schema: Any = OmegaConf.get_type(config)
     if schema in (Config, DescribeConfig):
+        for group in SCHEMAS:
+            if OmegaConf.is_missing(config, group):
+                raise ConfigError(f"{group} is missing: give it as {group}=…")
+            if not isinstance(config[group], (DictConfig, type(None))):
+                raise ConfigError(f"{group}={config[group]} is not allowed: choose {group}={choices(group)[0]}, say")
         _check_pairing(config)
     if schema is TrainerConfig and config.max_steps == 0:
         raise ConfigError(f"{prefix}max_steps=0 is not allowed: it must be at least 1, or -1 for no limit")
+    hints = get_type_hints(schema) if is_dataclass(schema) else {}
+    if prefix in ("task.", "model.", "data.") and not re.fullmatch(r"[\w.+-]+", str(config.get("name") or prefix)):
+        raise ConfigError(
+            f"{prefix}name={config.name} is not allowed: it names folders, so no spaces, slashes or signs"
+        )
     if schema is AdamConfig and len(config.betas) != 2:
         raise ConfigError(f"{prefix}betas={config.betas} is not allowed: it must be two numbers, as [0.9,0.999]")
     for extra in config.extra if schema is CallbacksConfig else ():
@@ -116,6 +127,7 @@ def validate(config: DictConfig, prefix: str = "") -> None:
         if OmegaConf.is_missing(config, name):
             raise ConfigError(f"{key} is missing: give it as {key}=…")
         value = config[name]
+        _check_items(key, value, hints.get(str(name)))
         if schema is TrainerConfig and name == "extra":
             value = _typed_extra(config)
         if isinstance(value, DictConfig):
@@ -127,6 +139,25 @@ def validate(config: DictConfig, prefix: str = "") -> None:
     levels = [*config.quantiles] if schema is ForecastingConfig else []
     if levels and (levels != sorted({*levels}) or 0.5 not in levels):
         raise ConfigError(f"{prefix}quantiles={levels} is not allowed: they must rise, and hold 0.5, the forecast")
+
+
+def _check_items(key: str, value: Any, hint: Any) -> None:
+    """Raise a ConfigError if a reference stands for no list or mapping where one belongs, or if one holds others.
+
+    OmegaConf lets both pass.
+    """
+    while type(None) in get_args(hint):
+        hint = get_args(hint)[0]
+    belongs = {list: ListConfig, dict: DictConfig}.get(get_origin(hint) or (dict if is_dataclass(hint) else hint))
+    if belongs is not None and not isinstance(value, (belongs, type(None))):
+        raise ConfigError(
+            f"{key}={value} is not allowed: it must be a {'list' if belongs is ListConfig else 'mapping'}"
+        )
+    wanted = get_args(hint)[-1] if get_args(hint) else None
+    if wanted in (str, int, float, bool):
+        for item in value.values() if isinstance(value, DictConfig) else value or ():
+            if isinstance(item, (DictConfig, ListConfig)):
+                raise ConfigError(f"{key}={value} is not allowed: {item} in it is neither text nor number")
 
 
 def _typed_extra(trainer: DictConfig) -> DictConfig:
@@ -206,7 +237,7 @@ def suggestion(wrong: str, owner: type = Config) -> str:
         if group == "data" and name in {item.name for item in fields(TextConfig)}:
             remedy = ONE_FILE if name in SPLIT_FILES else ""
             return f"{wrong} is an option of texts (task=cls), not of a series.{remedy}"
-        return f"{wrong} belongs to another choice of {group}."
+        return f"{wrong} belongs to {_owners(group, name) or f'another choice of {group}'}."
     known = [key for key in known if not wrong.startswith(f"{key}.")]
     # A key is misspelt in its last part (optimizer.lrr), or given without its group (lr).
     closeness = {key: difflib.SequenceMatcher(None, key, wrong).ratio() for key in known}
@@ -221,6 +252,14 @@ def suggestion(wrong: str, owner: type = Config) -> str:
     nearest = f"Did you mean {best}?" if closeness[best] > 0.7 else f"python run.py{chosen} --cfg job shows all keys."
     further = " Further arguments of Lightning's Trainer go to +trainer.extra." if wrong.startswith("trainer.") else ""
     return nearest + further
+
+
+def _owners(group: str, option: str) -> str:
+    """The choices of a group that have an option."""
+    absent = object()
+    configs = {name: composed([f"{group}={name}"])[group] for name in choices(group)}
+    names = [name for name, config in configs.items() if OmegaConf.select(config, option, default=absent) is not absent]
+    return " or ".join(f"{group}={name}" for name in names)
 
 
 def _check_pairing(config: DictConfig) -> None:
@@ -252,6 +291,8 @@ def _problem(value: Any, option: Field[Any]) -> str | None:
         return None if value in choices else "one of " + ", ".join(choices)
     if not isinstance(value, (int, float)):
         return "a number" if limited else None
+    if isinstance(value, int) and abs(value) >= 2**63 and most is None:
+        return "below 2^63 in size"
     fits = (
         math.isfinite(value)
         and (least is None or value >= least)

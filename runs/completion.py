@@ -58,11 +58,11 @@ def complete(line: str) -> list[str] | None:
         return None
     tree = composed(before, program)
     if equals:
-        node = _select(tree, key)
+        node = select(tree, key)
         values = choices(key) if key in groups() else _values_of(node) if isinstance(node, Leaf) else []
         return sorted(f"{key}={value}" for value in values if value.lstrip("'").startswith(start.lstrip("'")))
     path, dot, _ = word.rpartition(".")
-    node = _select(tree, path) if dot else tree
+    node = select(tree, path) if dot else tree
     found = [f"{path}{dot}{name}{'.' if isinstance(value, dict) else '='}" for name, value in _items(node)]
     if not dot:
         found += [f"{group}=" for group in groups()] + ["hydra."]
@@ -143,7 +143,8 @@ def _merged(tree: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _select(tree: Any, path: str) -> Any:
+def select(tree: Any, path: str) -> Any:
+    """What a tree of options has at `path`, or None."""
     for name in path.split("."):
         tree = tree.get(name) if isinstance(tree, dict) else None
     return tree

@@ -59,8 +59,10 @@ def explain(error: BaseException, arguments: list[str]) -> str | None:
     lightnings = (ValueError, TypeError, RuntimeError, ImportError)  # of how an argument or a callback of it is used
     if isinstance(error, lightnings) and (_raised_in(error) or "").startswith("pytorch_lightning."):
         return f"trainer or callbacks.extra: {_first_lines(error)}"
-    if isinstance(error, MemoryError) or re.search("out of memory|can't allocate memory", str(error)):
-        remedy = "lower the batch size (data.batch_size), data.max_length or data.lookback"
+    if isinstance(error, MemoryError) or re.search(
+        "out of memory|can't allocate memory|size calculation overflowed", str(error)
+    ):
+        remedy = "lower the batch size (data.batch_size), model.encoder.hidden_size, data.max_length or data.lookback"
         return f"out of memory ({_first_lines(error)}): {remedy}"
     return None
 

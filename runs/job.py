@@ -62,6 +62,8 @@ def run(config: DictConfig) -> float | None:
         if place not in sys.argv:
             sys.argv.append(place)
     try:
+        if sweeping and folder.resolve().parent != Path(settings.sweep.dir).resolve():
+            raise ConfigError(f"hydra.sweep.subdir={settings.sweep.subdir}: a run's folder lies right in its sweep's")
         metrics = _run(config, folder, overrides, sweeping)
     except (Exception, SystemExit, KeyboardInterrupt) as error:
         ours = _is_ours(folder, before, fresh=config.resume is None)
@@ -78,6 +80,7 @@ def run(config: DictConfig) -> float | None:
                 _write_status(folder, "failed", words, message or repr(error))
         failures.append(folder.name)
         where = f" in {folder.name}" if sweeping else ""
+        where += "" if _MAIN else f" in process {rank_zero_only.rank + 1}"
         log.error(f"error{where}: {message or repr(error)}", exc_info=message is None or config.debug)
         return None
     finally:

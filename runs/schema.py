@@ -418,7 +418,7 @@ class TrainerConfig:
     log_every_n_steps: int = option(50, "steps between two points of a curve", least=1)
     deterministic: bool = option(False, "insist on deterministic algorithms")
     enable_progress_bar: bool = option(True, "show a progress bar")
-    threads: Optional[int] = option(None, "CPU threads of the arithmetic; all cores if not given", least=1)
+    threads: Optional[int] = option(None, "CPU threads of the arithmetic; all cores if not given", least=1, most=4096)
     extra: dict[str, Any] = option({}, "further arguments of the Trainer: +trainer.extra.profiler=simple")
 
 
@@ -546,7 +546,7 @@ class BenchmarkConfig:
         "of the arithmetic; if not given float32, on a GPU tf32 (its products in TF32); bfloat16: by autocast",
         choices=("float32", "float64", "tf32", "bfloat16"),
     )
-    threads: int = option(2, "CPU threads", least=1)
+    threads: int = option(2, "CPU threads", least=1, most=4096)
     repeats: int = option(9, "alternating measurements, whose median counts", least=1)
     trainings: list[str] = option([], "tasks whose training epoch is timed", choices=("cls", "forecast"))
     batches: int = option(60, "batches of a training that are timed", least=1)
@@ -590,7 +590,7 @@ class PredictConfig:
     overwrite: bool = option(False, "replace files that are there already")
     checkpoint: str = option("best", "best, last, or the path of a checkpoint")
     batch_size: int = option(256, "examples at once", least=1)
-    threads: Optional[int] = option(None, "CPU threads of the arithmetic; all cores if not given", least=1)
+    threads: Optional[int] = option(None, "CPU threads of the arithmetic; all cores if not given", least=1, most=4096)
     encoding: Optional[str] = option(None, "of the input: utf-8, gb18030, latin-1, …")
     separator: Optional[str] = option(None, SEPARATOR)
     quote: Optional[str] = option(None, QUOTE)

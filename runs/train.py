@@ -300,7 +300,7 @@ def _build_trainer(
     if extra.get("profiler"):
         profiler = trainer.profiler
         profiler.dirpath, profiler.filename = profiler.dirpath or recorder.folder, profiler.filename or "profile"
-        log.info(f"the profiler writes fit-{profiler.filename} and others into {profiler.dirpath}")
+        log.info(f"the profiler writes fit-{profiler.filename}.txt and others into {profiler.dirpath}")
     return trainer
 
 

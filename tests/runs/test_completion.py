@@ -19,6 +19,7 @@ def hydras() -> Iterator[BashCompletion]:
     """Hydra's own completion, which composes the configuration."""
     schema.register()
     OmegaConf.register_new_resolver("run_folder", run.run_folder, replace=True)
+    OmegaConf.register_new_resolver("file_name", run.file_name, replace=True)
     GlobalHydra.instance().clear()
     with initialize_config_module("conf", version_base="1.3"):
         yield BashCompletion(GlobalHydra.instance().config_loader())

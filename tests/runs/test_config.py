@@ -324,10 +324,20 @@ MISTAKES = [
     (["trainer.max_epoch=2"], "Did you mean trainer.max_epochs?"),
     (["callbacks.early_stopping.patiense=2"], "Did you mean callbacks.early_stopping.patience?"),
     (["sed=1"], "Did you mean seed?"),
-    (["optimizer.momentum=0.5"], "optimizer.momentum belongs to another choice of optimizer"),
+    (["optimizer.momentum=0.5"], "optimizer.momentum belongs to optimizer=sgd"),
     (["data.lookback=5d"], "data.lookback is an option of a series (task=forecast), not of texts."),
     (["task=forecast", "data.text_column=a"], "data.text_column is an option of texts (task=cls), not of a series."),
     (["task=forecast", "data.test_path=a"], "not of a series. Join the files of a series in one, and say where they"),
+    (["task.quantiles=[0.5]"], "task.quantiles belongs to task=forecast."),
+    (["task=forecast", "task.ngrams.words=1"], "task.ngrams.words belongs to task=cls."),
+    (["model=lstm", "model.encoder.reset_after=true"], "model.encoder.reset_after belongs to model=gru."),
+    (["scheduler=onecycle", "scheduler.final=0.1"], "scheduler.final belongs to scheduler=cosine."),
+    (["trainer.extra.profiler=simple"], "Add it: +trainer.extra.profiler=…"),
+    (["logger=null"], "logger=null: a choice of logger is a name: none, tensorboard"),
+    (["scheduler=null"], "scheduler=null: a choice of scheduler is a name: cosine, none, onecycle"),
+    (["model=3"], "model=3: a choice of model is a name: bilstm, cell"),
+    (["+task=[1]"], "+task=[1]: a choice of task is a name: cls, forecast"),
+    (["~data=0"], "~data=0: a choice of data is a name: cls"),
     (["completely_different=1"], "--cfg job shows all keys"),
     (["model=nope"], "bilstm"),
     (["optimizer.lr=fast"], "optimizer.lr"),
@@ -402,6 +412,32 @@ def test_the_command_line_refuses_a_misspelt_key_behind_a_plus(lab: Lab, tmp_pat
     outcome = lab.run(*SMALL["cls"], "+callbacks.patience=10", "hydra.run.dir=folder", folder=tmp_path)
     assert outcome.code == 1, outcome.output
     assert outcome.output.strip() == f"error: there is {ADDED['+callbacks.patience=10']}"
+
+
+REFUSED = {
+    "optimizer.betas=[0.9]": "optimizer.betas=[0.9] is not allowed: it must be two numbers",
+    "callbacks.extra=[{}]": "callbacks.extra: {} is no callback; each is named by its class, as {_target_: ",
+    "callbacks.extra=[3]": "callbacks.extra: 3 is no callback",
+    "trainer.limit_train_batches=true": "trainer.limit_train_batches=True is not allowed: it must be a number",
+    "trainer.limit_val_batches=null": "trainer.limit_val_batches=None is not allowed: it must be a number",
+    "trainer.fast_dev_run=null": "trainer.fast_dev_run=None is not allowed",
+    "trust=[{a: 1}]": "trust=[{'a': 1}] is not allowed: {'a': 1} in it is neither text nor number",
+    "++trainer.extra=\\${seed}": "it must be a mapping",
+    "data.english=${seed}": "data.english=0 is not allowed: it must be a mapping",
+    "trust=${seed}": "trust=0 is not allowed: it must be a list",
+    "model.encoder.hidden_size=99999999999999999999": "it must be below 2^63 in size",
+    "~trainer": "trainer is missing: give it as trainer=…",
+    "model.name=a/b": "model.name=a/b is not allowed: it names folders",
+    "model.name=../x": "model.name=../x is not allowed",
+    "task.name=a/b": "task.name=a/b is not allowed",
+}
+
+
+@pytest.mark.parametrize(("word", "expected"), REFUSED.items(), ids=REFUSED)
+def test_a_value_that_composes_and_can_not_be_is_refused_before_anything_is_built(word: str, expected: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        validate(composed(word))
+    assert expected in str(caught.value)
 
 
 @pytest.mark.parametrize(("task", "model", "right"), [("cls", "ridge", "forecast"), ("forecast", "tfidf_svm", "cls")])

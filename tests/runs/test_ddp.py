@@ -43,6 +43,9 @@ def run(lab: Lab, *words: str, folder: Path, until: Callable[[], bool] = lambda:
 def test_a_sweep_of_several_processes_goes_on_as_if_it_had_not_been_killed(lab: Lab, tmp_path: Path) -> None:
     code, output = run(lab, "-m", "seed=0,1", folder=tmp_path)
     assert code == 0, output
+    for word in ("sync_dist", "Warning", "Initializing distributed"):
+        assert word not in output
+    assert output.count("examples (train / val / test), seed 0") == 1, output
     (whole,) = (tmp_path / "outputs" / "sweeps").iterdir()  # one for both processes
     metrics = json.loads((whole / FIRST / "metrics.json").read_text(encoding="utf-8"))
     rows = pd.read_parquet(whole / FIRST / "predictions.parquet")

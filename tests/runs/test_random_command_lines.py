@@ -160,6 +160,7 @@ def _without_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[N
     monkeypatch.setattr(train, "_announce", end)
     begin = {"runs.job": job}
     monkeypatch.setattr(run, "import_module", lambda name: begin.get(name, SimpleNamespace(run=checks.validate)))
+    monkeypatch.setattr("hydra._internal.hydra.Hydra.get_mode", lambda *_, **__: None)  # composes all once more
     monkeypatch.setattr(job, "failures", [])
     monkeypatch.setattr(job.signal, "signal", lambda *_: None)
     monkeypatch.chdir(tmp_path)
