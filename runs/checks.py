@@ -14,7 +14,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from runs.completion import choices, composed, select
+from runs.completion import choices, composed
 from runs.schema import (
     CLOCK,
     OWN,
@@ -256,9 +256,9 @@ def suggestion(wrong: str, owner: type = Config) -> str:
 
 def _owners(group: str, option: str) -> str:
     """The choices of a group that have an option."""
-    absent = object()
+    absent = "<absent>"
     configs = {name: composed([f"{group}={name}"])[group] for name in choices(group)}
-    names = [name for name, config in configs.items() if OmegaConf.select(config, option, default=absent) is not absent]
+    names = [name for name, config in configs.items() if OmegaConf.select(config, option, default=absent) != absent]
     return " or ".join(f"{group}={name}" for name in names)
 
 
