@@ -94,7 +94,7 @@ def test_what_is_frozen_stays_frozen(ours, theirs):
 def test_weights_that_layers_share_stay_shared_and_each_keeps_its_type():
     module = nn.LSTM(5, 5, num_layers=2)
     module.weight_hh_l1 = module.weight_hh_l0
-    module.bias_ih_l1 = nn.Parameter(module.bias_ih_l1.detach().double())
+    module.bias_ih_l1 = nn.Parameter(module.get_parameter("bias_ih_l1").detach().double())
     layer: Any = from_torch(module)
     assert layer.cells[0].weight_hh is layer.cells[1].weight_hh
     assert layer.cells[0].weight_hh is not module.weight_hh_l0
@@ -102,7 +102,7 @@ def test_weights_that_layers_share_stay_shared_and_each_keeps_its_type():
 
 
 def test_a_layer_without_memory_stays_without():
-    layer = from_torch(nn.LSTM(3, 5).to("meta"))
+    layer: Any = from_torch(nn.LSTM(3, 5).to("meta"))
     assert {parameter.device.type for parameter in (*layer.parameters(), *to_torch(layer).parameters())} == {"meta"}
 
 
