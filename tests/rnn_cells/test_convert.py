@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from rnn_cells import GRU, LSTM, RNN, BiLSTM, Recurrent, RNNCell, from_torch, to_torch
 
@@ -91,15 +94,15 @@ def test_what_is_frozen_stays_frozen(ours, theirs):
 def test_weights_that_layers_share_stay_shared_and_each_keeps_its_type():
     module = nn.LSTM(5, 5, num_layers=2)
     module.weight_hh_l1 = module.weight_hh_l0
-    module.bias_ih_l1 = nn.Parameter(module.bias_ih_l1.detach().double())
-    layer = from_torch(module)
+    module.bias_ih_l1 = nn.Parameter(module.get_parameter("bias_ih_l1").detach().double())
+    layer: Any = from_torch(module)
     assert layer.cells[0].weight_hh is layer.cells[1].weight_hh
     assert layer.cells[0].weight_hh is not module.weight_hh_l0
     assert [cell.bias_ih.dtype for cell in layer.cells] == [torch.float32, torch.float64]
 
 
 def test_a_layer_without_memory_stays_without():
-    layer = from_torch(nn.LSTM(3, 5).to("meta"))
+    layer: Any = from_torch(nn.LSTM(3, 5).to("meta"))
     assert {parameter.device.type for parameter in (*layer.parameters(), *to_torch(layer).parameters())} == {"meta"}
 
 
@@ -107,7 +110,7 @@ def computed_weights():
     """A module and a layer for each way in which a weight is computed from others."""
     prunes, normalised, divided = (nn.LSTM(3, 5), LSTM(3, 5)), (nn.LSTM(3, 5), LSTM(3, 5)), (nn.LSTM(3, 5), LSTM(3, 5))
     for module, name in ((prunes[0], "weight_hh_l0"), (prunes[1].cells[0], "weight_hh")):
-        nn.utils.prune.l1_unstructured(module, name, 0.5)
+        prune.l1_unstructured(module, name, 0.5)
     for module, name in ((normalised[0], "weight_hh_l0"), (normalised[1].cells[0], "weight_hh")):
         nn.utils.parametrizations.weight_norm(module, name)
     for module, name in ((divided[0], "weight_hh_l0"), (divided[1].cells[0], "weight_hh")):

@@ -177,7 +177,7 @@ def test_tanh_and_sigmoid_of_what_is_not_finite_are_those_of_torch(dtype):
         cell = LSTMCell(1, 1).to(dtype)
         for parameter in cell.parameters():
             nn.init.zeros_(parameter)
-        nn.init.constant_(cell.bias_ih.detach()[1:2], value)
+        nn.init.constant_(cell.get_parameter("bias_ih").detach()[1:2], value)
         _, (_, c) = scan(cell, x.new_zeros(1, 1, 1), (x.new_zeros(1, 1), x.new_ones(1, 1)), backend="cpu")
         torch.testing.assert_close(c[0], torch.tensor([value], dtype=dtype).sigmoid(), equal_nan=True, rtol=0, atol=0)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+from typing import Any
 
 import pytest
 import torch
@@ -134,23 +135,24 @@ def check(case: Case) -> None:
         for _ in range(2):
             found = torch.autograd.grad(loss, leaves, retain_graph=True)
             case.assert_same(found, plain[-len(found) :])
-            torch._foreach_mul_(found, 0.5)
+            for gradient in found:
+                gradient.mul_(0.5)
     elif way in ("threads", "shared_graph"):
         shared = case.loss(case.run("ours"))
         wanted = torch.autograd.grad(case.loss(case.run("torch")), case.learning("torch"))
-        found: list = []
+        gradients: list = []
 
         def work():
             loss = shared if way == "shared_graph" else case.loss(case.run("ours"))
-            found.append(torch.autograd.grad(loss, case.learning("ours"), retain_graph=True))
+            gradients.append(torch.autograd.grad(loss, case.learning("ours"), retain_graph=True))
 
         threads = [threading.Thread(target=work) for _ in range(3)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        assert len(found) == 3
-        for each in found:
+        assert len(gradients) == 3
+        for each in gradients:
             case.assert_same(each, wanted)
     elif way in ("checkpoint", "reentrant"):
 
@@ -180,7 +182,7 @@ def check(case: Case) -> None:
             return case.run("ours", (x, list(state) or None))
 
         if way == "trace":
-            graph = torch.jit.trace(function, [torch.randn_like(tensor) for tensor in inputs], check_trace=False)
+            graph: Any = torch.jit.trace(function, [torch.randn_like(tensor) for tensor in inputs], check_trace=False)
         else:
             from torch.fx.experimental.proxy_tensor import make_fx
 

@@ -284,6 +284,25 @@ def test_a_second_backward_gives_the_same_gradients(cell_type):
     assert all(torch.equal(mine, other) for mine, other in zip(first, second, strict=True))
 
 
+def test_no_two_gradients_share_memory():
+    cells, x, _ = problem(LSTMCell, directions=2, sizes=SMALL)
+    leaves = [x.requires_grad_(), *(parameter for cell in cells for parameter in cell.parameters())]
+    found = torch.autograd.grad(triton.scan_layer(cells, x)[0].square().sum(), leaves)
+    assert len({gradient.untyped_storage().data_ptr() for gradient in found}) == len(found)
+
+
+@every_cell
+def test_all_that_is_kept_for_backward_passes_the_hooks_of_autograd(cell_type):
+    cell, x, state = single(cell_type, sizes=SMALL)
+    wanted = torch.autograd.grad(triton.scan(cell, x, state)[0].square().sum(), list(cell.parameters()))
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor.clone(), lambda tensor: tensor.clone()):
+        output, _ = triton.scan(cell, x, state)
+    assert not any(isinstance(value, torch.Tensor) for value in vars(output.grad_fn).values())
+    for _ in range(2):
+        found = torch.autograd.grad(output.square().sum(), list(cell.parameters()), retain_graph=True)
+        assert all(torch.equal(mine, other) for mine, other in zip(found, wanted, strict=True))
+
+
 @every_cell
 def test_without_gradients_the_outputs_are_the_same(cell_type):
     cell, x, state = single(cell_type)

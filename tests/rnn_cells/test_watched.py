@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
@@ -40,7 +41,7 @@ def gradients(layer, x, **options):
 @traces
 def test_a_trace_computes_what_the_layer_does_for_other_inputs(layer_type):
     layer = layer_type(3, 4, num_layers=2, bidirectional=True)
-    traced = torch.jit.trace(layer, torch.randn(2, 5, 3))
+    traced: Any = torch.jit.trace(layer, torch.randn(2, 5, 3))
     x = torch.randn(2, 5, 3)
     torch.testing.assert_close(traced(x), expected(layer, x))
 
@@ -48,7 +49,7 @@ def test_a_trace_computes_what_the_layer_does_for_other_inputs(layer_type):
 @traces
 def test_a_trace_takes_lengths_as_an_input():
     layer, x = GRU(3, 4), torch.randn(2, 5, 3)
-    traced = torch.jit.trace(layer, (x, torch.zeros(1, 2, 4), torch.tensor([5, 2])))
+    traced: Any = torch.jit.trace(layer, (x, torch.zeros(1, 2, 4), torch.tensor([5, 2])))
     lengths = torch.tensor([1, 4])
     torch.testing.assert_close(traced(x, torch.zeros(1, 2, 4), lengths), expected(layer, x, None, lengths))
 
@@ -159,7 +160,7 @@ def test_a_batch_of_gradients_is_refused():
 UNUSUAL = {
     "a subclass": lambda x: x.as_subclass(Marked),
     "sparse": lambda x: x.to_sparse(),
-    "functional": torch._to_functional_tensor,
+    "functional": cast("Any", torch)._to_functional_tensor,
 }
 
 
@@ -175,11 +176,11 @@ def test_tensors_without_plain_memory_never_reach_native_code(make):
 
 
 def test_a_pending_negation_is_carried_out(build, layer_type):
-    layer = build(layer_type, 3, 4)
+    layer, negated = build(layer_type, 3, 4), cast("Any", torch)._neg_view
     x, h = torch.randn(2, 5, 3, dtype=torch.float64), [torch.randn(1, 2, 4, dtype=torch.float64) for _ in "hc"]
     h = h[: len(layer.cells[0].state_names)]
     torch.testing.assert_close(
-        layer(torch._neg_view(x), tuple(torch._neg_view(each) for each in h)),
+        layer(negated(x), tuple(negated(each) for each in h)),
         expected(layer, -x, tuple(-each for each in h)),
         rtol=0,
         atol=1e-12,
@@ -366,7 +367,7 @@ class Leaky(Cell):
 @pytest.mark.parametrize("context", [torch.enable_grad, torch.no_grad, torch.inference_mode])
 def test_a_cell_may_change_its_state_and_gates_in_place(context):
     cell, x, h = Leaky(2, 3), torch.randn(4, 1, 2), torch.randn(1, 3)
-    start, gates = h.clone(), torch.tanh(x @ cell.weight_ih.T + cell.bias_ih)
+    start, gates = h.clone(), torch.tanh(cell.project(x))
     with context():
         outputs, _ = scan(cell, x, (h,))
     wanted = []
