@@ -740,6 +740,7 @@ def test_a_split_without_a_file_is_drawn_from_the_training_file(own: str, drawn:
     texts = {split: {row["text"] for row in described(data, split)} for split in ("train", drawn)}
     assert len(texts[drawn]) == 20
     assert texts["train"] | texts[drawn] == {review for _, review in rows[:200]}
+    assert data.report["sha256"] != module(train, **{f"{drawn}_path": str(other)}).report["sha256"]
     assert module(train, limit=150, **{f"{own}_path": str(other)}).report["rows_after_limit"] == 150
 
 

@@ -191,6 +191,7 @@ QUOTED = [
     ("data.wind={speed: wv (m/s),direction: wd}", "data.wind={speed: 'wv (m/s)',direction: wd}", False),
     ("data.path=my data (1).csv,b.csv", "data.path='my data (1).csv',b.csv", True),
     ("data.path=my data (1).csv,b.csv", "data.path='my data (1).csv,b.csv'", False),
+    ("data.path=a,b.csv", "data.path='a,b.csv'", False),
     ("data.target=choice(a,b)", "data.target=choice(a,b)", True),
     ("data.target=label,topic", "data.target=label,topic", True),
     ("data.time_column=[date,time (UTC)]", "data.time_column=[date,'time (UTC)']", False),
