@@ -269,7 +269,14 @@ def _unusual_time(cell: str, time_format: str) -> int | None:
         cell = cell[: midnight.start("hour")] + "00" + cell[midnight.end("hour") :]
         days = 1
     try:
-        time = datetime.fromisoformat(cell) if time_format in ISO else datetime.strptime(cell, time_format)
+        if time_format in ISO:
+            if not re.match("[0-9]{4}", cell):
+                return None
+            cycles, year = divmod(int(cell[:4]) - 1700, 400)  # the calendar repeats every 400 years
+            parsed = pd.to_datetime(f"{1700 + year}{cell[4:]}", format=ISO[time_format], utc=True)
+            time, days = parsed.to_pydatetime(warn=False), days + cycles * 146_097
+        else:
+            time = datetime.strptime(cell, time_format)
         if time.tzinfo is not None:
             time = time.astimezone(timezone.utc).replace(tzinfo=None)
     except (ValueError, OverflowError):

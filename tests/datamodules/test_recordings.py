@@ -110,6 +110,29 @@ def test_iso_times_may_have_fractions_or_none() -> None:
 
 
 @pytest.mark.parametrize(
+    ("cell", "time"),
+    [
+        ("2914-01-02T03:04:05Z", datetime(2914, 1, 2, 3, 4, 5)),
+        ("2914-01-02T03:04:05.5", datetime(2914, 1, 2, 3, 4, 5, 500_000)),
+        ("29140102T03+0100", datetime(2914, 1, 2, 2)),
+        ("2999-12-31T24:00Z", datetime(3000, 1, 1)),
+        ("20160228T240000", datetime(2016, 2, 29)),
+        ("2400-02-29", datetime(2400, 2, 29)),
+        ("1600-02-29T24:00", datetime(1600, 3, 1)),
+        ("9999-12-31T23:59:59.999999", datetime(9999, 12, 31, 23, 59, 59, 999_999)),
+    ],
+)
+def test_iso_times_of_any_century_and_24_00_are_read(cell: str, time: datetime) -> None:
+    assert times("iso8601", cell, "2020-01-01") == [time, datetime(2020, 1, 1)]
+
+
+@pytest.mark.parametrize("cell", ["2900-02-29", "1_00-01-01", "2914-13-01", "2914-01-01T25:00"])
+def test_what_is_no_iso_time_is_refused(cell: str) -> None:
+    with pytest.raises(DataError, match="is not a time"):
+        times("iso8601", cell)
+
+
+@pytest.mark.parametrize(
     ("time_format", "cell"),
     [
         ("%Y-%m-%d %H:%M - %Y-%m-%d %H:%M", "2020-01-01 23:00 - 2020-01-02 00:00"),
