@@ -94,7 +94,7 @@ def test_a_forecast_from_rows_of_another_step_says_what_the_model_needs() -> Non
 
 
 def test_months_are_no_fixed_step_for_means_either() -> None:
-    with pytest.raises(DataError, match="set data.step=1mo"):
+    with pytest.raises(DataError, match=r"set data.step=1mo"):
         clean(table(pd.date_range("1990-01-01", periods=297, freq="MS")), **COLUMNS, step="31d", resample="mean")
 
 
