@@ -125,7 +125,7 @@ def test_a_month_without_a_row_is_a_gap_that_no_window_crosses(tmp_path: Path) -
 
 @pytest.mark.parametrize(("step", "frequency"), [("1mo", "MS"), ("3mo", "QS"), ("1y", "YS")])
 def test_means_over_calendar_steps_are_those_of_pandas(step: str, frequency: str) -> None:
-    times = pd.date_range("2000-01-01", "2011-12-31", freq="D")
+    times = pd.date_range("2000-02-01", "2011-12-31", freq="D")  # begins within a quarter
     values = pd.Series(RANDOM.normal(size=len(times)), times)
     series = clean(table(times, values), **COLUMNS, step=step, resample="mean")
     expected = values.resample(frequency).mean()
