@@ -43,9 +43,8 @@ def require_step(times: np.ndarray, step: Step, resample: str, source: str, from
         return step.count // native
     if from_last:
         raise DataError(
-            f"the rows of {source} are {_apart(steps)} apart, which doesn't suit a model that was trained with "
-            f"data.step={step}: give it rows that are {step} apart, or an equal part of that; for rows like these, "
-            f"train with {advise(times, step)}"
+            f"the rows of {source} are {_apart(steps)} apart, which doesn't suit data.step={step}: give it "
+            f"rows that are {step} apart, or an equal part of that"
         )
     raise DataError(
         f"data.step={step} is not a multiple of the step of {_apart(steps)} between the rows of {source}; set "

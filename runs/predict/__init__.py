@@ -182,6 +182,7 @@ def _options_of_predict() -> Iterator[None]:
         yield
     except DataError as error:
         text = re.sub(rf"\bdata\.(?=({'|'.join(SHARED)})\b)", "", str(error))
-        fixed = r"(; set data\.step to|,? or set data\.(duplicates|missing_values) to).*"  # the model is as it is
+        # The model is as it is.
+        fixed = r"(,? or set data\.(step|duplicates|missing_values)\b|: set data\.step\b|: data\.resample=mean ).*"
         text = re.sub(fixed, "", text)
         raise DataError(text.replace("data.path", "input").replace("data.step=", "the model's step of ")) from error

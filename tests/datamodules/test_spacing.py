@@ -89,8 +89,13 @@ def test_rounded_times_are_the_nearest_whole_steps() -> None:
 def test_a_forecast_from_rows_of_another_step_says_what_the_model_needs() -> None:
     hourly = pd.date_range("2020-01-01", periods=60, freq="h").to_numpy().astype("datetime64[us]").astype(np.int64)
     rows = Rows(hourly, np.zeros((60, 1)), np.arange(60))
-    with pytest.raises(DataError, match=r"a model that was trained with data.step=10min: give it rows that are 10min"):
+    with pytest.raises(DataError, match=r"1h apart, which doesn't suit data.step=10min: give it rows that are 10min"):
         arrange(rows, columns=["x"], step="10min", from_last=True)
+
+
+def test_months_are_no_fixed_step_for_means_either() -> None:
+    with pytest.raises(DataError, match=r"set data.step=1mo"):
+        clean(table(pd.date_range("1990-01-01", periods=297, freq="MS")), **COLUMNS, step="31d", resample="mean")
 
 
 def test_rows_without_weekends_are_told_what_makes_windows_of_them(tmp_path: Path) -> None:
@@ -120,7 +125,7 @@ def test_a_month_without_a_row_is_a_gap_that_no_window_crosses(tmp_path: Path) -
 
 @pytest.mark.parametrize(("step", "frequency"), [("1mo", "MS"), ("3mo", "QS"), ("1y", "YS")])
 def test_means_over_calendar_steps_are_those_of_pandas(step: str, frequency: str) -> None:
-    times = pd.date_range("2000-01-01", "2011-12-31", freq="D")
+    times = pd.date_range("2000-02-01", "2011-12-31", freq="D")  # begins within a quarter
     values = pd.Series(RANDOM.normal(size=len(times)), times)
     series = clean(table(times, values), **COLUMNS, step=step, resample="mean")
     expected = values.resample(frequency).mean()

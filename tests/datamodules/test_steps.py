@@ -69,6 +69,11 @@ def test_a_business_day_follows_as_in_pandas(day: Any) -> None:
         assert following("1bd", pd.DatetimeIndex([today]), 7) == [today + pd.offsets.BDay(n) for n in range(1, 8)]
 
 
+def test_two_rows_are_enough_to_tell_the_thirtieth_from_a_months_end() -> None:
+    ahead = [pd.Timestamp("2021-04-30"), pd.Timestamp("2021-05-30")]
+    assert following("1mo", pd.DatetimeIndex(["2021-02-28", "2021-03-30"]), 2) == ahead
+
+
 def test_an_outlier_among_months_is_named_with_its_line() -> None:
     times = pd.date_range("2020-01-31", periods=12, freq="ME").tolist()
     times[6] = pd.Timestamp("2020-07-14")
