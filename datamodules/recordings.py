@@ -19,6 +19,7 @@ from .formats import time_columns
 from .sources import DataError
 from .streaming import LINE, TableStream, warn, without_blank_end
 
+EXACT = 2.0**53  # up to here float64 holds every whole number
 CHUNK = 20_000  # rows parsed at once
 EPOCHS = {"epoch_s": 1_000_000, "epoch_ms": 1000}  # microseconds of a unit
 ISO = {"iso8601": "ISO8601"}  # our name of the format, and pandas'
@@ -339,7 +340,7 @@ def parse_numbers(
         missing_words: cells that hold one of these, in lower or upper case, are NaN as well.
 
     Raises:
-        DataError: a cell that is no number, with its line.
+        DataError: a cell that is no number, or a whole one that float64 would round, with its line.
     """
     values = np.empty((len(frame), len(columns)))
     missing = {*NO_READING, *(word.strip().lower() for word in missing_words)}
@@ -368,6 +369,16 @@ def parse_numbers(
                 f"{source}, line {lines_of(frame)[row]}: {cell!r} in column {name!r} is not a number "
                 f"({int((~empty).sum())} such cells); {remedy}, or leave the cell empty if the value is missing"
             )
+        large = np.flatnonzero((np.abs(numbers) >= EXACT) & (np.abs(numbers) < 2.0**63))
+        digits = cells.iloc[large].astype(str).str.strip()
+        whole = digits.str.fullmatch(r"[-+]?[0-9]+").to_numpy(dtype=bool)
+        for row, text in zip(large[whole], digits[whole], strict=True):
+            if int(text) != int(numbers[row]):
+                raise DataError(
+                    f"{source}, line {lines_of(frame)[row]}: {text} in column {name!r} has too many digits to compute "
+                    "with and would be rounded: subtract a constant from the column, or, if it only names something, "
+                    "leave it out of data.features"
+                )
         values[:, position] = numbers
     return values
 

@@ -14,7 +14,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from runs.completion import choices, composed
+from runs.completion import choices, composed, defaults, select
 from runs.schema import (
     CLOCK,
     OWN,
@@ -256,10 +256,9 @@ def suggestion(wrong: str, owner: type = Config) -> str:
 
 def _owners(group: str, option: str) -> str:
     """The choices of a group that have an option."""
-    absent = "<absent>"
-    configs = {name: composed([f"{group}={name}"])[group] for name in choices(group)}
-    names = [name for name, config in configs.items() if OmegaConf.select(config, option, default=absent) != absent]
-    return " or ".join(f"{group}={name}" for name in names)
+    path, _, name = f"{group}.{option}".rpartition(".")
+    choosable = [choice for choice in choices(group) if name in (select(composed([f"{group}={choice}"]), path) or {})]
+    return " or ".join(f"{group}={choice}" for choice in choosable)
 
 
 def _check_pairing(config: DictConfig) -> None:

@@ -191,3 +191,15 @@ WRONG = [
 def test_what_is_no_number_is_refused_with_its_line(cell: str) -> None:
     with pytest.raises(DataError, match=rf"t\.csv, line 3: {re.escape(repr(cell))} in column 'a' is not a number"):
         parse_numbers(table("1", cell), ["a"], "t.csv")
+
+
+@pytest.mark.parametrize("cell", ["9007199254740993", "-1577836800000000001", "+1577836800000000257"])
+def test_a_whole_number_that_float64_would_round_is_refused_with_its_line(cell: str) -> None:
+    frame = pd.DataFrame({"x": ["1", cell]})
+    with pytest.raises(DataError, match=rf"line 3: {re.escape(cell)} in column 'x' has too many digits"):
+        parse_numbers(frame, ["x"], "t.csv")
+
+
+@pytest.mark.parametrize("cell", ["9007199254740992", "1577836800000000000", "1e300", "0.12345678901234567890"])
+def test_numbers_of_many_digits_that_are_exact_or_measured_are_read(cell: str) -> None:
+    assert parse_numbers(pd.DataFrame({"x": [cell]}), ["x"], "t.csv").tolist() == [[float(cell)]]
