@@ -14,7 +14,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from runs.completion import choices, composed, defaults, select
+from runs.completion import choices, composed, select
 from runs.schema import (
     CLOCK,
     OWN,
