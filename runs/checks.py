@@ -257,8 +257,10 @@ def suggestion(wrong: str, owner: type = Config) -> str:
 def _owners(group: str, option: str) -> str:
     """The choices of a group that have an option."""
     path, _, name = f"{group}.{option}".rpartition(".")
-    choosable = [choice for choice in choices(group) if name in (select(composed([f"{group}={choice}"]), path) or {})]
-    return " or ".join(f"{group}={choice}" for choice in choosable)
+    parents = {choice: select(composed([f"{group}={choice}"]), path) for choice in choices(group)}
+    return " or ".join(
+        f"{group}={choice}" for choice, parent in parents.items() if isinstance(parent, dict) and name in parent
+    )
 
 
 def _check_pairing(config: DictConfig) -> None:
