@@ -318,7 +318,7 @@ def _number(
     of_all = begin if step.unit == "mo" else None  # nothing is recorded on weekends and after hours
     bins = (numbers - origin) // step.count
     found = full_bin_means(rows, bins, of_all, native, min_share, from_last)
-    means = _record(found, step, bins, report, losses)
+    means = _record(found, step, bins, from_last, report, losses)
     report["resampled_away"] = len(numbers) - len(means.times)
     return whole, Rows(origin + means.times * step.count, means.values, means.lines)
 
@@ -344,16 +344,23 @@ def _means(
         return origin + bins * step.count
 
     bins = (rows.times - origin) // step.count
-    means = _record(full_bin_means(rows, bins, begin, native, min_share, from_last), step, bins, report, losses)
+    means = _record(
+        full_bin_means(rows, bins, begin, native, min_share, from_last), step, bins, from_last, report, losses
+    )
     return Rows(begin(means.times), means.values, means.lines)
 
 
 def _record(
-    found: tuple[Rows, int, int], step: Step, bins: np.ndarray, report: dict[str, Any], losses: list[Loss]
+    found: tuple[Rows, int, int],
+    step: Step,
+    bins: np.ndarray,
+    from_last: bool,
+    report: dict[str, Any],
+    losses: list[Loss],
 ) -> Rows:
     """The means of `full_bin_means` of rows in `bins`, after what they leave out is noted."""
     means, report["thin_bins"], lost = found
-    report["unfinished"] = int((bins > means.times[-1]).sum()) if len(means.times) else 0
+    report["unfinished"] = int((bins > means.times[-1]).sum()) if from_last else 0
     losses.append((lost, len(bins), "rows", f"lie in bins of {step} with too few readings (data.min_share)"))
     return means
 
