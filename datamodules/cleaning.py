@@ -17,6 +17,7 @@ import pandas as pd
 from .bins import bin_means, full_bin_means, group_means
 from .formats import WIND, time_columns
 from .losses import Loss, check_losses
+from .panels import alternating, series_names
 from .recordings import Rows, common_offset, lines_of, parse_numbers, parse_offsets, parse_times
 from .sentinels import sentinel_values
 from .sources import DataError
@@ -28,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 _DISORDER = 0.001  # a file with more backward steps than this is not in recording order
 _ORIGIN = {"us": 4 * DAY, "mo": 0, "bd": 2}  # numbers from which bins are counted: January, or Monday, 1970-01-05
-_COMPARED, _SHOWN = 1000, 3  # pairs of rows searched for names of series; columns, and values of each, in a message
+_COMPARED = 1000  # pairs of rows searched for names of series
 
 
 @dataclass(frozen=True)
@@ -140,9 +141,17 @@ def clean(
     rows = Rows(times, parse_numbers(frame, columns, source, decimal, missing_words), lines_of(frame), utc_offset=0)
     rows = rows.on_clock(offset)
 
+    others = frame[frame.columns.difference([*time_columns(time_column), *columns, LINE], sort=False)]
+
     def rows_at(lines: np.ndarray) -> pd.DataFrame:
-        others = frame.columns.difference([*time_columns(time_column), *columns, LINE], sort=False)
-        return frame[others].set_axis(rows.lines).loc[lines]
+        return others.set_axis(rows.lines).loc[lines]
+
+    if names := alternating(others, rows.times if time_column is not None else None):
+        logger.warning(
+            "%s: from row to row, the values of %s take turns: if they name several series, these are read as one, so "
+            "keep the rows of one",
+            *(source, " and of ".join(names)),
+        )
 
     return arrange(rows, columns=columns, source=source, timed=time_column is not None, rows_at=rows_at, **rules)
 
@@ -444,7 +453,7 @@ def _differing(
     if rule == "identical" and len(later):
         pairs = rows.lines[[later - 1, later]].T
         time = np.datetime64(int(rows.times[later[0]]), "us").astype("datetime64[s]")
-        names = _series_names(rows_at(np.unique(pairs[:_COMPARED])), pairs[:_COMPARED]) if rows_at else []
+        names = series_names(rows_at(np.unique(pairs[:_COMPARED])), pairs[:_COMPARED]) if rows_at else []
         raise DataError(
             f"{source}: {len(later)} rows have the time of another row but other values, the first, {time}, in lines "
             f"{pairs[0, 0]} and {pairs[0, 1]}. "
@@ -458,24 +467,6 @@ def _differing(
         )
     loss = len(later) if rule in ("first", "last") else 0
     return loss, len(rows.times), "rows", f"repeat a time with other values (data.duplicates={rule})"
-
-
-def _series_names(frame: pd.DataFrame, pairs: np.ndarray) -> list[str]:
-    """Columns that may name a row's series, texts first, each with some of its values.
-
-    They hold few texts or whole numbers, and differ between the two rows, of `frame`, of each of `pairs`.
-    """
-    found = []
-    for name in frame.columns:
-        cells = frame[name].astype(str)
-        distinct = [*cells.unique()]
-        numbers = cells.str.fullmatch(r"\s*|[-+]?\d+([.,]\d*)?([eE].*)?")
-        whole = cells.str.fullmatch(r"[-+]?\d+")
-        differ = np.all(cells[pairs[:, 0]].to_numpy() != cells[pairs[:, 1]].to_numpy())
-        if differ and 2 * len(distinct) <= len(cells) and (whole | ~numbers).all():
-            shown = ", ".join([*distinct[:_SHOWN], *["…"] * (len(distinct) > _SHOWN)])
-            found.append((bool(whole.all()), len(distinct), f"{name!r} ({shown})"))
-    return [text for *_, text in sorted(found)[:_SHOWN]]
 
 
 def _sample(rows: Rows, ages: np.ndarray, step: int, native: int, losses: list[Loss]) -> Rows:

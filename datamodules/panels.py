@@ -1,0 +1,78 @@
+"""Signs that a table holds several series: columns such as `station` that may tell their rows apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+SHOWN = 3  # columns, and values of each, in a message
+LEAST, MOST = 3, 100  # rows of each series, and series
+ALMOST_ALL = 0.9
+WHOLE = r"[-+]?\d+"
+CALENDAR = ("hour", "day", "day_of_week", "month", "quarter")
+
+
+def series_names(frame: pd.DataFrame, pairs: np.ndarray) -> list[str]:
+    """Columns that may name a row's series, texts first, each with some of its values.
+
+    They hold few texts or whole numbers, and differ between the two rows, of `frame`, of each of `pairs`.
+    """
+    candidates = []
+    for name in frame.columns:
+        cells = frame[name].astype(str)
+        distinct = [*cells.unique()]
+        differ = np.all(cells[pairs[:, 0]].to_numpy() != cells[pairs[:, 1]].to_numpy())
+        if differ and 2 * len(distinct) <= len(cells) and _are_names(cells):
+            candidates.append((bool(cells.str.fullmatch(WHOLE).all()), len(distinct), _shown(name, distinct)))
+    return [text for *_, text in sorted(candidates)[:SHOWN]]
+
+
+def alternating(frame: pd.DataFrame, times: np.ndarray | None) -> list[str]:
+    """Columns whose values take turns from row to row: several series whose rows have different times look so.
+
+    So do columns that name the hour, the weekday or the month of their row, which are left out.
+
+    Args:
+        frame: the columns that might name a row's series.
+        times: of the rows, microseconds; None if they have none.
+
+    Returns:
+        Each with some of its values.
+    """
+    order = np.arange(len(frame)) if times is None else np.argsort(times, kind="stable")
+    columns = []
+    for name in frame.columns:
+        cells = frame[name].astype(str).iloc[order]
+        codes, distinct = pd.factorize(cells)
+        count = len(distinct)
+        if not 2 <= count <= min(MOST, len(cells) // LEAST) or not _are_names(pd.Series(distinct)):
+            continue
+        alternate = min((codes[1:] != codes[:-1]).mean(), (codes[count:] == codes[:-count]).mean()) > ALMOST_ALL
+        if alternate and not (times is not None and _is_calendar(cells, codes, times[order])):
+            columns.append(_shown(name, [*distinct]))
+    return columns[:SHOWN]
+
+
+def _is_calendar(cells: pd.Series, codes: np.ndarray, times: np.ndarray) -> bool:
+    """Whether the values stand one to one for a part of the rows' times."""
+    dates = pd.DatetimeIndex(times.astype("datetime64[us]"))
+    for part in CALENDAR:
+        numbers = np.asarray(getattr(dates, part))
+        pairs = len(np.unique(np.column_stack([codes, numbers]), axis=0))
+        if pairs == len(np.unique(codes)) == len(np.unique(numbers)):
+            return True
+    minutes = pd.Series(dates.minute.astype(str), index=cells.index)
+    return bool((cells.str.lstrip("0") == minutes.str.lstrip("0")).all())
+
+
+def _are_names(cells: pd.Series) -> bool:
+    """Whether they may be names: whole numbers, or no numbers."""
+    numbers = cells.str.fullmatch(r"\s*|[-+]?\d+([.,]\d*)?([eE].*)?")
+    return bool((cells.str.fullmatch(WHOLE) | ~numbers).all())
+
+
+def _shown(name: Any, values: Sequence[str]) -> str:
+    return f"{name!r} ({', '.join([*values[:SHOWN], *['…'] * (len(values) > SHOWN)])})"

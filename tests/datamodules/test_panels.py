@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from datamodules.cleaning import clean
+from datamodules.panels import alternating
+from datamodules.recordings import micro
+
+TIMES = pd.date_range("2020-01-01", periods=180, freq="20min")
+
+
+def names(values: list[str], times: pd.DatetimeIndex = TIMES) -> list[str]:
+    frame = pd.DataFrame({"name": np.resize(np.asarray(values, dtype=object), len(times))})
+    return alternating(frame, micro(times.to_numpy()))
+
+
+def test_stations_that_report_in_turn_are_several_series(caplog: pytest.LogCaptureFixture) -> None:
+    frame = pd.DataFrame({"time": TIMES.strftime("%Y-%m-%d %H:%M"), "x": "1", "station": [*"ABC"] * 60})
+    rules = {"time_column": "time", "time_format": "%Y-%m-%d %H:%M", "columns": ["x"], "step": "20min"}
+    with caplog.at_level(logging.WARNING):
+        clean(frame, **rules)
+    assert "the values of 'station' (A, B, C) take turns" in caplog.text
+    caplog.clear()
+    clean(frame[frame["station"] == "A"], **rules | {"step": "1h"})
+    assert "take turns" not in caplog.text
+
+
+def test_numbered_stations_in_any_row_order_are_several_series() -> None:
+    frame = pd.DataFrame({"id": np.resize(["7", "9"], len(TIMES))}).sample(frac=1, random_state=0)
+    assert alternating(frame, micro(TIMES.to_numpy())[frame.index]) == ["'id' (7, 9)"]
+
+
+@pytest.mark.parametrize(
+    ("values", "freq"),
+    [
+        ([*"MTWTFSS"], "D"),  # two letters stand for two days each
+        (["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"], "D"),
+        ([f"{month} Q" for month in range(12)], "MS"),
+        ([str(hour) for hour in range(24)], "h"),
+        (["0", "20", "40"], "20min"),
+        (["ok"] * 9 + ["bad"], "20min"),
+        (["night"] * 8 + ["day"] * 16, "h"),
+        (["1.5", "2.5"], "h"),
+        ([str(number) for number in range(180)], "h"),
+    ],
+)
+def test_what_names_a_time_or_a_state_is_no_series(values: list[str], freq: str) -> None:
+    times = pd.date_range("2020-01-06", periods=180, freq=freq)
+    assert names(values, times) == []
