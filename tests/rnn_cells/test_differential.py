@@ -236,7 +236,7 @@ def test_a_random_layer_matches_torch(seed):
 
 
 @traces
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("block", range(20))
 def test_two_thousand_random_layers_match_torch(block):
     for seed in range(100 * block, 100 * (block + 1)):

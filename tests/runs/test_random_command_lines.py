@@ -195,7 +195,7 @@ def check(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
 
 QUICK = 60
 LINES = [pytest.param(range(QUICK), id="quick")]
-LINES += [pytest.param(range(at, at + 100), id=str(at), marks=pytest.mark.slow) for at in range(QUICK, 2000, 100)]
+LINES += [pytest.param(range(at, at + 100), id=str(at), marks=pytest.mark.exhaustive) for at in range(QUICK, 2000, 100)]
 
 
 @pytest.mark.usefixtures("_without_data")
