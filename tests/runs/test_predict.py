@@ -534,11 +534,11 @@ def test_readings_in_other_forms_are_forecast_alike(
             others.assign(day=times.dt.strftime("%Y-%m-%d"), hour=times.dt.strftime("%H:%M")),
             "%Y-%m-%d %H:%M",
         ),
-        "time": (others.assign(time=times.astype("datetime64[s]").astype("int64")), "epoch_s"),
+        "second": (others.assign(second=times.dt.strftime("%d/%m/%y %H.%M")), "%d/%m/%y %H.%M"),
         "iso": (others.assign(iso=[time.isoformat() for time in times]), "iso8601"),
     }
     for name, (frame, form) in forms.items():
-        path = tmp_path / f"{form[-2:].strip('%')}.tsv.gz"
+        path = tmp_path / "other.tsv.gz"
         frame = frame.astype(str)
         frame.loc[3, "rh (%)"] = "M"
         write(frame, path, sep="\t", encoding="utf-8")
@@ -547,6 +547,10 @@ def test_readings_in_other_forms_are_forecast_alike(
         options = {"time_column": name, "time_format": form, "separator": "tab", "missing_words": ["M"]}
         made(run=folder, input=path, output=tmp_path / "other.csv", overwrite=True, **options)
         pd.testing.assert_frame_equal(read(tmp_path / "other.csv"), first)
+    seconds = others.assign(time=times.astype("datetime64[s]").astype("int64"))  # UTC's, but whose were the training's?
+    with pytest.raises(DataError, match="those that the model was trained on had none"):
+        options = {"time_column": "time", "time_format": "epoch_s"}
+        made(run=folder, input=write(seconds, tmp_path / "s.csv"), output=tmp_path / "s_out.csv", **options)
 
 
 def test_forecasts_that_were_written_here_are_read_again(
