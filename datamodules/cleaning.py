@@ -211,11 +211,7 @@ def arrange(
     report: dict[str, Any] = {"rows_read": len(rows.times), "resampled_away": 0}
     values = _mark_missing(rows.values, columns, missing_values, report)
     require_float32(values, columns, rows.lines, source)
-    report["sentinels"] = [
-        {"column": name, "value": value, "count": count, "line": int(rows.lines[(cells == value).argmax()])}
-        for name, cells in zip(columns, values.T, strict=True)
-        for value, count in sentinel_values(cells).items()
-    ]
+    report["sentinels"] = _sentinels(values, columns, rows.lines)
     names = tuple(columns)
     if wind is not None:
         speed, angle = values[:, names.index(wind["speed"])], np.deg2rad(values[:, names.index(wind["direction"])])
@@ -481,10 +477,27 @@ def _sample(rows: Rows, ages: np.ndarray, step: int, native: int, losses: list[L
     return rows.take(taken)
 
 
+def _sentinels(values: np.ndarray, columns: Sequence[str], lines: np.ndarray) -> list[dict[str, Any]]:
+    """The values that may mean "no reading": of which column, how many, where first, and how far from the others."""
+    suspects = []
+    for name, cells in zip(columns, values.T, strict=True):
+        counts = sentinel_values(cells)
+        others = cells[~(np.isnan(cells) | np.isin(cells, [*counts]))]
+        for value, count in counts.items():
+            low, median, high = np.quantile(others, [0.25, 0.5, 0.75])
+            far = round(abs(value - median) / (high - low)) if high > low else None
+            line = int(lines[(cells == value).argmax()])
+            suspects.append({"column": name, "value": value, "count": count, "line": line, "interquartile_ranges": far})
+    return suspects
+
+
 def warn_of_sentinels(report: Mapping[str, Any], source: str, option: str) -> None:
     """Warn of the numbers that look as if they meant "no reading"; `option` is the one that says so."""
     if found := report["sentinels"]:
-        values = "{value:.10g} in {column!r} ({count} of them, the first on line {line})"
+        values = (
+            "{value:.10g} in {column!r} ({count} of them, the first on line {line}; interquartile ranges from the "
+            "median: {interquartile_ranges})"
+        )
         logger.warning(
             "%s: far from all other values: %s. If such a number means that there is no reading, add it to %s",
             *(source, "; ".join(values.format_map(value) for value in found), option),

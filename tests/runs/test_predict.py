@@ -548,9 +548,9 @@ def test_readings_in_other_forms_are_forecast_alike(
         made(run=folder, input=path, output=tmp_path / "other.csv", overwrite=True, **options)
         pd.testing.assert_frame_equal(read(tmp_path / "other.csv"), first)
     seconds = others.assign(time=times.astype("datetime64[s]").astype("int64"))  # UTC's, but whose were the training's?
+    options = {"input": write(seconds, tmp_path / "s.csv"), "time_column": "time", "time_format": "epoch_s"}
     with pytest.raises(DataError, match="those that the model was trained on had none"):
-        options = {"time_column": "time", "time_format": "epoch_s"}
-        made(run=folder, input=write(seconds, tmp_path / "s.csv"), output=tmp_path / "s_out.csv", **options)
+        made(run=folder, output=tmp_path / "s_out.csv", **options)
 
 
 def test_forecasts_that_were_written_here_are_read_again(
