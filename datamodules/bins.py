@@ -32,7 +32,7 @@ def full_bin_means(
     native: int,
     min_share: float,
     to_last: bool,
-) -> tuple[Rows, int, int]:
+) -> tuple[Rows, int, tuple[int, int]]:
     """`bin_means` of bins, and of columns in them, that have at least `min_share` of their readings; others are NaN.
 
     A bin has as many readings as recorded steps fit into it; of bins in which nothing is recorded at times, business
@@ -49,8 +49,8 @@ def full_bin_means(
         to_last: end with the last bin that is over, even if all its columns are NaN, and without the one that isn't.
 
     Returns:
-        The means, the number of bins with a NaN, and the number of rows in bins that are left out though they have
-        readings.
+        The means, the number of bins with a NaN, and of the bins that have readings how many are left out, and how many
+        there are.
     """
     places = (rows.times - rows.times[0] + native // 2) // native
     is_new = np.diff(bins, prepend=bins[0] - 1) > 0
@@ -69,15 +69,14 @@ def full_bin_means(
         is_over = rows.times[-1] + native + native // 10 >= begin(numbers[-1:] + 1)[0]
     thin = (counts == 0) | (counts < min_share * fit - 1e-9)
     last = numbers[-1] - (not is_over)
-    chosen = ~thin.all(axis=1)
-    sizes = np.diff(np.append(starts[first], len(bins)))
-    lost = int(sizes[~chosen & (counts > 0).any(axis=1)].sum())
+    chosen, filled = ~thin.all(axis=1), (counts > 0).any(axis=1)
     if to_last:
+        filled &= numbers <= last  # what comes in a bin that isn't over is not lost
         chosen = (chosen & (numbers <= last)) | (numbers == last)
-        lost = 0 if is_over else lost - int(sizes[-1]) * bool(thin[-1].all() and counts[-1].any())
+    lost = int((filled & ~chosen).sum())
     found = Rows(numbers, np.where(thin, np.nan, means.values), means.lines).take(chosen)
     if to_last and last not in numbers:  # nothing was recorded in it
         empty = np.full((1, rows.values.shape[1]), np.nan)
         values, lines = np.concatenate([found.values, empty]), np.append(found.lines, rows.lines[-1])
         found = Rows(np.append(found.times, last), values, lines)
-    return found, int(thin.any(axis=1).sum()), lost
+    return found, int(thin.any(axis=1).sum()), (lost, int(filled.sum()))

@@ -146,7 +146,7 @@ def clean(
     def rows_at(lines: np.ndarray) -> pd.DataFrame:
         return others.set_axis(rows.lines).loc[lines]
 
-    if names := alternating(others, rows.times if time_column is not None else None):
+    if names := alternating(others, rows.times if time_column is not None else None, rows.values):
         logger.warning(
             "%s: from row to row, the values of %s take turns: if they name several series, these are read as one, so "
             "keep the rows of one",
@@ -219,7 +219,13 @@ def arrange(
         names += WIND
 
     utc_offset = rows.utc_offset
-    rows = Rows(rows.times if round_times is None else _rounded(rows.times, round_times), values, rows.lines)
+    times = rows.times if round_times is None else _rounded(rows.times, round_times)
+    if duplicates == "identical" and (merged := len(np.unique(rows.times)) - len(np.unique(times))):
+        raise DataError(
+            f"{source}: data.round_times={round_times} gives {merged} rows the time of another one: round to a shorter "
+            f"length, or set data.step={round_times} data.resample=mean instead"
+        )
+    rows = Rows(times, values, rows.lines)
     recorded = rows.times
     losses = [_differing(rows, duplicates, source, rows_at)]
     if not grid.is_fixed:
@@ -306,7 +312,12 @@ def _number(
     numbers = whole.numbers(rows.times)
     again = np.flatnonzero(np.diff(numbers) == 0)
     if not len(again):
-        return step.located(rows.times, rows.lines, source), Rows(numbers, rows.values, rows.lines)
+        try:
+            whole = step.located(rows.times, rows.lines, source)
+        except DataError:
+            if resample != "mean":  # means are stamped with the beginning of their month or day
+                raise
+        return whole, Rows(numbers, rows.values, rows.lines)
     if resample != "mean":
         lines = rows.lines[again[0] : again[0] + 2]
         raise DataError(
@@ -339,11 +350,11 @@ def _means(
     losses: list[Loss],
 ) -> Rows:
     """Means over bins of `step`, each stamped with its beginning."""
-    if min_share is None or step.unit == "rows":
-        origin = rows.times[-1] + native - step.count if from_last else rows.times[0]
-        means = bin_means(rows, (rows.times - origin) // step.count)
-        return Rows(origin + means.times * step.count, means.values, means.lines)
-    origin = _ORIGIN[step.unit] + offset
+    ends = rows.times[-1] + native - step.count if from_last else rows.times[0]
+    if min_share is None:
+        means = bin_means(rows, (rows.times - ends) // step.count)
+        return Rows(ends + means.times * step.count, means.values, means.lines)
+    origin = ends if step.unit == "rows" else _ORIGIN[step.unit] + offset
 
     def begin(bins: np.ndarray) -> np.ndarray:
         return origin + bins * step.count
@@ -356,7 +367,7 @@ def _means(
 
 
 def _record(
-    found: tuple[Rows, int, int],
+    found: tuple[Rows, int, tuple[int, int]],
     step: Step,
     bins: np.ndarray,
     from_last: bool,
@@ -364,9 +375,9 @@ def _record(
     losses: list[Loss],
 ) -> Rows:
     """The means of `full_bin_means` of rows in `bins`, after what they leave out is noted."""
-    means, report["thin_bins"], lost = found
+    means, report["thin_bins"], (lost, total) = found
     report["unfinished"] = int((bins > means.times[-1]).sum()) if from_last else 0
-    losses.append((lost, len(bins), "rows", f"lie in bins of {step} with too few readings (data.min_share)"))
+    losses.append((lost, total, f"bins of {step}", "have too few readings for a mean (data.min_share)"))
     return means
 
 

@@ -24,6 +24,7 @@ def check_losses(losses: Sequence[Loss], allow: bool, source: str | None) -> Non
         if lost < FEW or lost <= LOST * total:
             continue
         text = f"{source}: {lost} of {total} {what} ({lost / total:.0%}) are lost: they {fault}"
-        if lost > TOO_MANY * total and not allow:
-            raise DataError(f"{text}. Correct the file or the option, or accept the loss with data.allow_loss=true")
+        if lost > TOO_MANY * total and not (allow and lost < total):
+            accept = ", or accept the loss with data.allow_loss=true" if lost < total else ""
+            raise DataError(f"{text}. Correct the file or the option{accept}")
         logger.warning("%s", text)

@@ -10,7 +10,7 @@ import pandas as pd
 
 SHOWN = 3  # columns, and values of each, in a message
 LEAST, MOST = 3, 100  # rows of each series, and series
-ALMOST_ALL = 0.9
+ALMOST_ALL, OFTEN = 0.9, 0.3
 WHOLE = r"[-+]?\d+"
 CALENDAR = ("hour", "day", "day_of_week", "month", "quarter")
 
@@ -30,14 +30,17 @@ def series_names(frame: pd.DataFrame, pairs: np.ndarray) -> list[str]:
     return [text for *_, text in sorted(candidates)[:SHOWN]]
 
 
-def alternating(frame: pd.DataFrame, times: np.ndarray | None) -> list[str]:
+def alternating(frame: pd.DataFrame, times: np.ndarray | None, values: np.ndarray) -> list[str]:
     """Columns whose values take turns from row to row: several series whose rows have different times look so.
 
-    So do columns that name the hour, the weekday or the month of their row, which are left out.
+    They come round after as many rows as there are of them; or they change often, and from one row to the next of the
+    same value a reading changes less than half as much as from row to row. Columns that name the hour, the weekday or
+    the month of their row do so, too, and are left out.
 
     Args:
         frame: the columns that might name a row's series.
         times: of the rows, microseconds; None if they have none.
+        values: the readings (rows, columns).
 
     Returns:
         Each with some of its values.
@@ -50,10 +53,29 @@ def alternating(frame: pd.DataFrame, times: np.ndarray | None) -> list[str]:
         count = len(distinct)
         if not 2 <= count <= min(MOST, len(cells) // LEAST) or not _are_names(pd.Series(distinct)):
             continue
-        alternate = min((codes[1:] != codes[:-1]).mean(), (codes[count:] == codes[:-count]).mean()) > ALMOST_ALL
-        if alternate and not (times is not None and _is_calendar(cells, codes, times[order])):
+        changes = (codes[1:] != codes[:-1]).mean()
+        in_turn = min(changes, (codes[count:] == codes[:-count]).mean()) > ALMOST_ALL
+        if not in_turn and not (changes > OFTEN and _are_apart(codes, values[order])):
+            continue
+        if times is None or not _is_calendar(cells, codes, times[order]):
             columns.append(_shown(name, [*distinct]))
     return columns[:SHOWN]
+
+
+def _are_apart(codes: np.ndarray, values: np.ndarray) -> bool:
+    """Whether a reading changes less than half as much within the rows of one code as from row to row."""
+    by_code = np.argsort(codes, kind="stable")
+    same = codes[by_code][1:] == codes[by_code][:-1]
+    for column in values.T:
+        along, within = np.abs(np.diff(column)), np.abs(np.diff(column[by_code]))[same]
+        if _mean(within) < _mean(along) / 2:
+            return True
+    return False
+
+
+def _mean(values: np.ndarray) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else 0.0
 
 
 def _is_calendar(cells: pd.Series, codes: np.ndarray, times: np.ndarray) -> bool:

@@ -167,6 +167,8 @@ class SeriesDataModule(pl.LightningDataModule):
             raise DataError(
                 f"data.bin_offset={bin_offset} must be a fixed length such as 6h, and so must data.step={step}"
             )
+        if bin_offset is not None and resample != "mean":
+            raise DataError(f"data.bin_offset={bin_offset} is for means: add data.resample=mean, or leave it out")
         if time_column is None and (self._step.unit != "rows" or split == "date"):
             raise DataError("data.time_column=null, for rows without times, needs data.step=rows data.split=fraction")
         lengths = {"lookback": lookback, "horizon": horizon, "season": season}

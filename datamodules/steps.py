@@ -136,8 +136,9 @@ class Step:
         if len(wrong):
             raise DataError(
                 f"{source}, line {lines[wrong[0]]}: {_text(times[wrong[0]])} lies elsewhere in its {self.unit_name} "
-                f"than most rows ({len(wrong)} such rows): correct it, or set data.step=rows, which takes the rows as "
-                "equally spaced, whatever their times"
+                f"than most rows ({len(wrong)} such rows): correct it, or set data.resample=mean, which takes all for "
+                f"their {self.unit_name}'s beginning, or data.step=rows, which takes the rows as equally spaced, "
+                "whatever their times"
             )
         return step
 

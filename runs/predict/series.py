@@ -330,7 +330,9 @@ def _print_forecast(task: Any, found: Forecasts, times: np.ndarray, output: Path
     shown.print(table)
     if not known:
         shown.print("the times are not known: by data.step=rows, rows are equally spaced whatever their times")
-    shown.print(f"{horizon} steps in {seconds:.1f} s: {output}, {output.with_suffix('.png')}", soft_wrap=True)
+    rows = f" ({table.row_count} of them above)" if table.row_count < horizon else ""
+    written = f"{output}, {output.with_suffix('.png')}"
+    shown.print(f"{horizon} steps{rows} in {seconds:.1f} s: {written}", soft_wrap=True)
 
 
 def _print_scores(report: dict[str, Any], output: Path, seconds: float) -> None:

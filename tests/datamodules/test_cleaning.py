@@ -314,8 +314,19 @@ def test_sampling_loses_nothing_but_the_steps_that_have_readings_at_other_times_
 def test_rows_in_thin_bins_are_lost(caplog: pytest.LogCaptureFixture) -> None:
     times = pd.date_range("2020-01-01", periods=6000, freq="10min")
     later = pd.date_range(times[-1] + pd.Timedelta("10min"), periods=400, freq="h")
-    cleaned(table(times.append(later)), resample="mean", allow_loss=False)
-    assert r"400 of 6400 rows (6%) are lost: they lie in bins of 1h with too few readings" in warnings_of(caplog)
+    with pytest.raises(DataError, match=r"400 of 1400 bins of 1h \(29%\) are lost: they have too few readings"):
+        cleaned(table(times.append(later)), resample="mean", allow_loss=False)
+    cleaned(table(times.append(later[:60])), resample="mean", allow_loss=False)
+    assert "60 of 1060 bins of 1h (6%) are lost: they have too few readings for a mean" in warnings_of(caplog)
+
+
+def test_thin_bins_of_rows_are_missing() -> None:
+    frame = table(pd.date_range("2020-01-01", periods=122, freq="h"))
+    frame["x"] = [*map(str, range(121)), "1000"]
+    series = cleaned(frame, step="4rows", resample="mean", min_share=1.0)
+    np.testing.assert_array_equal(series.column("x"), np.arange(120).reshape(30, 4).mean(axis=1))
+    series = cleaned(frame, step="4rows", resample="mean", min_share=0.5)
+    assert series.column("x")[-1] == 560
 
 
 def test_rows_that_a_rule_for_repeated_times_drops_are_lost_if_they_differ() -> None:
