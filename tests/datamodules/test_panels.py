@@ -43,7 +43,7 @@ def test_stations_of_other_levels_are_several_series_in_any_turn() -> None:
     rows = draw.random(900) > 0.1  # in turn, but for rows that are missing
     frame = pd.DataFrame({"station": np.resize(np.array([*"ABC"], dtype=object), 900)})[rows]
     values = (100.0 * np.resize(np.arange(3), 900) + draw.normal(size=900))[rows, None]
-    assert alternating(frame, times[rows], values) == ["'station' (A, B, C)"]
+    assert alternating(frame, times[rows], values) == ["'station' (B, C, A)"]
 
 
 def test_what_changes_often_at_one_level_is_no_series() -> None:
