@@ -27,6 +27,12 @@ class CompareSweep(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Warn of jobs that ask for something impossible: the turn of some comes after hours."""
         self.began = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        try:
+            self._warn_of_jobs(config, kwargs["config_name"])
+        except Exception:  # what can't be composed, the sweeper itself refuses before its first job
+            return
+
+    def _warn_of_jobs(self, config: DictConfig, config_name: str) -> None:
         sweeper = config.hydra.sweeper
         if not sweeper._target_.endswith(".BasicSweeper"):  # others choose their jobs on the way
             return
@@ -39,11 +45,9 @@ class CompareSweep(Callback):
                 continue
             seen.add(kind)
             try:
-                validate(compose(kwargs["config_name"], job))
+                validate(compose(config_name, job))
             except ConfigError as error:
                 log.warning(f"job {number} will fail: {error}")
-            except Exception:  # what can't be composed, the sweeper itself refuses before its first job
-                return
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Write and print the comparison."""
@@ -57,7 +61,12 @@ class CompareSweep(Callback):
         try:
             from runs.comparison import find_runs, write_comparison
 
-            comparison = write_comparison(folder, find_runs(folder))
+            runs = find_runs(folder)
+            if not runs:
+                log.error("error: the sweep has no job: a choice such as glob(…) or range(…) stands for nothing")
+                failures.append("no job")
+                return
+            comparison = write_comparison(folder, runs)
             lately = {run.name for run, status in comparison.failed.items() if status.get("time", "") >= self.began}
             failures.extend(sorted(lately - {*failures}))  # those of other processes
         except Exception:  # Hydra would log it and exit with 0
