@@ -120,7 +120,8 @@ def series_columns(
     """The columns of a series, each with the option that names it; those of readings first."""
     columns = dict.fromkeys([target, *features, *(wind or {}).values()], "data.features")
     columns |= dict.fromkeys((wind or {}).values(), "data.wind (null for none)")
-    columns |= {target: "data.target"} | dict.fromkeys(time_columns(time_column), "data.time_column")
+    columns |= {target: "data.target"}
+    columns |= dict.fromkeys(time_columns(time_column), "data.time_column (null if there are no times)")
     return {name: option for name, option in columns.items() if wind is None or name not in WIND}
 
 
