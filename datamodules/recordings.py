@@ -384,8 +384,19 @@ def parse_numbers(
 
 
 def _numbers(cells: pd.Series) -> np.ndarray:
-    """float64, NaN for what is no number."""
-    return np.array(pd.to_numeric(cells, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan))
+    """The nearest float64, NaN for what is no number."""
+    numbers = np.array(pd.to_numeric(cells, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan))
+    # pandas tells what is a number; its version 2, and later ones of numbers with a plus, miss the last digit of some.
+    read = np.flatnonzero(np.isfinite(numbers))
+    numbers[read] = [_number(cell) for cell in cells.iloc[read]]
+    return numbers
+
+
+def _number(cell: Any) -> float:
+    try:
+        return float(cell)
+    except ValueError:  # `+1e 1`, a number to pandas alone
+        return math.nan
 
 
 def _with_commas(cells: pd.Series) -> bool:

@@ -97,8 +97,9 @@ def series_file(random_state: random.Random) -> str:
 
 def as_csv(rows: list[Any]) -> str:
     buffer = io.StringIO(newline="")
-    csv.writer(buffer, lineterminator="\n").writerows(rows)
-    return buffer.getvalue()
+    stand_in = "\ue000"  # Python 3.10's csv doesn't write NUL
+    csv.writer(buffer, lineterminator="\n").writerows([cell.replace("\0", stand_in) for cell in row] for row in rows)
+    return buffer.getvalue().replace(stand_in, "\0")
 
 
 def mutate(text: str, random_state: random.Random) -> bytes:

@@ -182,6 +182,7 @@ WRONG = [
     "½",
     "True",
     "5-",
+    "+1e 1",
     "T",
     "M",
 ]
@@ -200,6 +201,8 @@ def test_a_whole_number_that_float64_would_round_is_refused_with_its_line(cell: 
         parse_numbers(frame, ["x"], "t.csv")
 
 
-@pytest.mark.parametrize("cell", ["9007199254740992", "1577836800000000000", "1e300", "0.12345678901234567890"])
+@pytest.mark.parametrize(
+    "cell", ["9007199254740992", "1577836800000000000", "1e300", "0.12345678901234567890", "+5e39", "3e66"]
+)
 def test_numbers_of_many_digits_that_are_exact_or_measured_are_read(cell: str) -> None:
     assert parse_numbers(pd.DataFrame({"x": [cell]}), ["x"], "t.csv").tolist() == [[float(cell)]]

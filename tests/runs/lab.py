@@ -74,7 +74,7 @@ class Lab:
             arguments = (words, str(folder), {**self.environment, **(env or {})}, output.name)
             process = self._context.Process(target=_main, args=arguments)
             process.start()
-            process.join(timeout=120)
+            process.join(timeout=1200)
             if process.exitcode is None:
                 process.kill()
                 process.join()
