@@ -158,7 +158,7 @@ def parse_times(frame: pd.DataFrame, column: str | Sequence[str], time_format: s
         source: named in errors.
 
     Raises:
-        DataError: a time that isn't written as `time_format`, with its line.
+        DataError: a time that isn't written as `time_format`, with its line; or the format has `%Z`.
     """
     cells, begins, begin_format = _begins(frame, column, time_format)
     read = _epoch_times if begin_format in EPOCHS else _written_times
@@ -168,7 +168,7 @@ def parse_times(frame: pd.DataFrame, column: str | Sequence[str], time_format: s
         names = " + ".join(map(repr, time_columns(column)))
         raise DataError(
             f"{source}, line {lines_of(frame)[row]}: {cells.iloc[row]!r} in column {names} is not a time "
-            f" written as {time_format!r} ({int(bad.sum())} such rows); correct it or set data.time_format"
+            f"written as {time_format!r} ({int(bad.sum())} such rows); correct it or set data.time_format"
             + _other_format(cells.iloc[row], time_format)
         )
     return times
@@ -191,7 +191,8 @@ def parse_offsets(
         known: those of rows before these.
 
     Raises:
-        DataError: some times have an offset and others have none, with the line of the first that differs.
+        DataError: some times have an offset and others have none, with the line of the first that differs; or the
+            format has `%Z`.
     """
     _, cells, time_format = _begins(frame, column, time_format)
     if time_format in EPOCHS:
@@ -230,6 +231,11 @@ def _seconds(offset: str) -> int:
 
 def _begins(frame: pd.DataFrame, column: str | Sequence[str], time_format: str) -> tuple[pd.Series, pd.Series, str]:
     """The cells of times, and what in them is a time or, of an interval, its beginning, with the format of that."""
+    if "%Z" in re.findall("%.", time_format):
+        raise DataError(
+            f"data.time_format={time_format!r} has %Z, a time zone's name, which several zones may share: write offsets "
+            "such as +0100 in the file and %z here, or remove the name from both"
+        )
     names = time_columns(column)
     cells = frame[names[0]].str.strip()
     for name in names[1:]:

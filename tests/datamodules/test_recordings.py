@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datamodules.recordings import parse_numbers, parse_times
+from datamodules.recordings import parse_numbers, parse_offsets, parse_times
 from datamodules.sources import DataError
 
 
@@ -56,8 +56,17 @@ def test_the_hour_24_is_the_begin_of_the_next_day(time_format: str, cell: str, d
 @pytest.mark.parametrize("cell", ["2020-01-01 24:01", "2020-01-01 25:00", "2020-02-30 24:00", "now", "today", ""])
 @pytest.mark.parametrize("time_format", ["%Y-%m-%d %H:%M", "iso8601"])
 def test_what_is_no_time_is_refused_with_its_line(time_format: str, cell: str) -> None:
-    with pytest.raises(DataError, match=rf"t\.csv, line 3: '{cell}' in column 'a' is not a time.*\(1 such rows\)"):
+    with pytest.raises(DataError, match=rf"t\.csv, line 3: '{cell}' in column 'a' is not a time written as.*\(1 such rows\)"):
         times(time_format, "2020-01-01 00:00", cell)
+
+
+@pytest.mark.parametrize("time_format", ["%Y-%m-%d %H:%M %Z", "%H:%M %Z - %H:%M %Z"])
+def test_names_of_time_zones_are_refused_because_they_are_ambiguous(time_format: str) -> None:
+    cell = datetime(2020, 1, 1).strftime(time_format.replace("%Z", "UTC"))
+    for parse in (parse_times, parse_offsets):
+        with pytest.raises(DataError, match=r"has %Z, a time zone's name.*such as \+0100 in the file and %z here"):
+            parse(table(cell), "a", time_format, "t.csv")
+    assert times("%Y-%m-%d %%Z", "2020-01-01 %Z") == [datetime(2020, 1, 1)]
 
 
 def test_many_wrong_times_are_counted() -> None:
