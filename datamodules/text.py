@@ -68,7 +68,8 @@ class TextDataModule(pl.LightningDataModule):
         unlabelled: `error` or `drop` for rows without a class.
         small_classes: `error`, `drop` or `merge` (into one, `other`) for classes with fewer rows than there are splits
             to be drawn.
-        allow_loss: more than 10% of the rows without a text are a warning, not an error.
+        allow_loss: more than 10% of a file's rows without a text, or in the file of an earlier split as well, are a
+            warning, not an error.
         tokenizer: `jieba` (Chinese words), `char` or `whitespace`.
         max_length: tokens kept of a text.
         min_frequency: how often a token must occur in the training texts to enter the vocabulary.
@@ -173,6 +174,7 @@ class TextDataModule(pl.LightningDataModule):
         content = files_sha256(files) if files else None
         data = self._prepared(files, content)
         corpus = data.corpus
+        self._check_losses(files, data.report)
         self._warn_of_classes(corpus, data.report["small_classes"])
         positions = self._positions_of(corpus, str(file or self.name))
 
@@ -219,10 +221,6 @@ class TextDataModule(pl.LightningDataModule):
                 "token_types_in_train": int((counts > 0).sum()),
             },
         }
-        empty = f"have no text in column {self._text_column!r} (data.text_column)"
-        check_losses(
-            [(data.report["empty_dropped"], data.report["rows_read"], "rows", empty)], self._allow_loss, self.name
-        )
         self._log_report()
 
     def train_dataloader(self) -> ResumableLoader:
@@ -310,6 +308,33 @@ class TextDataModule(pl.LightningDataModule):
             split: clean(self._read(file), *columns, str(file), self._unlabelled) for split, file in files.items()
         }
         return join(cleaned)
+
+    def _check_losses(self, files: Mapping[str, Path], report: Mapping[str, Any]) -> None:
+        empty = f"have no text in column {self._text_column!r} (data.text_column)"
+        if len(files) < 2:
+            losses = [(report["empty_dropped"], report["rows_read"], "rows", empty)]
+            check_losses(losses, self._allow_loss, str(files.get("train", self.name)))
+            return
+        for split, file in files.items():
+            counts, repeated = report["files"][split], report["duplicates_across_files"].get(split, 0)
+            earlier = " or ".join(str(files[other]) for other in SPLITS[: SPLITS.index(split)] if other in files)
+            again = f"occur in {earlier} as well (same class, same text)"
+            if repeated == counts["rows_kept"]:
+                raise DataError(
+                    f"{file}: all of its {repeated} different rows {again}, so none is left for the {split} split. "
+                    f"Give data.{split}_path a file of other rows, or leave it out: the split is then drawn from "
+                    f"{files['train']}"
+                )
+            losses = [
+                (counts["empty_dropped"], counts["rows_read"], f"rows of the {split} file", empty),
+                (
+                    repeated,
+                    counts["rows_kept"],
+                    f"different rows of the {split} file",
+                    f"{again}: delete them from one of the files",
+                ),
+            ]
+            check_losses(losses, self._allow_loss, str(file))
 
     def _warn_of_classes(self, corpus: Corpus, small: Mapping[str, int]) -> None:
         if small:

@@ -758,6 +758,60 @@ def test_a_text_that_two_files_hold_is_kept_in_the_first_and_counted(tmp_path: P
     assert [len(described(data, split)) for split in SPLITS] == [200, 51, 50]
 
 
+@pytest.mark.parametrize(("split", "repeated", "outcome"), [
+    ("test", 2, ""), ("test", 3, "warning"), ("test", 40, "error"), ("val", 3, "warning"), ("val", 40, "error"),
+])  # fmt: skip
+def test_rows_that_an_earlier_file_holds_are_a_loss_of_their_file(
+    split: str, repeated: int, outcome: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = make_rows(300)
+    train, other = rows[:200], rows[200 - repeated : 300 - repeated]
+    paths = [write(tmp_path / name, part) for name, part in [("a.csv", train), ("b.csv", other)]]
+    own = {f"{split}_path": str(paths[1])}
+    message = (
+        rf"b\.csv: {repeated} of 100 different rows of the {split} file \({repeated}%\) are lost: they occur in "
+        r".*a\.csv as well \(same class, same text\): delete them from one of the files"
+    )
+    if outcome == "error":
+        with pytest.raises(DataError, match=rf"{message}.*data\.allow_loss=true"):
+            module(paths[0], **own, allow_loss=False)
+    caplog.clear()
+    data = module(paths[0], **own, allow_loss=outcome == "error")
+    assert len(described(data, split)) == 100 - repeated
+    warned = [record.getMessage() for record in caplog.records if "are lost" in record.getMessage()]
+    assert len(warned) == bool(outcome)
+    assert all(re.search(message, text) for text in warned)
+    caplog.clear()
+    mended = write(tmp_path / "c.csv", train[: 200 - repeated])  # what the message says
+    assert len(described(module(mended, **own, allow_loss=False), split)) == 100
+    assert "are lost" not in caplog.text
+
+
+@pytest.mark.parametrize("allow_loss", [False, True])
+def test_a_file_of_nothing_but_rows_of_an_earlier_one_is_an_error(allow_loss: bool, tmp_path: Path) -> None:
+    rows = make_rows(300)
+    paths = [
+        str(write(tmp_path / name, part))
+        for name, part in [("a.csv", rows[:200]), ("b.csv", rows[200:]), ("c.csv", [*rows[190:210], rows[190]])]
+    ]
+    message = (
+        r"c\.csv: all of its 20 different rows occur in \S*a\.csv or \S*b\.csv as well.* leave it out: the split is "
+        r"then drawn from \S*a\.csv"
+    )
+    for _ in range(2):  # the second time from the cache
+        with pytest.raises(DataError, match=message):
+            module(Path(paths[0]), val_path=paths[1], test_path=paths[2], allow_loss=allow_loss)
+    assert len(described(module(Path(paths[0]), val_path=paths[1], allow_loss=False), "test")) == 20
+
+
+def test_rows_without_a_text_are_counted_for_each_file(tmp_path: Path) -> None:
+    rows = make_rows(300)
+    train = write(tmp_path / "a.csv", rows[:280])
+    test = write(tmp_path / "b.csv", [(label, review * (at > 7)) for at, (label, review) in enumerate(rows[280:])])
+    with pytest.raises(DataError, match=r"b\.csv: 8 of 20 rows of the test file \(40%\) are lost: they have no text"):
+        module(train, test_path=str(test), allow_loss=False)
+
+
 def test_mistakes_of_splits_with_files_of_their_own_are_told(tmp_path: Path) -> None:
     train, other = write(tmp_path / "a.csv", make_rows(60)), write(tmp_path / "b.csv", [("新", "甲"), ("类0", "乙")])
     with pytest.raises(DataError, match=r"too few rows of \{'新': 0\}.* 2 rows of each in the training file"):
