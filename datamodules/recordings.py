@@ -28,7 +28,7 @@ OFFSET = r"(Z|[+-]\d\d(?::?\d\d){0,2})$"  # from UTC
 ISO_OFFSET = r"[T ]\d\d(?::?\d\d(?::?\d\d(?:[.,]\d+)?)?)?\s*" + OFFSET
 CLOCK = ("now", "today")  # which pandas reads as the time of its clock
 TRIED = 1000  # times tried one by one before the format is taken for a wrong one
-LATEST = 253_402_300_800_000_000  # microseconds from 1970 to the year 10000
+EARLIEST, LATEST = -62_135_596_800_000_000, 253_402_300_800_000_000  # microseconds from 1970 to the years 1 and 10000
 NO_READING = ("nan", "na", "n/a", "#n/a", "null", "none", "missing", "缺测", "缺失", "无")
 """What stands in a cell without a reading, in lower case, or else signs alone; numbers that mean it are
 `missing_values`."""
@@ -170,6 +170,7 @@ def parse_times(frame: pd.DataFrame, column: str | Sequence[str], time_format: s
             f"{source}, line {lines_of(frame)[row]}: {cells.iloc[row]!r} in column {names} is not a time "
             f"written as {time_format!r} ({int(bad.sum())} such rows); correct it or set data.time_format"
             + _other_format(cells.iloc[row], time_format)
+            + ("; a row of units is left out with data.skip_after_header=1" if bad.sum() == 1 and row == 0 else "")
         )
     return times
 
@@ -261,6 +262,7 @@ def _written_times(cells: pd.Series, time_format: str) -> tuple[np.ndarray, np.n
         raise DataError(f"data.time_format={time_format!r} is not a time format: {error}") from None
     bad = np.array(parsed.isna() | cells.isin(CLOCK))
     times = np.array(micro(parsed.dt.tz_localize(None).to_numpy()))
+    bad |= times < EARLIEST  # a minus before the year
     for tried, row in enumerate(np.flatnonzero(bad).tolist()):
         if tried == TRIED and bad[:row].sum() == TRIED:
             break  # the format is another one

@@ -56,7 +56,9 @@ def test_the_hour_24_is_the_begin_of_the_next_day(time_format: str, cell: str, d
 @pytest.mark.parametrize("cell", ["2020-01-01 24:01", "2020-01-01 25:00", "2020-02-30 24:00", "now", "today", ""])
 @pytest.mark.parametrize("time_format", ["%Y-%m-%d %H:%M", "iso8601"])
 def test_what_is_no_time_is_refused_with_its_line(time_format: str, cell: str) -> None:
-    with pytest.raises(DataError, match=rf"t\.csv, line 3: '{cell}' in column 'a' is not a time written as.*\(1 such rows\)"):
+    with pytest.raises(
+        DataError, match=rf"t\.csv, line 3: '{cell}' in column 'a' is not a time written as.*\(1 such rows\)"
+    ):
         times(time_format, "2020-01-01 00:00", cell)
 
 
@@ -215,3 +217,14 @@ def test_a_whole_number_that_float64_would_round_is_refused_with_its_line(cell: 
 )
 def test_numbers_of_many_digits_that_are_exact_or_measured_are_read(cell: str) -> None:
     assert parse_numbers(pd.DataFrame({"x": [cell]}), ["x"], "t.csv").tolist() == [[float(cell)]]
+
+
+@pytest.mark.parametrize("cell", ["-2020-01-01 06:00", "+2020-01-01 06:00"])
+def test_a_sign_before_the_year_is_refused(cell: str) -> None:
+    with pytest.raises(DataError, match=r"line 3: .* is not a time written as"):
+        times("%Y-%m-%d %H:%M", "2020-01-01 05:00", cell)
+
+
+def test_a_row_of_units_is_refused_with_the_option_that_leaves_it_out() -> None:
+    with pytest.raises(DataError, match=r"data\.skip_after_header=1"):
+        times("%Y-%m-%d", "date", "2020-01-01")
