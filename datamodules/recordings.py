@@ -166,11 +166,12 @@ def parse_times(frame: pd.DataFrame, column: str | Sequence[str], time_format: s
     if bad.any():
         row = int(bad.argmax())
         names = " + ".join(map(repr, time_columns(column)))
+        is_units = row == 0 and bad.sum() == 1 < len(bad)
+        units = "; data.skip_after_header=1 leaves out a row of units" if is_units else ""
         raise DataError(
             f"{source}, line {lines_of(frame)[row]}: {cells.iloc[row]!r} in column {names} is not a time "
             f"written as {time_format!r} ({int(bad.sum())} such rows); correct it or set data.time_format"
-            + _other_format(cells.iloc[row], time_format)
-            + ("; a row of units is left out with data.skip_after_header=1" if bad.sum() == 1 and row == 0 else "")
+            + (_other_format(cells.iloc[row], time_format) or units)
         )
     return times
 
