@@ -235,7 +235,7 @@ def _begins(frame: pd.DataFrame, column: str | Sequence[str], time_format: str) 
     """The cells of times, and what in them is a time or, of an interval, its beginning, with the format of that."""
     if "%Z" in re.findall("%.", time_format):
         raise DataError(
-            f"data.time_format={time_format!r} has %Z, a time zone's name, which several zones may share: write offsets "
+            f"data.time_format={time_format!r} has %Z, the name of a time zone, which several may share: write offsets "
             "such as +0100 in the file and %z here, or remove the name from both"
         )
     names = time_columns(column)
