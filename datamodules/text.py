@@ -177,7 +177,7 @@ class TextDataModule(pl.LightningDataModule):
         corpus = data.corpus
         self._check_losses(files, data.report)
         self._warn_of_classes(corpus, data.report["small_classes"])
-        names = {split: str(other) for split, other in files.items()} or {"train": self.name}
+        names = {split: str(other) for split, other in files.items()} or {"train": SAMPLE}
         check_classes(corpus, names, data.report.get("not_in_training", {}))
         positions = self._positions_of(corpus, names["train"])
 

@@ -933,7 +933,8 @@ def test_every_remedy_for_small_classes_that_is_told_helps(tmp_path: Path) -> No
                 try:
                     module(Path(parts["train"]), **own, **fractions, small_classes=rule)
                 except DataError as error:  # few rows, many classes: not for the classes that are small
-                    assert "cannot draw" in str(error), told
+                    if "cannot draw" not in str(error):
+                        raise
     assert min(offered[rule] for rule in ("drop", "merge")) > 5
 
 
