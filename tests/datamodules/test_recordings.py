@@ -56,7 +56,9 @@ def test_the_hour_24_is_the_begin_of_the_next_day(time_format: str, cell: str, d
 @pytest.mark.parametrize("cell", ["2020-01-01 24:01", "2020-01-01 25:00", "2020-02-30 24:00", "now", "today", ""])
 @pytest.mark.parametrize("time_format", ["%Y-%m-%d %H:%M", "iso8601"])
 def test_what_is_no_time_is_refused_with_its_line(time_format: str, cell: str) -> None:
-    with pytest.raises(DataError, match=rf"t\.csv, line 3: '{cell}' in column 'a' is not a time written as.*\(1 such rows\)"):
+    with pytest.raises(
+        DataError, match=rf"t\.csv, line 3: '{cell}' in column 'a' is not a time written as.*\(1 such rows\)"
+    ):
         times(time_format, "2020-01-01 00:00", cell)
 
 
@@ -81,12 +83,19 @@ def test_times_in_several_columns_are_joined_by_blanks() -> None:
         times("%Y %m", ("2020", "13"))
 
 
+PER_SECOND = {"epoch_s": 1, "epoch_ms": 10**3, "epoch_us": 10**6, "epoch_ns": 10**9}
+
+
 @settings(max_examples=100, deadline=None)
-@given(count=st.integers(-(10**12), 10**12), unit=st.sampled_from(["epoch_s", "epoch_ms"]), digits=st.integers(0, 4))
+@given(
+    count=st.integers(-(10**20), 10**20) | st.integers(-(10**12), 10**12),
+    unit=st.sampled_from(list(PER_SECOND)),
+    digits=st.integers(0, 4),
+)
 def test_epochs_are_read_exactly(count: int, unit: str, digits: int) -> None:
     sign, number = "-" * (count < 0), str(abs(count)).zfill(digits + 1)
     cell = f"{sign}{number[: len(number) - digits]}" + (f".{number[len(number) - digits :]}" if digits else "")
-    exact = Fraction(count, 10**digits) * {"epoch_s": 10**6, "epoch_ms": 1000}[unit]
+    exact = Fraction(count, 10**digits) * 10**6 / PER_SECOND[unit]
     if -62_000_000_000_000_000 < exact < 253_000_000_000_000_000:
         assert parse_times(table(cell), "a", unit, "t.csv").tolist() == [exact.numerator // exact.denominator]
     elif exact > 254_000_000_000_000_000:
@@ -98,11 +107,22 @@ def test_the_format_to_try_is_named() -> None:
     for cell, other in {
         "1577836800": "epoch_s",
         "1577836800123": "epoch_ms",
+        "1577836800123456": "epoch_us",
+        "1577836800123456789": "epoch_ns",
+        "15778368001234": "epoch_us",
+        "20200101000000": "%Y%m%d%H%M%S",
         "2020-01-01T00:00:00.5": "iso8601",
     }.items():
         with pytest.raises(DataError, match=f"set data.time_format, perhaps to {other}$"):
             times("%d.%m.%Y", cell)
         times(other, cell)
+
+
+@pytest.mark.parametrize("cell", ["1950Q2", "1950-Q2", "1950 q2", "Q2/1950"])
+@pytest.mark.parametrize("time_format", ["%Y", "iso8601"])
+def test_a_quarter_is_to_be_written_as_its_first_day(cell: str, time_format: str) -> None:
+    with pytest.raises(DataError, match=r"write the first day of a quarter, such as 1950-04-01$"):
+        times(time_format, cell)
 
 
 @pytest.mark.parametrize("cell", ["1_000", "0x10", "1e400", "inf", "nan", "12:00", ""])
