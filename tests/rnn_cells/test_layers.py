@@ -209,6 +209,7 @@ def test_recurrent_dropout_under_autocast_casts_the_weights_once(layer_type):
     assert len(of_weights) <= 3  # the mask and the weights, of a GRU of its candidate, too; not those of every step
 
 
+@pytest.mark.skipif(torch.__version__ < "2.13", reason="torch 2.10 compiles it in several graphs, with a warning")
 def test_recurrent_dropout_can_be_compiled(layer_type):
     layer = layer_type(INPUT, HIDDEN, recurrent_dropout=0.5, backend="reference")
     x = torch.randn(BATCH, 2, INPUT)
