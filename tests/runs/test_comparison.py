@@ -182,6 +182,10 @@ def test_of_processes_that_train_together_only_the_first_compares(
     rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rank_zero_only, "rank", rank)
+    monkeypatch.setattr("runs.job.failures", [])
+    (tmp_path / "0_cls_gru").mkdir()
+    status = {"state": "failed", "overrides": [], "error": "no room", "time": ""}
+    (tmp_path / "0_cls_gru" / "status.json").write_text(json.dumps(status), encoding="utf-8")
     CompareSweep().on_multirun_end(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}}))
     assert (tmp_path / "comparison.md").exists() == (rank == 0)
 
@@ -201,9 +205,21 @@ def test_a_comparison_that_can_not_be_made_fails_the_sweep(
 ) -> None:
     monkeypatch.setattr("runs.job.failures", failures := [])
     monkeypatch.setattr("runs.comparison.write_comparison", lambda *_: 1 / 0)
+    (tmp_path / "0_cls_gru").mkdir()
+    status = {"state": "failed", "overrides": [], "error": "no room", "time": ""}
+    (tmp_path / "0_cls_gru" / "status.json").write_text(json.dumps(status), encoding="utf-8")
     CompareSweep().on_multirun_end(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}}))
     assert failures == ["comparison"]
     assert f"the comparison failed; the runs themselves are in {tmp_path}" in caplog.text
+
+
+def test_a_sweep_without_a_job_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("runs.job.failures", failures := [])
+    CompareSweep().on_multirun_end(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}}))
+    assert failures == ["no job"]
+    assert "the sweep has no job" in caplog.text
 
 
 def test_a_sweep_without_any_finished_run_is_still_reported(tmp_path: Path) -> None:
