@@ -113,7 +113,13 @@ def join(cleaned: Mapping[str, tuple[Corpus, dict[str, Any]]]) -> tuple[Corpus, 
     kept = np.flatnonzero(~repeated)
     classes = list(dict.fromkeys(name for part in parts for name in part.classes))
     corpus = Corpus(texts, labels, np.concatenate([part.rows for part in parts]), classes, files).take(kept)
+    known = set(cleaned["train"][0].classes)
     conflicting = rows.loc[kept, "text"][rows.loc[kept].duplicated("text", keep=False)]
+    unseen: dict[str, dict[str, int]] = {}  # a class that the training file lacks: its rows in each of the others
+    for label, number in zip(corpus.labels, files[kept].tolist(), strict=True):
+        if label not in known:
+            counts = unseen.setdefault(label, {})
+            counts[SPLITS[number]] = counts.get(SPLITS[number], 0) + 1
     report = {
         **{name: sum(each[name] for each in reports.values()) for name in reports["train"]},
         "first_enclosing_line": reports["train"]["first_enclosing_line"],
@@ -124,6 +130,7 @@ def join(cleaned: Mapping[str, tuple[Corpus, dict[str, Any]]]) -> tuple[Corpus, 
         "duplicates_across_files": {
             split: int(repeated[files == SPLITS.index(split)].sum()) for split in cleaned if split != "train"
         },
+        "not_in_training": unseen,
         "files": reports,
     }
     return corpus, report
@@ -132,21 +139,90 @@ def join(cleaned: Mapping[str, tuple[Corpus, dict[str, Any]]]) -> tuple[Corpus, 
 def treat_small_classes(corpus: Corpus, rule: str, least: int) -> tuple[Corpus, dict[str, int]]:
     """The corpus without its classes of fewer than `least` rows to train with, or, by `merge`, with one class of them.
 
+    Where that doesn't help the corpus stays as it is: `check_classes` then names its classes.
+
     Returns:
         The corpus, and the classes that were small with their numbers of rows.
     """
-    training = range(len(corpus)) if corpus.files is None else np.flatnonzero(corpus.files == 0)
-    counts = Counter(corpus.labels[position] for position in training)
-    everywhere = Counter(corpus.labels)
-    small = {name: everywhere[name] for name in corpus.classes if counts[name] < least}
-    if rule == "error" or not small:
+    counts = _count_training(corpus)
+    small = {name for name in corpus.classes if counts[name] < least}
+    if not small or rule not in _remedies(corpus, least):
         return corpus, {}
+    everywhere = Counter(corpus.labels)
+    treated = {name: everywhere[name] for name in corpus.classes if name in small}
     if rule == "drop":
         corpus = corpus.take(np.flatnonzero([label not in small for label in corpus.labels]))
-        return replace(corpus, classes=[name for name in corpus.classes if name not in small]), small
+        return replace(corpus, classes=[name for name in corpus.classes if name not in small]), treated
     labels = [OTHER if label in small else label for label in corpus.labels]
     classes = list(dict.fromkeys(OTHER if name in small else name for name in corpus.classes))
-    return replace(corpus, labels=labels, classes=classes), small
+    return replace(corpus, labels=labels, classes=classes), treated
+
+
+def check_classes(corpus: Corpus, files: Mapping[str, str], unseen: Mapping[str, Mapping[str, int]]) -> None:
+    """Raise unless there are two classes, and of each a training row for every split that is to be drawn.
+
+    Args:
+        corpus: after `treat_small_classes`.
+        files: split to the name of its file; that of the training split is there.
+        unseen: the classes that the training file lacks, with their rows in each other file; see `join`.
+
+    Raises:
+        DataError: with the remedies that help.
+    """
+    counts, least, where = _count_training(corpus), len(SPLITS) - len(files) + 1, files["train"]
+    small = {name: counts[name] for name in corpus.classes if counts[name] < least}
+    if len(counts) > 1 and not small:
+        return
+    few = {name: count for name, count in small.items() if name not in unseen}
+    problems = [
+        f"class {name!r} occurs only in {' and '.join(files[split] for split in unseen[name])}: no model can learn it"
+        for name in small
+        if name in unseen
+    ]
+    if len(problems) > SHOWN:
+        problems[SHOWN:] = [f"so it is with {len(problems) - SHOWN} more"]
+    if few:
+        problems.append(f"too few rows of {few}")
+    if not small:
+        problems.append("there is one class only")
+    lost = sum(label in small for label in corpus.labels)
+    ways = {
+        "drop": f"leave their {lost} row(s) out with data.small_classes=drop, ",
+        "merge": "make one class of them with data.small_classes=merge, ",
+    }
+    helpful = "".join(ways[rule] for rule in _remedies(corpus, least) if small)
+    limit = ", or raise data.limit if it is set" if few or not small else ""
+    raise DataError(
+        f"{where} cannot be split by class: {'; '.join(problems)}. There must be two classes and {least} row(s) of each"
+        f"{' in the training file' if len(files) > 1 else ''}; rows per class: {counts}; "
+        f"{helpful}{'correct the labels, ' if unseen else ''}add rows, choose another data.target{limit}"
+    )
+
+
+def _count_training(corpus: Corpus) -> dict[str, int]:
+    """Rows of each class in the training file, 0 for one that is in another file alone."""
+    labels = corpus.labels
+    training = range(len(labels)) if corpus.files is None else np.flatnonzero(corpus.files == 0).tolist()
+    return {name: 0 for name in corpus.classes} | Counter(labels[position] for position in training)
+
+
+def _remedies(corpus: Corpus, least: int) -> list[str]:
+    """The rules for small classes that leave two classes, `least` rows of each, and no file empty."""
+    counts = _count_training(corpus)
+    small = {name for name, count in counts.items() if count < least}
+    large = len(counts) - len(small)
+    rules = []
+    remain = np.array([label not in small for label in corpus.labels], dtype=bool)
+    if large > 1 and (corpus.files is None or set(corpus.files[remain]) == set(corpus.files)):
+        rules.append("drop")
+    if OTHER in counts and OTHER not in small:
+        enough = large > 1  # they join a class that is there
+    else:
+        enough = large > 0 and sum(counts[name] for name in small) >= least
+    # Of classes without a training row alone a merged one is no more than a wrong name.
+    if enough and any(counts[name] for name in small):
+        rules.append("merge")
+    return rules
 
 
 def look_alike(labels: Iterable[str]) -> list[list[str]]:
@@ -178,21 +254,10 @@ def split_by_class(
     Those with a file of their `own` are that; the others are drawn from the training file.
 
     Raises:
-        DataError: for a single class, a class too small to be in each split, or an empty split.
+        DataError: for an empty split, or one too small for the classes.
     """
     given = {split: np.flatnonzero(corpus.files == SPLITS.index(split)) for split in own}
     everything = np.setdiff1d(np.arange(len(corpus)), np.concatenate([np.empty(0, int), *given.values()]))
-    counts = {name: 0 for name in corpus.classes} | Counter(corpus.labels[position] for position in everything)
-    least = len(SPLITS) - len(given)
-    small = {name: counts[name] for name in corpus.classes if counts[name] < least}
-    if len(counts) < 2 or small:
-        problem = f"too few rows of {small}" if small else "there is one class only"
-        ways = "leave them out with data.small_classes=drop, make one class of them with data.small_classes=merge, "
-        raise DataError(
-            f"{where} cannot be split by class: {problem}. There must be two classes and {least} rows of each"
-            f"{' in the training file' if given else ''}; rows per class: {counts}; "
-            f"{ways if small else ''}choose another data.target, or raise data.limit if it is set"
-        )
     if "test" in given:
         rest, test = everything, given["test"]
     elif rule == "index%5":
@@ -207,9 +272,8 @@ def split_by_class(
     sizes = {split: len(rows) for split, rows in positions.items()}
     for split in SPLITS:
         if not sizes[split]:
-            raise DataError(
-                f"{where}: the {split} split is empty (sizes {sizes}): change the fractions or use more rows"
-            )
+            way = "raise data.limit, which leaves no row" if split in own else "change the fractions or use more rows"
+            raise DataError(f"{where}: the {split} split is empty (sizes {sizes}): {way}")
     return positions
 
 

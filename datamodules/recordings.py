@@ -21,7 +21,7 @@ from .streaming import LINE, TableStream, warn, without_blank_end
 
 EXACT = 2.0**53  # up to here float64 holds every whole number
 CHUNK = 20_000  # rows parsed at once
-EPOCHS = {"epoch_s": 1_000_000, "epoch_ms": 1000}  # microseconds of a unit
+EPOCHS = {"epoch_s": 1, "epoch_ms": 10**3, "epoch_us": 10**6, "epoch_ns": 10**9}  # units of a second
 ISO = {"iso8601": "ISO8601"}  # our name of the format, and pandas'
 INTERVAL = re.compile(r"(.+?)([^%]+?)\1", re.DOTALL)  # the format of two times: one, a separator, and the same again
 OFFSET = r"(Z|[+-]\d\d(?::?\d\d){0,2})$"  # from UTC
@@ -154,7 +154,8 @@ def parse_times(frame: pd.DataFrame, column: str | Sequence[str], time_format: s
     Args:
         frame: of text.
         column: where the time is; the cells of several columns are joined by blanks.
-        time_format: `strptime`'s, `iso8601` (with and without fractions of a second), `epoch_s`, `epoch_ms`.
+        time_format: `strptime`'s, `iso8601` (with and without fractions of a second), or `epoch_s`,
+            `epoch_ms`, `epoch_us`, `epoch_ns`: counts since 1970, down to whole microseconds.
         source: named in errors.
 
     Raises:
@@ -235,7 +236,7 @@ def _begins(frame: pd.DataFrame, column: str | Sequence[str], time_format: str) 
     """The cells of times, and what in them is a time or, of an interval, its beginning, with the format of that."""
     if "%Z" in re.findall("%.", time_format):
         raise DataError(
-            f"data.time_format={time_format!r} has %Z, a time zone's name, which several zones may share: write offsets "
+            f"data.time_format={time_format!r} has %Z, the name of a time zone, which several may share: write offsets "
             "such as +0100 in the file and %z here, or remove the name from both"
         )
     names = time_columns(column)
@@ -306,12 +307,15 @@ def _end_of_day(time_format: str) -> re.Pattern[str]:
 
 def _epoch_times(cells: pd.Series, time_format: str) -> tuple[np.ndarray, np.ndarray]:
     """Microseconds, and which cells are no time, of counts since 1970."""
-    unit = EPOCHS[time_format]
-    whole = cells.str.fullmatch(r"[+-]?\d{1,16}").to_numpy(dtype=bool)
+    per_second = EPOCHS[time_format]
+    unit = Decimal(10**6) / per_second  # in microseconds
+    whole = cells.str.fullmatch(r"[+-]?(\d{1,18}|[0-8]\d{18})").to_numpy(dtype=bool)  # of int64
     times, bad = np.zeros(len(cells), dtype=np.int64), np.zeros(len(cells), dtype=bool)
     counts = cells.to_numpy(dtype=object)[whole].astype(np.int64)
-    beyond = np.abs(counts) > LATEST // unit
-    times[whole], bad[whole] = np.where(beyond, 0, counts) * unit, beyond
+    beyond = np.abs(counts) > min(LATEST * per_second // 10**6, np.iinfo(np.int64).max)
+    counts = np.where(beyond, 0, counts)
+    times[whole] = counts * (10**6 // per_second) if unit >= 1 else counts // (per_second // 10**6)
+    bad[whole] = beyond
     for row in np.flatnonzero(~whole).tolist():  # fractions, exactly
         number = cells.iloc[row]
         exact = Decimal(number) * unit if re.fullmatch(r"[+-]?\d+\.?\d*([eE][+-]?\d{1,2})?", number) else None
@@ -322,8 +326,14 @@ def _epoch_times(cells: pd.Series, time_format: str) -> tuple[np.ndarray, np.nda
 
 def _other_format(cell: str, time_format: str) -> str:
     """The format to try for a time that isn't written as `time_format`."""
-    if re.fullmatch(r"\d{9,13}(\.\d+)?", cell):
-        other = "epoch_ms" if cell.partition(".")[0][11:] else "epoch_s"
+    if quarter := re.search(r"(\d{4})\W*[Qq]([1-4])|[Qq]([1-4])\W*(\d{4})", cell):
+        year, number = quarter[1] or quarter[4], int(quarter[2] or quarter[3])
+        return f" to %Y-%m-%d and write the first day of a quarter, such as {year}-{3 * number - 2:02}-01"
+    if re.fullmatch(r"(19|20)\d{12}", cell):
+        other = "%Y%m%d%H%M%S"
+    elif re.fullmatch(r"\d{9,19}(\.\d+)?", cell):
+        digits = len(cell.partition(".")[0])
+        other = next(name for name, most in zip(EPOCHS, (11, 13, 16, 19), strict=True) if digits <= most)
     else:
         other = "iso8601" if re.match(r"\d{4}-\d\d-\d\d", cell) else time_format
         other = time_format if _written_times(pd.Series([cell]), "iso8601")[1].any() else other

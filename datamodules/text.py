@@ -26,6 +26,7 @@ from .corpus import (
     Corpus,
     Prepared,
     TextDataset,
+    check_classes,
     clean,
     in_proportion,
     join,
@@ -176,7 +177,9 @@ class TextDataModule(pl.LightningDataModule):
         corpus = data.corpus
         self._check_losses(files, data.report)
         self._warn_of_classes(corpus, data.report["small_classes"])
-        positions = self._positions_of(corpus, str(file or self.name))
+        names = {split: str(other) for split, other in files.items()} or {"train": SAMPLE}
+        check_classes(corpus, names, data.report.get("not_in_training", {}))
+        positions = self._positions_of(corpus, names["train"])
 
         seen = np.zeros(len(corpus), dtype=bool)
         seen[positions["train"]] = True

@@ -85,7 +85,8 @@ class Cell(nn.Module):
 
     def initial_state(self, batch_size: int) -> State:
         """Zeros, on the weights' device and in their dtype."""
-        return self.weight_hh.new_zeros(len(self.state_names), batch_size, self.hidden_size).unbind()
+        # A parameter: `weight_hh` itself may be computed from one, and not be where that is yet.
+        return next(self.parameters()).new_zeros(len(self.state_names), batch_size, self.hidden_size).unbind()
 
     def reset_parameters(self, init: str = "torch") -> None:
         """Draw new matrices and biases; what else a cell learns stays as its constructor has made it.
@@ -103,11 +104,12 @@ class Cell(nn.Module):
             for parameter in self._own():
                 nn.init.uniform_(parameter, -bound, bound)
         elif init == "orthogonal":
+            biases = self._own()[2:]
             for block in self.weight_hh.detach().split(self.hidden_size):
                 nn.init.orthogonal_(block)
             for block in self.weight_ih.detach().split(self.hidden_size):
                 nn.init.xavier_uniform_(block)
-            for bias in self._own()[2:]:
+            for bias in biases:
                 nn.init.zeros_(bias)
         else:
             raise ValueError(f"init must be 'torch' or 'orthogonal', got {init!r}")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout
 
 from rnn_cells.backends import check_name, choose, name_of, reasons, scan_layer
-from rnn_cells.backends.arguments import autocast_dtype, check_lengths
+from rnn_cells.backends.arguments import autocast_dtype, check_lengths, has_hooks
 from rnn_cells.cells import Cell, GRUCell, LSTMCell, RNNCell, State, check_type
 
 log = logging.getLogger(__name__)
@@ -308,7 +308,7 @@ def from_torch(module: nn.RNNBase, backend: str = "auto") -> Recurrent:
     layer_type = next((ours for ours, theirs in _TWINS.items() if isinstance(module, theirs)), None)
     if layer_type is None:
         raise ValueError(f"from_torch takes torch.nn.RNN, GRU or LSTM, got {type(module).__name__}")
-    if type(module).forward is not _TWINS[layer_type].forward:
+    if type(module).forward is not _TWINS[layer_type].forward or "forward" in module.__dict__:
         raise ValueError(f"from_torch: {type(module).__name__} has a forward of its own, which has no counterpart")
     if getattr(module, "nonlinearity", "tanh") != "tanh":
         raise ValueError("from_torch: only nonlinearity='tanh' has a counterpart")
@@ -319,6 +319,8 @@ def from_torch(module: nn.RNNBase, backend: str = "auto") -> Recurrent:
         arguments["reset_after"] = True
     layer = layer_type(**arguments)
     _copy_weights(module, layer, to_layer=True)
+    if has_hooks(module):
+        raise ValueError(f"from_torch: this {type(module).__name__} has hooks, which have no counterpart")
     return layer.train(module.training)
 
 
@@ -333,7 +335,10 @@ def to_torch(layer: Recurrent) -> nn.RNNBase:
     if layer_type is None:
         raise ValueError(f"to_torch: torch.nn has no counterpart of {type(layer).__name__}")
     for cell in layer.cells:
-        if not isinstance(cell, _CELLS[layer_type]) or type(cell).recur is not _CELLS[layer_type].recur:
+        if not isinstance(cell, _CELLS[layer_type]) or any(
+            getattr(type(cell), name) is not getattr(_CELLS[layer_type], name)
+            for name in ("recur", "project", "step", "initial_state", "forward")
+        ):
             raise ValueError(f"to_torch: torch.nn has no counterpart of {type(cell).__name__}")
     if isinstance(layer, GRU) and not all(cell.reset_after for cell in layer.cells):
         raise ValueError("to_torch: torch.nn.GRU is the form with reset_after=True, this GRU has reset_after=False")
@@ -344,6 +349,12 @@ def to_torch(layer: Recurrent) -> nn.RNNBase:
         arguments["dropout"] = 0.0  # there is nothing between layers to drop; torch.nn warns about it
     module = _TWINS[layer_type](**arguments)
     _copy_weights(module, layer, to_layer=False)
+    changed = any({"recur", "project", "step", "initial_state"} & cell.__dict__.keys() for cell in layer.cells)
+    if changed or type(layer).forward is not Recurrent.forward or any(map(has_hooks, [layer, *layer.cells])):
+        raise ValueError(
+            f"to_torch: this {type(layer).__name__} or one of its cells has methods of its own or hooks, which have no "
+            "counterpart"
+        )
     module.flatten_parameters()
     return module.train(layer.training)
 

@@ -53,7 +53,7 @@ NAMES = "the columns' names, if there is no header"
 SKIP_LINES = "lines left out before the header"
 SKIP_AFTER_HEADER = "rows left out after the header, such as one of units"
 TIME_FORMAT = (
-    "how a time is written: as strptime has it, iso8601, epoch_s or epoch_ms; twice for an interval: %H:%M - %H:%M"
+    "how a time is written: as strptime has it, iso8601, epoch_s (_ms, _us, _ns); %H:%M - %H:%M is an interval"
 )
 
 

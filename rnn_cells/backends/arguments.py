@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.nn.utils.parametrize import is_parametrized
 from torch.overrides import _get_current_function_mode_stack  # pyright: ignore[reportAttributeAccessIssue]
 from torch.utils._device import DeviceContext
 
@@ -19,15 +18,18 @@ RNN_KIND, LSTM_KIND, GRU_KIND, GRU_AFTER_KIND = range(4)  # as in cpu.cpp and ke
 
 def kind_of(cell: Cell) -> Any:
     """Which of the known equations a cell has; None for one of its own."""
-    # The exact types: a subclass may have equations of its own.
+    # The exact types: a subclass may have equations of its own, and so may a cell one of whose methods was replaced.
+    if any(name in cell.__dict__ for name in ("recur", "project", "step")):
+        return None
     if type(cell) is GRUCell:
         return GRU_AFTER_KIND if cell.reset_after else GRU_KIND
     return {RNNCell: RNN_KIND, LSTMCell: LSTM_KIND}.get(type(cell))
 
 
-def has_hooks(cell: Cell) -> bool:
-    """Whether something wants to see each call of `cell`: what prunes or normalises its weights, for instance."""
-    return bool(cell._forward_pre_hooks or cell._forward_hooks or cell._backward_pre_hooks or cell._backward_hooks)
+def has_hooks(module: nn.Module) -> bool:
+    """Whether something wants to see each call of `module`: what prunes or normalises its weights, for instance."""
+    hooks = (module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks)
+    return any(hooks) or "forward" in module.__dict__
 
 
 def why_not(cell: Cell, x: Tensor, dtypes: Collection[torch.dtype]) -> str | None:
@@ -41,8 +43,6 @@ def why_not(cell: Cell, x: Tensor, dtypes: Collection[torch.dtype]) -> str | Non
     if cell.bias_ih is not None or cell.bias_hh is not None:
         shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
     for name, shape in shapes.items():  # somebody may have put another one in its place
-        if name != "weight_hh" and is_parametrized(cell, name):  # each look computes it anew
-            continue
         tensor = getattr(cell, name)
         if tensor is None or tensor.shape != shape:
             return f"{name} must be {shape}, got {None if tensor is None else tuple(tensor.shape)}"

@@ -22,7 +22,7 @@ def scan(
         valid = None
     else:
         times = torch.arange(len(x), device=x.device)
-        mask = (times[:, None] < lengths.to(x.device)).unsqueeze(-1)  # (T, B, 1)
+        mask = (times[:, None] < lengths.to(x.device, torch.int64)).unsqueeze(-1)  # (T, B, 1)
         x = torch.where(mask, x, 0)  # also in backward: a NaN in the padding must reach neither states nor gradients
         valid = mask.unbind()
     # A cell that is watched is called step by step. For others one product for all steps, taken apart once: indexing
@@ -36,6 +36,8 @@ def scan(
         if changes:
             given, past = given.clone(), tuple(tensor.clone() for tensor in past)
         output, new = cell(given, past) if watched else cell.step(given, past)
+        if valid is None and changes:  # what it returns may be memory that it changes later
+            output, new = output.clone(), tuple(tensor.clone() for tensor in new)
         if valid is None:
             state = new
             outputs[t] = output

@@ -66,7 +66,7 @@ def test_what_is_no_time_is_refused_with_its_line(time_format: str, cell: str) -
 def test_names_of_time_zones_are_refused_because_they_are_ambiguous(time_format: str) -> None:
     cell = datetime(2020, 1, 1).strftime(time_format.replace("%Z", "UTC"))
     for parse in (parse_times, parse_offsets):
-        with pytest.raises(DataError, match=r"has %Z, a time zone's name.*such as \+0100 in the file and %z here"):
+        with pytest.raises(DataError, match=r"has %Z, the name of a time zone.*such as \+0100 in the file and %z here"):
             parse(table(cell), "a", time_format, "t.csv")
     assert times("%Y-%m-%d %%Z", "2020-01-01 %Z") == [datetime(2020, 1, 1)]
 
@@ -83,12 +83,19 @@ def test_times_in_several_columns_are_joined_by_blanks() -> None:
         times("%Y %m", ("2020", "13"))
 
 
+PER_SECOND = {"epoch_s": 1, "epoch_ms": 10**3, "epoch_us": 10**6, "epoch_ns": 10**9}
+
+
 @settings(max_examples=100, deadline=None)
-@given(count=st.integers(-(10**12), 10**12), unit=st.sampled_from(["epoch_s", "epoch_ms"]), digits=st.integers(0, 4))
+@given(
+    count=st.integers(-(10**20), 10**20) | st.integers(-(10**12), 10**12),
+    unit=st.sampled_from(list(PER_SECOND)),
+    digits=st.integers(0, 4),
+)
 def test_epochs_are_read_exactly(count: int, unit: str, digits: int) -> None:
     sign, number = "-" * (count < 0), str(abs(count)).zfill(digits + 1)
     cell = f"{sign}{number[: len(number) - digits]}" + (f".{number[len(number) - digits :]}" if digits else "")
-    exact = Fraction(count, 10**digits) * {"epoch_s": 10**6, "epoch_ms": 1000}[unit]
+    exact = Fraction(count, 10**digits) * 10**6 / PER_SECOND[unit]
     if -62_000_000_000_000_000 < exact < 253_000_000_000_000_000:
         assert parse_times(table(cell), "a", unit, "t.csv").tolist() == [exact.numerator // exact.denominator]
     elif exact > 254_000_000_000_000_000:
@@ -100,11 +107,22 @@ def test_the_format_to_try_is_named() -> None:
     for cell, other in {
         "1577836800": "epoch_s",
         "1577836800123": "epoch_ms",
+        "1577836800123456": "epoch_us",
+        "1577836800123456789": "epoch_ns",
+        "15778368001234": "epoch_us",
+        "20200101000000": "%Y%m%d%H%M%S",
         "2020-01-01T00:00:00.5": "iso8601",
     }.items():
         with pytest.raises(DataError, match=f"set data.time_format, perhaps to {other}$"):
             times("%d.%m.%Y", cell)
         times(other, cell)
+
+
+@pytest.mark.parametrize("cell", ["1950Q2", "1950-Q2", "1950 q2", "Q2/1950"])
+@pytest.mark.parametrize("time_format", ["%Y", "iso8601"])
+def test_a_quarter_is_to_be_written_as_its_first_day(cell: str, time_format: str) -> None:
+    with pytest.raises(DataError, match=r"write the first day of a quarter, such as 1950-04-01$"):
+        times(time_format, cell)
 
 
 @pytest.mark.parametrize("cell", ["1_000", "0x10", "1e400", "inf", "nan", "12:00", ""])

@@ -814,7 +814,9 @@ def test_rows_without_a_text_are_counted_for_each_file(tmp_path: Path) -> None:
 
 def test_mistakes_of_splits_with_files_of_their_own_are_told(tmp_path: Path) -> None:
     train, other = write(tmp_path / "a.csv", make_rows(60)), write(tmp_path / "b.csv", [("新", "甲"), ("类0", "乙")])
-    with pytest.raises(DataError, match=r"too few rows of \{'新': 0\}.* 2 rows of each in the training file"):
+    with pytest.raises(
+        DataError, match=r"class '新' occurs only in \S*b\.csv: .* 2 row\(s\) of each in the training file"
+    ):
         module(train, test_path=str(other))
     assert len(described(module(train, test_path=str(other), small_classes="drop"), "test")) == 1
     with pytest.raises(DataError, match=r"nothing\.csv does not exist: correct data\.val_path"):
@@ -866,8 +868,74 @@ def test_small_classes_are_left_out_or_made_one(rule: str, tmp_path: Path, caplo
         assert found == expected - (Counter(other=3) if rule == "drop" else Counter())
         assert data.report["small_classes"] == {"少": 2, "稀": 1}
         assert "{'少': 2, '稀': 1}" in caplog.text
-    with pytest.raises(DataError, match=r"too few rows of \{'other': 2\}"):
-        module(write(tmp_path / "few.csv", rows[:-1]), small_classes="merge")
+    few = write(tmp_path / "few.csv", rows[:-1])
+    with pytest.raises(DataError, match=r"too few rows of \{'少': 1, '稀': 1\}.*small_classes=drop") as told:
+        module(few, small_classes="merge")
+    assert "small_classes=merge" not in str(told.value)
+    assert module(few, small_classes="drop").report["small_classes"] == {"少": 1, "稀": 1}
+
+
+def test_a_class_that_only_another_file_has_can_be_left_out_and_not_merged(tmp_path: Path) -> None:
+    rows = make_rows(300)
+    train, val = write(tmp_path / "a.csv", rows[:200]), write(tmp_path / "b.csv", [*rows[200:250], ("D", "甲")])
+    test = write(tmp_path / "c.csv", [*rows[250:], ("D", "乙"), ("D", "丙"), ("E", "丁")])
+    own = {"val_path": str(val), "test_path": str(test)}
+    message = (
+        r"class 'D' occurs only in \S*b\.csv and \S*c\.csv: no model can learn it; class 'E' occurs only in \S*c\.csv: "
+        r".* leave their 4 row\(s\) out with data\.small_classes=drop"
+    )
+    for rule in ("error", "merge"):
+        for limit in (None, 100):
+            with pytest.raises(DataError, match=message if limit is None else "class 'D' occurs only in") as told:
+                module(train, **own, small_classes=rule, limit=limit)
+            assert "small_classes=merge" not in str(told.value)
+            assert "'other'" not in str(told.value)
+    data = module(train, **own, small_classes="drop")
+    assert [len(described(data, split)) for split in SPLITS] == [200, 50, 50]
+    assert (sorted(data.facts["classes"]), data.report["small_classes"]) == (["类0", "类1"], {"D": 3, "E": 1})
+    mended = write(tmp_path / "d.csv", [*rows[:200], ("D", "戊"), ("E", "己")])  # add rows
+    assert [len(described(module(mended, **own), split)) for split in SPLITS] == [202, 51, 53]
+
+
+def test_leaving_classes_out_is_not_offered_where_it_empties_a_file_or_leaves_one_class(tmp_path: Path) -> None:
+    rows = make_rows(60)
+    train, test = write(tmp_path / "a.csv", rows), write(tmp_path / "b.csv", [("D", "甲"), ("D", "乙")])
+    single = write(tmp_path / "c.csv", [("类0", review) for _, review in rows])
+    for path in (train, single):
+        for rule in ("error", "drop", "merge"):
+            with pytest.raises(
+                DataError, match=r"class 'D' occurs only in \S*b\.csv: .*; correct the labels, add"
+            ) as told:
+                module(path, test_path=str(test), small_classes=rule)
+            assert "small_classes" not in str(told.value)
+
+
+def test_every_remedy_for_small_classes_that_is_told_helps(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    offered: Counter[str] = Counter()
+    for trial in range(60):
+        names = [*"ABCD", "other"]
+        parts = {}
+        for split in ("train", "val", "test")[: 1 + trial % 3]:
+            counts = generator.choice([0, 0, 1, 2, 3, 30], len(names))
+            rows = [(name, f"{split} {name} {i}") for name, n in zip(names, counts, strict=True) for i in range(n)]
+            parts[split] = str(write(tmp_path / f"{split}{trial}.csv", rows or [("A", split)]))
+        own = {f"{split}_path": path for split, path in parts.items() if split != "train"}
+        fractions = {"val_fraction": 0.3, "test_fraction": 0.3}
+        try:
+            module(Path(parts["train"]), **own, **fractions)
+            continue
+        except DataError as error:
+            told = str(error)
+        for rule in ("drop", "merge"):
+            if f"small_classes={rule}" in told:
+                offered[rule] += 1
+                try:
+                    module(Path(parts["train"]), **own, **fractions, small_classes=rule)
+                except DataError as error:  # few rows, many classes: not for the classes that are small
+                    if "cannot draw" not in str(error):
+                        raise
+    assert min(offered[rule] for rule in ("drop", "merge")) > 5
 
 
 @pytest.mark.parametrize("other", ["caf\u0065\u0301", "café\u200b", "\ufeffca\u00adfé"])

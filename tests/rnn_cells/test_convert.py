@@ -205,3 +205,28 @@ def test_modules_without_a_counterpart_here_are_refused(module, message):
 def test_layers_without_a_counterpart_in_torch_are_refused(layer, message):
     with pytest.raises(ValueError, match=message):
         to_torch(layer)
+
+
+class OwnProject(LSTM):
+    def forward(self, *args, **options):
+        return super().forward(*args, **options)
+
+
+def hooked(module: Any) -> Any:
+    module.register_forward_hook(lambda *_: None)
+    return module
+
+
+def test_hooks_and_methods_of_ones_own_are_refused_not_forgotten():
+    layer = LSTM(2, 3)
+    hooked(layer.cells[0])
+    replaced: Any = LSTM(2, 3)
+    replaced.cells[0].project = lambda x: x
+    for each in (layer, hooked(LSTM(2, 3)), OwnProject(2, 3), replaced):
+        with pytest.raises(ValueError, match="which have no counterpart"):
+            to_torch(each)
+    patched: Any = nn.LSTM(2, 3)
+    patched.forward = lambda x: x
+    for module in (hooked(nn.LSTM(2, 3)), patched):
+        with pytest.raises(ValueError, match="no counterpart"):
+            from_torch(module)

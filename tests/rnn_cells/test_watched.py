@@ -375,3 +375,56 @@ def test_a_cell_may_change_its_state_and_gates_in_place(context):
         wanted.append((wanted[-1] if wanted else start) * 0.5 + step)
     torch.testing.assert_close(outputs, torch.stack(wanted))
     assert torch.equal(h, start)
+
+
+@pytest.mark.parametrize("name", ["recur", "project", "forward"])
+def test_a_method_replaced_on_one_cell_is_called(name):
+    layer, x, calls = LSTM(3, 4), torch.randn(2, 5, 3), []
+    wanted, replaced = layer(x)[0], getattr(layer.cells[0], name)
+
+    def watched(*args):
+        calls.append(len(args))
+        return replaced(*args)
+
+    setattr(layer.cells[0], name, watched)
+    torch.testing.assert_close(layer(x)[0], wanted)
+    assert calls
+
+
+class Remembers(Cell):
+    """A cell that keeps its state in memory of its own, and gives that out."""
+
+    num_gates = 1
+
+    def __init__(self, input_size, hidden_size, bias=True):
+        super().__init__(input_size, hidden_size, bias)
+        self.memory = torch.zeros(2, hidden_size)
+
+    def recur(self, gates, state):
+        return (self.memory.mul_(0.5).add_(torch.tanh(gates)),)
+
+
+@torch.no_grad()
+def test_outputs_are_those_of_their_steps_whatever_memory_a_cell_gives_out():
+    cell, x = Remembers(3, 4), torch.randn(5, 2, 3)
+    outputs, (final,) = scan(cell, x)
+    wanted, h = [], torch.zeros(2, 4)
+    for gates in torch.tanh(cell.project(x)):
+        h = 0.5 * h + gates
+        wanted.append(h)
+    torch.testing.assert_close(outputs, torch.stack(wanted))
+    final.zero_()
+    assert cell.memory.any()
+
+
+def test_a_pruned_layer_moves_to_another_type():
+    layer = LSTM(3, 4)
+    prune.l1_unstructured(layer.cells[0], "weight_hh", 0.4)
+    assert layer.double()(torch.randn(2, 5, 3, dtype=torch.float64))[0].dtype == torch.float64
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.int32])
+def test_lengths_may_be_integers_of_any_type_on_the_reference(dtype):
+    layer, x = LSTM(3, 4, backend="reference"), torch.randn(2, 5, 3)
+    lengths = torch.tensor([5, 2])
+    torch.testing.assert_close(layer(x, lengths=lengths.to(dtype))[0], layer(x, lengths=lengths)[0])
