@@ -78,7 +78,7 @@ class CleanSeries:
         if self.times.dtype == np.int64:
             return numbers
         found = np.minimum(np.searchsorted(self.numbers, numbers), len(self.numbers) - 1)
-        return np.where(self.numbers[found] == numbers, self.times[found], np.datetime64("NaT"))
+        return np.where(self.numbers[found] == numbers, self.times[found], np.datetime64("NaT", "us"))
 
     def _gap_lengths(self) -> str:
         """Those of the first gaps."""

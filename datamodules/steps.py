@@ -255,7 +255,9 @@ def _shifted(key: str, value: Any, origin: np.datetime64, sign: int) -> np.datet
 def _months(days: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of days since 1970: the month, the day of it from 0, and how many it has."""
     month = days.astype("datetime64[D]").astype("datetime64[M]")
-    first, following = (part.astype("datetime64[D]").astype(np.int64) for part in (month, month + 1))
+    first, following = (
+        part.astype("datetime64[D]").astype(np.int64) for part in (month, month + np.timedelta64(1, "M"))
+    )
     return month.astype(np.int64), days - first, following - first
 
 
