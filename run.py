@@ -217,7 +217,7 @@ def quoted(argument: str, sweeping: bool = False) -> str:
 
 def _is_string(key: str, value: str) -> bool:
     name = key.lstrip("+")
-    return name in STRINGS or (name in STRING_OR_LIST and not value.startswith("["))
+    return not value.startswith("[") if name in STRING_OR_LIST else name in STRINGS
 
 
 def _is_as_meant(argument: str, sweeping: bool = False) -> bool:

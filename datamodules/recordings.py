@@ -20,6 +20,7 @@ from .sources import DataError
 from .streaming import LINE, TableStream, warn, without_blank_end
 
 EXACT = 2.0**53  # up to here float64 holds every whole number
+LONGEST = 1e20  # no count or key of 64 bits is as long
 CHUNK = 20_000  # rows parsed at once
 EPOCHS = {"epoch_s": 1, "epoch_ms": 10**3, "epoch_us": 10**6, "epoch_ns": 10**9}  # units of a second
 ISO = {"iso8601": "ISO8601"}  # our name of the format, and pandas'
@@ -359,7 +360,7 @@ def parse_numbers(
         missing_words: cells that hold one of these, in lower or upper case, are NaN as well.
 
     Raises:
-        DataError: a cell that is no number, or a whole one that float64 would round, with its line.
+        DataError: a cell that is no number, or one from 2^53 of which float64 would lose digits, with its line.
     """
     values = np.empty((len(frame), len(columns)))
     missing = {*NO_READING, *(word.strip().lower() for word in missing_words)}
@@ -379,24 +380,18 @@ def parse_numbers(
         if not empty.all():
             row = suspects[~empty][0]
             cell = frame[name].iloc[row]
-            remedy = (
-                "set data.decimal=',' for such numbers"
-                if decimal == "." and _with_commas(frame[name])
-                else "correct it"
-            )
             raise DataError(
                 f"{source}, line {lines_of(frame)[row]}: {cell!r} in column {name!r} is not a number "
-                f"({int((~empty).sum())} such cells); {remedy}, or leave the cell empty if the value is missing"
+                f"({int((~empty).sum())} such cells); {_remedy(frame[name], decimal)}, or leave the cell empty "
+                "if the value is missing"
             )
-        large = np.flatnonzero((np.abs(numbers) >= EXACT) & (np.abs(numbers) < 2.0**63))
-        digits = cells.iloc[large].astype(str).str.strip()
-        whole = digits.str.fullmatch(r"[-+]?[0-9]+").to_numpy(dtype=bool)
-        for row, text in zip(large[whole], digits[whole], strict=True):
-            if int(text) != int(numbers[row]):
+        large = np.flatnonzero(np.abs(numbers) >= EXACT)
+        for row, text in zip(large, cells.iloc[large].astype(str).str.translate(WIDE).str.strip(), strict=True):
+            if _would_be_rounded(text, numbers[row]):
                 raise DataError(
                     f"{source}, line {lines_of(frame)[row]}: {text} in column {name!r} has too many digits to compute "
-                    "with and would be rounded: subtract a constant from the column, or, if it only names something, "
-                    "leave it out of data.features"
+                    "with and would be rounded: subtract a constant from the column; or, if it only names something, "
+                    "leave it out of data.features; or, if it means no reading, name it in data.missing_words"
                 )
         values[:, position] = numbers
     return values
@@ -418,8 +413,28 @@ def _number(cell: Any) -> float:
         return math.nan
 
 
-def _with_commas(cells: pd.Series) -> bool:
-    """Whether a column's numbers have decimal commas: commas that don't set thousands apart, and no points."""
-    words = cells.astype(str)
-    comma = words.str.fullmatch(r"\s*[-+]?\d+,(\d{1,2}|\d{4,})\s*")
-    return bool(comma.any()) and not words.str.contains(".", regex=False).any()
+def _would_be_rounded(text: str, number: float) -> bool:
+    """Whether digits would be lost of a number from 2^53; of one that a program wrote from a float64, none are."""
+    if not re.fullmatch(r"[-+]?\d+\.?\d*", text, re.ASCII):
+        return False  # an exponent: measured or computed, not counted
+    exact = Decimal(text)
+    from_float = exact == Decimal(repr(float(number))) and ("." in text or abs(number) >= LONGEST)
+    return exact != Decimal(float(number)) and not from_float
+
+
+def _remedy(cells: pd.Series, decimal: str) -> str:
+    """What to do about cells that are no numbers: their thousands may be set apart, or their comma be a decimal one."""
+    words = cells.astype(str).str.strip()
+    separator, name = (",", "commas") if decimal == "." else (".", "points")
+    unclear = words.str.fullmatch(rf"[-+]?[1-9]\d{{0,2}}[{separator}]\d{{3}}")
+    thousands = words.str.fullmatch(rf"[-+]?[1-9]\d{{0,2}}([{separator}]\d{{3}})+([{decimal}]\d*)?") & ~unclear
+    if thousands.any():
+        return f"remove the {name} that set thousands apart"
+    if words.str.fullmatch(rf"[-+]?\d{{1,3}}([\s'’]\d{{3}})+([{decimal}]\d*)?").any():
+        return "remove what sets thousands apart"
+    if decimal == "." and not words.str.contains(".", regex=False).any():
+        if words.str.fullmatch(r"[-+]?(\d+,(\d{1,2}|\d{4,})|0+,\d+)").any():
+            return "set data.decimal=',' for such numbers"
+        if unclear.any():
+            return "remove the commas if they set thousands apart, or set data.decimal=',' if they are decimal commas"
+    return "correct it"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytorch_lightning as pl
-from matplotlib.figure import Figure
+from matplotlib.image import imread
 from omegaconf import OmegaConf
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import TensorBoardLogger
@@ -108,13 +108,13 @@ def finish(
     logger: TensorBoardLogger,
     metrics: dict[str, Any],
     predictions: pd.DataFrame,
-    drawn: Mapping[str, Figure],
+    drawn: Sequence[Path],
     step: int,
 ) -> None:
-    """The test's figures; of texts, precision over recall by class, and some that were read rightly and misread."""
+    """The test's figures, `drawn` as files; of texts, precision over recall by class, and some right and wrong ones."""
     board: Any = logger.experiment
-    for name, figure in drawn.items():
-        board.add_figure(f"test/{name}", figure, step, close=False)
+    for path in drawn:
+        board.add_image(f"test/{path.stem}", imread(path), step, dataformats="HWC")
     if metrics["task"] == "cls":
         for name in classes_of(predictions):
             truth = (predictions["target"] == name).to_numpy()

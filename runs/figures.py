@@ -14,6 +14,8 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib import font_manager
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import AutoLocator, Locator, MaxNLocator, MultipleLocator
@@ -79,8 +81,11 @@ def readable(labels: Sequence[str], english: Mapping[str, str]) -> list[str]:
 def save(figure: Figure, path: Path) -> None:
     """Write `path` with the suffixes .png and .svg."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    for suffix in (".png", ".svg"):
-        figure.savefig(path.with_suffix(suffix), dpi=150)
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # laid out once; `savefig` does it, and draws without need, for each file
+    figure.dpi = 150
+    FigureCanvasAgg(figure).print_png(path.with_suffix(".png"))
+    FigureCanvasSVG(figure).print_svg(path.with_suffix(".svg"))
 
 
 def loss_curves(history: pd.DataFrame, monitor: str, mode: str) -> Figure:

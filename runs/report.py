@@ -60,10 +60,11 @@ def write_results(
         drawn["confusion"] = figures.confusion_matrix(metrics["confusion"], labels)
     else:
         drawn |= _forecast_figures(metrics, predictions.assign(index=index), datamodule.facts, loader.dataset)
-    for name, figure in drawn.items():
-        figures.save(figure, folder / "figures" / name)
+    files = [folder / "figures" / f"{name}.png" for name in drawn]
+    for file, figure in zip(files, drawn.values(), strict=True):
+        figures.save(figure, file)
     if isinstance(logger, TensorBoardLogger) and not metrics["fast_dev_run"]:
-        board.finish(logger, metrics, predictions, drawn, int(history["step"].iloc[-1]))
+        board.finish(logger, metrics, predictions, files, int(history["step"].iloc[-1]))
     write_json(folder / "metrics.json", metrics)
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datamodules.recordings import parse_numbers, parse_offsets, parse_times
+from datamodules.recordings import WIDE, parse_numbers, parse_offsets, parse_times
 from datamodules.sources import DataError
 
 
@@ -223,15 +223,56 @@ def test_what_is_no_number_is_refused_with_its_line(cell: str) -> None:
         parse_numbers(table("1", cell), ["a"], "t.csv")
 
 
-@pytest.mark.parametrize("cell", ["9007199254740993", "-1577836800000000001", "+1577836800000000257"])
-def test_a_whole_number_that_float64_would_round_is_refused_with_its_line(cell: str) -> None:
+@pytest.mark.parametrize(
+    ("cells", "decimal", "remedy"),
+    [
+        (["1,5"], ".", "set data.decimal=',' for such numbers"),
+        (["0,123", "-0,455"], ".", "set data.decimal=',' for such numbers"),
+        (["6,088"], ".", "remove the commas if they set thousands apart, or set data.decimal=',' if they are decimal"),
+        (["1,5", "6,088"], ".", "set data.decimal=',' for such numbers"),
+        (["1,234.5"], ".", "remove the commas that set thousands apart"),
+        (["1,234,567"], ".", "remove the commas that set thousands apart"),
+        (["1.234,5"], ",", "remove the points that set thousands apart"),
+        (["1.234"], ",", "correct it, or leave the cell empty"),
+        (["1.5"], ",", "correct it, or leave the cell empty"),
+        (["1 234"], ".", "remove what sets thousands apart"),
+        (["1\u202f234,5"], ",", "remove what sets thousands apart"),
+        (["1'234.5"], ".", "remove what sets thousands apart"),
+        (["1.5", "1,5"], ".", "correct it, or leave the cell empty"),
+    ],
+)
+def test_a_remedy_is_named_that_fits_the_column(cells: list[str], decimal: str, remedy: str) -> None:
+    with pytest.raises(DataError, match=re.escape(remedy)):
+        parse_numbers(table(*cells), ["a"], "t.csv", decimal=decimal)
+
+
+LONG = [
+    "9007199254740993",
+    "-1577836800000000001",
+    "+1577836800000000257",
+    "９００７１９９２５４７４０９９３",
+    "9007199254740992.5",
+    "9223372036854775807",
+    "12345678901234567890",
+    "123456789012345678901234567890",
+]
+
+
+@pytest.mark.parametrize("cell", LONG)
+def test_a_number_of_which_float64_would_lose_digits_is_refused_with_its_line(cell: str) -> None:
     frame = pd.DataFrame({"x": ["1", cell]})
-    with pytest.raises(DataError, match=rf"line 3: {re.escape(cell)} in column 'x' has too many digits"):
+    digits = re.escape(cell.translate(WIDE))
+    with pytest.raises(DataError, match=rf"line 3: {digits} in column 'x' has too many digits"):
         parse_numbers(frame, ["x"], "t.csv")
+    assert np.isnan(parse_numbers(frame, ["x"], "t.csv", missing_words=[cell])[1, 0])
 
 
 @pytest.mark.parametrize(
-    "cell", ["9007199254740992", "1577836800000000000", "1e300", "0.12345678901234567890", "+5e39", "3e66"]
+    "cell",
+    [
+        *("9007199254740992", "1577836800000000000", "1e300", "0.12345678901234567890", "+5e39", "3e66"),
+        *("1" + 23 * "0", "1234567890123456800.0", "123456789012345600000000", "9223372036854775808", 20 * "9" + "e0"),
+    ],
 )
 def test_numbers_of_many_digits_that_are_exact_or_measured_are_read(cell: str) -> None:
     assert parse_numbers(pd.DataFrame({"x": [cell]}), ["x"], "t.csv").tolist() == [[float(cell)]]
