@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,11 @@ SHOWN = 3  # columns, and values of each, in a message
 LEAST, MOST = 3, 100  # rows of each series, and series
 ALMOST_ALL, OFTEN = 0.9, 0.3
 WHOLE = r"[-+]?\d+"
+SERIES = (
+    r"(?i)(^|[\W_])(series|station|site|sensor|device|meter|turbine|store|customer|item|location|city)([\W_]|$|id|no)"
+)
+SERIES_CHINESE = "站|设备|传感器|城市|地点|门店|编号"
+"""What is in the names of columns whose values name series."""
 CALENDAR = ("hour", "day", "day_of_week", "month", "quarter")
 
 
@@ -59,6 +65,27 @@ def alternating(frame: pd.DataFrame, times: np.ndarray | None, values: np.ndarra
             continue
         if times is None or not _is_calendar(cells, codes, times[order]):
             columns.append(_shown(name, [*distinct]))
+    return columns[:SHOWN]
+
+
+def in_blocks(frame: pd.DataFrame, times: np.ndarray | None) -> list[str]:
+    """Columns that are called as one that names series is, and whose values each fill one block of time.
+
+    Args:
+        frame: see `alternating`, as the next.
+        times: of the rows.
+
+    Returns:
+        Each with some of its values.
+    """
+    order = np.arange(len(frame)) if times is None else np.argsort(times, kind="stable")
+    columns = []
+    for name in frame.columns:
+        if re.search(SERIES, str(name)) or re.search(SERIES_CHINESE, str(name)):
+            codes, distinct = pd.factorize(frame[name].astype(str).iloc[order])
+            is_block = 2 <= len(distinct) <= min(MOST, len(codes) // LEAST) and bool((np.diff(codes) >= 0).all())
+            if is_block and _are_names(pd.Series(distinct)):
+                columns.append(_shown(name, [*distinct]))
     return columns[:SHOWN]
 
 

@@ -29,6 +29,19 @@ def test_stations_that_report_in_turn_are_several_series(caplog: pytest.LogCaptu
     assert "take turns" not in caplog.text
 
 
+@pytest.mark.parametrize("column", ["station", "sensor_id", "Site No.", "meterId", "站点"])
+def test_stations_one_after_the_other_are_several_series(column: str, caplog: pytest.LogCaptureFixture) -> None:
+    frame = pd.DataFrame({"time": TIMES.strftime("%Y-%m-%d %H:%M"), "x": "1", column: sorted([*"AB"] * 90)})
+    rules = {"time_column": "time", "time_format": "%Y-%m-%d %H:%M", "columns": ["x"], "step": "20min"}
+    with caplog.at_level(logging.WARNING):
+        clean(frame.iloc[::-1], **rules)
+    assert f"each value of '{column}' (A, B) has a time of its own" in caplog.text
+    caplog.clear()
+    clean(frame.assign(**{column: "A"}), **rules)
+    clean(frame.rename(columns={column: "season"}), **rules)
+    assert "of its own" not in caplog.text
+
+
 def test_numbered_stations_in_any_row_order_are_several_series() -> None:
     frame = pd.DataFrame({"id": np.resize(["7", "9"], len(TIMES))}).sample(frac=1, random_state=0)
     assert alternating(frame, micro(TIMES.to_numpy())[frame.index], np.ones((len(frame), 1))) == ["'id' (7, 9)"]
