@@ -100,7 +100,11 @@ def assert_close(found, wanted, tolerance=1e-5):
         assert error < tolerance, f"result {index} of {tuple(exact.shape)}: {error:.1e}"
 
 
-slow_here = [] if torch.cuda.is_available() else [pytest.mark.slow]
+slow_here = [] if torch.cuda.is_available() else [pytest.mark.slow]  # the interpreter takes seconds for each
+
+
+def interpreted_slowly(test):
+    return test if torch.cuda.is_available() else pytest.mark.slow(test)
 
 
 @pytest.mark.parametrize(
@@ -139,6 +143,7 @@ def test_programs_that_share_the_hidden_units_match_the_reference(request, name,
     assert_close(ours(cells, x, state, lengths, reverse), expected(cells, x, state, lengths, reverse))
 
 
+@interpreted_slowly
 @every_cell
 def test_nothing_of_the_padding_is_read(cell_type):
     cells, x, state = problem(cell_type, directions=2)
@@ -150,6 +155,7 @@ def test_nothing_of_the_padding_is_read(cell_type):
     assert torch.all(clean[0][padding] == 0)
 
 
+@interpreted_slowly
 @every_cell
 def test_the_initial_state_is_zero_if_none_is_given(cell_type):
     cells, x, state = problem(cell_type, directions=2)
@@ -161,12 +167,14 @@ def test_the_initial_state_is_zero_if_none_is_given(cell_type):
 
 
 @pytest.mark.parametrize("used", [slice(0, 1), slice(1, 2), slice(-1, None)], ids=["outputs", "first", "last"])
+@interpreted_slowly
 @every_cell
 def test_gradients_match_when_only_one_result_is_used(cell_type, used):
     cells, x, state = problem(cell_type, directions=2)
     assert_close(ours(cells, x, state, None, used=used), expected(cells, x, state, None, used=used))
 
 
+@interpreted_slowly
 def test_the_gradient_of_the_outputs_may_lie_in_memory_in_any_way():
     cells, x, _ = problem(LSTMCell, directions=2)
     leaves = [x.requires_grad_(), *(parameter for cell in cells for parameter in cell.parameters())]
@@ -190,6 +198,7 @@ def test_cells_without_bias_match_the_reference(cell_type):
 @pytest.mark.parametrize(
     "sizes", [(1, 1, 1, 1), (16, 2, 1, 16), (17, 3, 5, 65)], ids=lambda s: "B{}-T{}-I{}-H{}".format(*s)
 )
+@interpreted_slowly
 @every_cell
 def test_odd_sizes_match_the_reference(cell_type, sizes):
     cells, x, state = problem(cell_type, sizes=sizes)
@@ -205,6 +214,7 @@ def test_a_batch_may_be_empty(cell_type):
     assert all(torch.all(gradient == 0) for gradient in gradients)
 
 
+@interpreted_slowly
 def test_lengths_that_nobody_could_look_at_end_with_the_sequence():
     cells, x, state = problem(LSTMCell, directions=2)
     wild = torch.tensor(LENGTHS, device=DEVICE).where(torch.tensor(LENGTHS, device=DEVICE) < STEPS, STEPS + 3)
@@ -275,6 +285,7 @@ def test_sizes_that_do_not_fit_are_refused():
         triton.scan(cell, x[:, :, 1:], (h, c))
 
 
+@interpreted_slowly
 @every_cell
 def test_a_second_backward_gives_the_same_gradients(cell_type):
     cell, x, state = single(cell_type)
