@@ -32,16 +32,9 @@ def main() -> None:
     output.write_text(old, encoding="utf-8")
     avoided = output.with_name("avoided.txt")
     avoided.write_text(AVOIDED, encoding="utf-8")
-    options = (
-        "--universal",
-        "--python-version=3.10",
-        "--extra=dev",
-        "--generate-hashes",
-        "--no-annotate",
-        "--no-header",
-    )
+    options = ("--universal", "--python-version=3.10", "--extra=dev", "--generate-hashes", "--no-annotate")
     files = (f"--constraints={avoided}", f"--output-file={output}", "pyproject.toml")
-    command = (sys.executable, "-m", "uv", "pip", "compile", *options, "--no-header", *files, *sys.argv[1:])
+    command = (sys.executable, "-m", "uv", "pip", "compile", *options, "--no-header", "--quiet", *files, *sys.argv[1:])
     subprocess.run(command, cwd=ROOT, check=True)
     entries: dict[Path, list[str]] = {path: [] for path in HEADERS}
     for entry in ENTRY.finditer(output.read_text(encoding="utf-8")):
