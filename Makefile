@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 VERSION = $(shell $(PYTHON) -c "import sys; print('%d.%d' % sys.version_info[:2])")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock audit run test test-all test-python test-lowest results docs check bench
+.PHONY: help setup lock audit run test test-all faults test-python test-lowest results docs check bench
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1	\2/p' Makefile | while IFS='	' read -r name what; do printf '%-12s%s\n' "$$name" "$$what"; done
@@ -38,6 +38,9 @@ test: $(READY)  ## the quick tests
 
 test-all: $(READY)  ## all tests, the slow ones too
 	$(PY) -m pytest -n auto --dist loadfile -m "" $(ARGS)
+
+faults: $(READY)  ## test every promise of docs/faults.md with real processes, and print which hold
+	$(PY) -m tests.faults $(ARGS)
 
 test-python:  ## the quick tests on another Python, in a .venv of its own: make test-python PYTHON=python3.10
 	$(MAKE) test VENV=.venv-$(VERSION)
