@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,9 @@ import torch
 
 from .cleaning import CleanSeries
 from .steps import format_time
-from .windows import Climatology, features_of, forward_fill, gather, window_starts
+from .windows import HIGH, Climatology, features_of, forward_fill, gather, window_starts
+
+logger = logging.getLogger(__name__)
 
 SHOWN = 3  # times named in a message about many
 
@@ -44,7 +47,19 @@ class Lookbacks:
         scaled = (known[:, :-1] - np.asarray(facts["feature_mean"])) / np.asarray(facts["feature_std"])
         self._inputs = np.ascontiguousarray(scaled, dtype=np.float32)
         self._history = known[:, -1] - facts.get("target_offset", 0.0)
+        target = (self._history - facts["target_mean"]) / facts["target_std"]
+        self._warn_of_strange_readings({**dict(zip(names, scaled.T, strict=False)), facts["target"]: target})
         self._climatology = Climatology.from_state(facts["climatology"], series.step)
+
+    def _warn_of_strange_readings(self, columns: Mapping[str, np.ndarray]) -> None:
+        """Warn of `columns`, in standard deviations, that lie where no training value did, as another meter's do."""
+        for name, values in columns.items():
+            if (far := np.flatnonzero(np.abs(values) > HIGH)).size:
+                logger.warning(
+                    "line %d: %r is %.0f standard deviations from the mean of the training data (%d such rows): the "
+                    "model knows nothing like it, and its forecasts from there mean nothing",
+                    *(self.series.lines[far[0]], name, abs(values[far[0]]), far.size),
+                )
 
     def times_ahead(self, origins: np.ndarray) -> np.ndarray:
         """The times that are forecast from these rows, as `CleanSeries.times_of` has them (B, H)."""

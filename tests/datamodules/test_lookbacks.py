@@ -61,6 +61,18 @@ def test_batches_are_those_of_the_data_module_at_the_same_origins(climate: Path,
     assert np.array_equal(lookbacks.truth(origins), expected["targets"].numpy())
 
 
+def test_readings_unlike_any_of_the_training_are_warned_of(
+    climate: Path, module: SeriesDataModule, caplog: pytest.LogCaptureFixture
+) -> None:
+    table = pd.read_csv(climate, dtype=str, keep_default_na=False)
+    Lookbacks(clean(table, **module.facts["cleaning"], from_last=True), module.facts)
+    assert "standard deviations" not in caplog.text
+    table.loc[table.index[-500:], "T (degC)"] = "1000000"
+    Lookbacks(clean(table, **module.facts["cleaning"], from_last=True), module.facts)
+    line = len(table) - 500 + 2
+    assert re.search(rf"line {line}: 'T \(degC\)' is \d+ standard deviations .* \(500 such rows\)", caplog.text)
+
+
 def test_truth_is_what_the_series_has_at_that_time(climate: Path, module: SeriesDataModule) -> None:
     series = clean(pd.read_csv(climate, dtype=str, keep_default_na=False), **module.facts["cleaning"])
     lookbacks = Lookbacks(series, module.facts)
@@ -162,7 +174,8 @@ def lacking(change: Callable[[pd.DataFrame], pd.DataFrame]) -> tuple[str, CleanS
     cleaning: dict[str, Any] = {"time_column": "time", "time_format": FORMAT, "columns": ["T", "p"]}
     series = clean(change(frame), **cleaning, missing_values=[-9999])
     facts = {"features": ["T", "p"], "target": "T", "calendar": False, "missing": "drop", "lookback": 24, "horizon": 2}
-    numbers = {"feature_mean": [0, 0], "feature_std": [1, 1], "climatology": {"coefficients": [[0.0]]}}
+    numbers: dict[str, Any] = {"feature_mean": [0, 0], "feature_std": [1, 1], "target_mean": 0, "target_std": 1}
+    numbers["climatology"] = {"coefficients": [[0.0]]}
     return Lookbacks(series, facts | numbers).lacking(), series
 
 
