@@ -8,14 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
-import logging
 import math
-import os
 import platform
-import shlex
-import shutil
-import subprocess
 import sys
 import threading
 import weakref
@@ -29,9 +23,6 @@ from rnn_cells.backends import arguments
 from rnn_cells.backends.arguments import GRU_KIND, LSTM_KIND, RNN_KIND, check, check_lengths, dense, kind_of, weights_of
 from rnn_cells.cells import Cell, State
 
-log = logging.getLogger(__name__)
-
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared")
 SOURCE = Path(__file__).with_name("cpu.cpp")
 
 
@@ -218,60 +209,12 @@ def _library() -> tuple[Any, str | None]:
     """The compiled library, or None and what is missing."""
     if sys.platform != "linux":
         return None, f"it is compiled only on Linux; this is {platform.system()}"
+    from rnn_cells.backends import building  # imports what only Unix has
+
     try:
-        chosen = shlex.split(os.environ.get("CXX", ""))
-    except ValueError as error:
-        return None, f"CXX={os.environ['CXX']}: {error}"
-    commands = [chosen] if chosen else [["c++"], ["g++"], ["clang++"]]
-    compiler = next((command for command in commands if shutil.which(command[0])), None)
-    if compiler is None:
-        names = ", ".join(command[0] for command in commands)
-        return None, f"no C++ compiler ({names}); install one, such as Debian's package g++"
-    try:
-        library = ctypes.CDLL(str(_build(compiler)))
-    except (OSError, _CompilerError) as error:  # a cache that can't be written or executed, a compiler too old
-        return None, f"it can't be compiled: {error}"
+        library = building.load(SOURCE)
+    except (OSError, building.BuildError) as error:  # no compiler, one too old, a folder from which nothing may run
+        return None, str(error)
     for function in (library.scan_forward, library.scan_backward):
         function.argtypes, function.restype = (ctypes.c_int, ctypes.c_int, ctypes.POINTER(_Problem)), ctypes.c_bool
     return library, None
-
-
-class _CompilerError(RuntimeError):
-    pass
-
-
-def _build(compiler: list[str]) -> Path:
-    """The library's file, compiled once per source, compiler, flags, CPU and torch version.
-
-    `RNN_CELLS_CXXFLAGS` adds flags of your own, such as a sanitizer's.
-    """
-    import fcntl  # exists on the only system that gets here
-
-    flags = [*FLAGS, *shlex.split(os.environ.get("RNN_CELLS_CXXFLAGS", ""))]
-    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=False).stdout
-    cpu = next((line for line in _cpu_description() if line.startswith("flags")), platform.machine())
-    key = "\n".join([SOURCE.read_text(encoding="utf-8"), version, cpu, torch.__version__, *flags])
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "rnn_cells"
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"cpu-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
-    with open(folder / "build.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # of several processes starting together, one compiles and the others wait
-        if not target.exists():
-            log.warning("compiling the cpu backend with %s, once; up to half a minute", compiler[0])
-            beside = target.with_suffix(f".{os.getpid()}")
-            command = [*compiler, *flags, str(SOURCE), "-o", str(beside)]
-            result = subprocess.run(command, capture_output=True, text=True, check=False)
-            if result.returncode != 0:
-                beside.unlink(missing_ok=True)
-                raise _CompilerError(
-                    f"{' '.join(command)}: {(result.stderr.strip().splitlines() or ['no message'])[0]}"
-                )
-            os.replace(beside, target)
-    return target
-
-
-def _cpu_description() -> list[str]:
-    try:
-        return Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []

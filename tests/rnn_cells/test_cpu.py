@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from rnn_cells import LSTM, RNN, LSTMCell, scan
-from rnn_cells.backends import choose, cpu, reference
+from rnn_cells.backends import building, choose, cpu, reference
 from tests.rnn_cells.conftest import LAYERS
 
 ROOT = Path(__file__).parents[2]
@@ -295,9 +295,80 @@ def test_a_compiler_that_cannot_be_read_is_a_reason_and_no_crash(fresh_library):
 
 @compiled
 @pytest.mark.parametrize("cache", ["/dev/null", "/proc"])
-def test_a_cache_that_cannot_be_written_is_a_reason_and_no_crash(fresh_library, cache):
+def test_where_no_library_can_be_kept_it_is_compiled_at_every_start(fresh_library, caplog, tmp_path, cache):
+    source = small_library(tmp_path, "answer", 42)
     fresh_library.setenv("XDG_CACHE_HOME", cache)
-    assert "can't be compiled" in (cpu.why_not(LSTMCell(4, 8), torch.zeros(3, 2, 4)) or "")
+    assert building.load(source).answer() == 42
+    assert "set XDG_CACHE_HOME to a folder that only you can write" in caplog.text
+
+
+def small_library(folder: Path, function: str, value: int) -> Path:
+    source = folder / "small.cpp"
+    source.write_text(f'extern "C" int {function}() {{ return {value}; }}')
+    return source
+
+
+@compiled
+def test_a_library_is_compiled_once(fresh_library, caplog, tmp_path):
+    fresh_library.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for _ in range(2):
+        assert building.load(small_library(tmp_path, "answer", 42)).answer() == 42
+    assert caplog.text.count("compiling the small backend") == 1
+    assert building.load(small_library(tmp_path, "answer", 43)).answer() == 43
+
+
+@compiled
+@pytest.mark.parametrize("damage", ["empty", "cut off", "bit flipped"])
+def test_a_damaged_library_is_compiled_anew(fresh_library, tmp_path, damage):
+    fresh_library.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    source = small_library(tmp_path, "answer", 42)
+    building.load(source)
+    (library,) = (tmp_path / "cache" / "rnn_cells").glob("*.so")
+    content = library.read_bytes()
+    middle = len(content) // 2
+    flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+    library.unlink()  # it is mapped into this process, which a change would reach
+    library.write_bytes({"empty": b"", "cut off": content[:middle], "bit flipped": flipped}[damage])
+    library.chmod(0o700)
+    assert building.load(source).answer() == 42
+    assert library.read_bytes() == content
+
+
+@compiled
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root can write files of another user")
+@pytest.mark.parametrize("planted", ["file", "link", "writable"])
+def test_a_library_that_others_may_have_planted_is_never_loaded(fresh_library, tmp_path, planted):
+    """The library has the right name and is whole; loading it would give 666."""
+    folder = tmp_path / "cache" / "rnn_cells"
+    fresh_library.setenv("XDG_CACHE_HOME", str(folder.parent))
+    wicked = building._compile(["g++", *building.FLAGS, str(small_library(tmp_path, "answer", 666))])
+    source = small_library(tmp_path, "answer", 42)
+    with fresh_library.context() as patched:
+        patched.setattr(building, "_compile", lambda command: wicked)
+        assert building.load(source).answer() == 666
+    (library,) = folder.glob("*.so")
+    if planted == "file":
+        os.chown(library, 65534, 65534)
+    elif planted == "link":
+        library.rename(tmp_path / "elsewhere.so")
+        library.symlink_to(tmp_path / "elsewhere.so")
+    else:
+        library.chmod(0o777)
+    assert building.load(source).answer() == 42
+    assert library.is_file()
+    assert library.stat().st_uid == 0
+
+
+@compiled
+def test_the_lock_follows_no_link(fresh_library, tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("dear", encoding="utf-8")
+    folder = tmp_path / "cache" / "rnn_cells"
+    folder.mkdir(parents=True)
+    (folder / "build.lock").symlink_to(victim)
+    fresh_library.setenv("XDG_CACHE_HOME", str(folder.parent))
+    assert building.load(small_library(tmp_path, "answer", 42)).answer() == 42
+    assert victim.read_text(encoding="utf-8") == "dear"
 
 
 @compiled
