@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 from torch.utils.data import Dataset
 
-from .sources import SPLITS, DataError
+from .sources import SPLITS, DataError, is_safe
 from .streaming import LINE
 
 logger = logging.getLogger(__name__)
@@ -376,6 +376,9 @@ def read_arrays(file: Path) -> dict[str, np.ndarray] | None:
     try:
         data = file.read_bytes()
     except OSError:
+        return None
+    if not is_safe(file):
+        logger.warning("the cache %s may be another user's work and is not read: see data.cache_dir", file)
         return None
     if hashlib.sha256(data[32:]).digest() != data[:32]:
         logger.warning("the cache %s is damaged; it is made anew", file)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import stat
 import sys
 import threading
 import time
@@ -229,8 +230,27 @@ def is_table(name: PurePosixPath) -> bool:
 def cache_folder(cache_dir: str | None = None) -> Path:
     """Where downloads and derived files are kept: `cache_dir`, `$RNN_LAB_CACHE`, or the user's cache folder."""
     chosen = cache_dir or os.environ.get("RNN_LAB_CACHE")
-    if chosen:
-        return Path(chosen).expanduser().absolute()
+    return Path(chosen).expanduser().absolute() if chosen else _default_cache()
+
+
+def is_safe(file: Path) -> bool:
+    """Whether a file of the cache is there and only this user, or root, can have written it.
+
+    In a folder that was chosen, and where not everybody may write, it may be another user's: that one shares it.
+    """
+    try:
+        status, folder = file.lstat(), file.parent.stat()
+    except OSError:
+        return False
+    if os.name != "posix":
+        return True
+    if not stat.S_ISREG(status.st_mode) or status.st_mode & stat.S_IWOTH:
+        return False
+    is_shared = file.parent != _default_cache() and not folder.st_mode & stat.S_IWOTH
+    return is_shared or status.st_uid in (os.geteuid(), 0)
+
+
+def _default_cache() -> Path:
     import pooch
 
     return Path(pooch.os_cache("rnn_lab"))

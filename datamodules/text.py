@@ -6,12 +6,14 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -39,7 +41,18 @@ from .corpus import (
 from .formats import CsvFormat, text_columns
 from .losses import check_losses
 from .sampling import ResumableLoader, split_loader
-from .sources import SPLITS, DataError, Source, at_least, cache_folder, file_sha256, files_sha256, one_of, path_text
+from .sources import (
+    SPLITS,
+    DataError,
+    Source,
+    at_least,
+    cache_folder,
+    file_sha256,
+    files_sha256,
+    is_safe,
+    one_of,
+    path_text,
+)
 from .streaming import LINE, read_table, warn
 from .synthetic import SMALLEST_REVIEWS, sample_reviews
 
@@ -476,10 +489,7 @@ def cutter(tokenizer: str, cache_dir: str | None = None) -> Callable[[str], Iter
         warnings.simplefilter("ignore")  # its own source warns on newer Pythons
         import jieba
     jieba.setLogLevel(logging.WARNING)
-    folder = cache_folder(cache_dir)
-    with contextlib.suppress(OSError):  # not writable: jieba then builds its dictionary anew each time
-        folder.mkdir(parents=True, exist_ok=True)
-        jieba.dt.tmp_dir = str(folder)  # pyright: ignore[reportAttributeAccessIssue]
+    jieba.dt.tmp_dir = str(_folder_of_jieba(cache_folder(cache_dir)))  # pyright: ignore[reportAttributeAccessIssue]
 
     @lru_cache(RUNS_REMEMBERED)
     def cut_run(run: str) -> tuple[str, ...]:
@@ -490,6 +500,24 @@ def cutter(tokenizer: str, cache_dir: str | None = None) -> Callable[[str], Iter
             yield from cut_run(run) if len(run) <= LONGEST_REMEMBERED else jieba.cut(run)
 
     return cut
+
+
+def _folder_of_jieba(cache: Path) -> Path:
+    """Where jieba keeps its dictionary, which decides how texts are cut: where nobody else can have put another one."""
+    dictionary = cache / "jieba.cache"
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        if os.access(cache, os.W_OK) and (is_safe(dictionary) or not os.path.lexists(dictionary)):
+            return cache
+    except OSError:
+        pass
+    return Path(_private_folder().name)
+
+
+@lru_cache
+def _private_folder() -> TemporaryDirectory[str]:
+    """A folder of this process, removed at its end."""
+    return TemporaryDirectory(prefix="jieba-")
 
 
 def _tokenizer_version(tokenizer: str) -> str:

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import logging
+import marshal
 import os
 import re
 import subprocess
@@ -423,6 +424,48 @@ def test_jieba_says_nothing_and_keeps_its_dictionary_in_the_cache(tmp_path: Path
     assert (done.stdout, done.stderr) == ("[['物流', '很快']]\n", "")
     assert (tmp_path / "缓 存" / "jieba.cache").is_file()
     assert not list(tmp_path.glob("jieba*"))
+
+
+only_root = pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root can write for other users")
+
+
+@only_root
+def test_a_dictionary_that_others_may_have_planted_cuts_no_text(tmp_path: Path) -> None:
+    """A start whose home can't be written falls back on no shared folder either."""
+    code = "from datamodules.text import tokenize; print(tokenize(['物流很快'], 'jieba'))"
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    planted = shared / "jieba.cache"
+    planted.write_bytes(marshal.dumps(({"物": 0, "物流": 0, "物流很": 0, "物流很快": 1000}, 1000)))
+    os.utime(planted, (2**31, 2**31))
+    for path, owner in ((planted, 65534), (planted, 0)):
+        os.chown(path, owner, owner)
+        shared.chmod(0o777)
+        environment = os.environ | {"RNN_LAB_CACHE": str(shared), "TMPDIR": str(tmp_path), "PYTHONUTF8": "1"}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, encoding="utf-8")
+        assert done.stdout == ("[['物流', '很快']]\n" if owner else "[['物流很快']]\n")
+    unwritable = environment | {"RNN_LAB_CACHE": "/proc/nothing", "TMPDIR": str(shared)}
+    done = subprocess.run([sys.executable, "-c", code], env=unwritable, capture_output=True, encoding="utf-8")
+    assert done.stdout == "[['物流', '很快']]\n"
+    assert [path.name for path in shared.iterdir()] == ["jieba.cache"]
+
+
+@only_root
+@pytest.mark.parametrize(
+    ("folder_mode", "file_mode", "is_read"), [(0o755, 0o644, True), (0o755, 0o666, False), (0o777, 0o644, False)]
+)
+def test_tokens_that_others_may_have_planted_are_made_anew(
+    table: Path, cache: Path, folder_mode: int, file_mode: int, is_read: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A colleague's folder that was chosen is read; not what everybody may have written."""
+    facts = module(table).facts
+    (file,) = cache.glob("corpus-*")
+    os.chown(file, 65534, 65534)
+    file.chmod(file_mode)
+    cache.chmod(folder_mode)
+    caplog.clear()
+    assert module(table).facts == facts
+    assert ("may be another user's work" in caplog.text) != is_read
 
 
 def test_new_texts_are_encoded_as_in_training_one_row_each(table: Path) -> None:
