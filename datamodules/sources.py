@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 import stat
 import sys
 import threading
@@ -69,6 +70,11 @@ class Source:
     sample: str = ""
     cache_dir: str | None = None
     others: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in (*self.files, *map(self._file_of, self.urls)):
+            if not name or name in (".", "..") or re.search(r"[/\\:\x00]", name):
+                raise DataError(f"data.files={[*self.files]}, data.urls={[*self.urls]}: {name!r} is no plain file name")
 
     @property
     def title(self) -> str:

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import pickle
+import secrets
 import time
 import zipfile
 from collections.abc import Iterator
@@ -40,10 +41,10 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     Raises:
         OSError: there is no room; or what is written can't take the place, and stays beside it, where the error says.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(8)}")
     _remove_leftovers(path)
     try:
-        with open(beside, "wb") as file:
+        with open(beside, "xb") as file:  # a new file with a name that nobody can guess: no link that is there already
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -63,7 +64,7 @@ def _remove_leftovers(path: Path) -> None:
     if os.name != "posix":  # elsewhere, signal 0 is no mere question
         return
     for beside in path.parent.glob(f".{glob.escape(path.name)}.*"):
-        process = beside.name.rpartition(".")[2]
+        process = beside.name.removeprefix(f".{path.name}.").partition(".")[0]
         if process.isdecimal():
             try:
                 os.kill(int(process), 0)

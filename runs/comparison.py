@@ -20,7 +20,7 @@ from rich.table import Table
 
 from runs import figures
 from runs.analysis import average, format_number, quantiles_of, scores
-from runs.checkpoints import read_json
+from runs.checkpoints import read_json, write_atomically
 from runs.labels import variants
 from runs.statistics import Difference, compare
 
@@ -214,7 +214,7 @@ def write_comparison(folder: Path, runs: Sequence[Path]) -> Comparison:
     texts = []
     for found in comparison.tasks:
         suffix = "" if len(comparison.tasks) == 1 else f"_{found.task}"
-        found.table.to_csv(folder / f"comparison{suffix}.csv", index=False)
+        write_atomically(folder / f"comparison{suffix}.csv", found.table.to_csv(index=False).encode())
         shown = _shown(found.table, found.scores, found.reference)
         title = f"Scores of the {found.split} split, {found.task}: mean ± standard deviation over runs"
         _print_table(shown, title)
@@ -230,7 +230,7 @@ def write_comparison(folder: Path, runs: Sequence[Path]) -> Comparison:
     if trials := comparison.trials:
         texts.append(f"**{', '.join(trials)}: a trial of single batches (fast_dev_run); its scores mean nothing.**")
     texts += [f"- FAILED {run.name}: {status['state']}: {status['error']}" for run, status in comparison.failed.items()]
-    (folder / "comparison.md").write_text("\n\n".join(texts) + "\n", encoding="utf-8")
+    write_atomically(folder / "comparison.md", ("\n\n".join(texts) + "\n").encode())
     for run, status in comparison.failed.items():
         log.error(f"failed: {run.name}: {status['error'] or status['state']}")
     from runs.page import write_page  # which imports this module

@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import AutoLocator, Locator, MaxNLocator, MultipleLocator
 
 from runs.analysis import curve, format_number
+from runs.checkpoints import replacing
 from tasks.forecasting import central_intervals
 
 log = logging.getLogger(__name__)
@@ -84,8 +85,10 @@ def save(figure: Figure, path: Path) -> None:
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # laid out once; `savefig` does it, and draws without need, for each file
     figure.dpi = 150
-    FigureCanvasAgg(figure).print_png(path.with_suffix(".png"))
-    FigureCanvasSVG(figure).print_svg(path.with_suffix(".svg"))
+    with replacing(path.with_suffix(".png")) as file:
+        FigureCanvasAgg(figure).print_png(file)
+    with replacing(path.with_suffix(".svg")) as file:
+        FigureCanvasSVG(figure).print_svg(file)
 
 
 def loss_curves(history: pd.DataFrame, monitor: str, mode: str) -> Figure:

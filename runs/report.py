@@ -15,7 +15,7 @@ from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from datamodules.steps import format_time
 from runs import board, figures
 from runs.analysis import breakdown, likely_label_errors, quantiles_of
-from runs.checkpoints import write_atomically
+from runs.checkpoints import replacing, write_atomically
 from runs.memory import memory_of_run
 from runs.schema import best_is
 from tasks import Task
@@ -44,7 +44,8 @@ def write_results(
     if hasattr(datamodule, "target_times"):  # not every data module of one's own knows them
         times = datamodule.target_times(metrics["split"], index, predictions["step"].to_numpy())
         predictions.insert(0, "time", times)
-    predictions.to_parquet(folder / "predictions.parquet", index=False)
+    with replacing(folder / "predictions.parquet") as file:
+        predictions.to_parquet(file, index=False)
     metrics["breakdown"] = breakdown(metrics["task"], predictions)
     loader = datamodule.test_dataloader() if metrics["split"] == "test" else datamodule.val_dataloader()
     drawn = {}
@@ -55,7 +56,8 @@ def write_results(
         drawn["loss"] = figures.loss_curves(history, config["task"]["monitor"], best_is(config["task"]))
     if metrics["task"] == "cls":
         suspects = likely_label_errors(predictions)
-        suspects.to_csv(folder / "likely_label_errors.csv", index=False, encoding="utf-8-sig")  # the mark is for Excel
+        table = suspects.to_csv(index=False).encode("utf-8-sig")  # the mark is for Excel
+        write_atomically(folder / "likely_label_errors.csv", table)
         labels = figures.readable([row["class"] for row in metrics["per_class"]], datamodule.facts.get("english") or {})
         drawn["confusion"] = figures.confusion_matrix(metrics["confusion"], labels)
     else:

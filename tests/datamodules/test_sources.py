@@ -216,3 +216,14 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
         "assert not {'torch', 'pytorch_lightning', 'jieba', 'sklearn'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("name", ["../evil.csv", "/tmp/evil.csv", "a/b.csv", "a\\b.csv", "C:evil.csv", "..", ""])
+def test_a_download_has_a_plain_name(name: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="is no plain file name"):
+        Source("evil", files=(name,), urls=("https://127.0.0.1/evil.csv",), cache_dir=str(tmp_path / "cache"))
+
+
+def test_an_address_gives_a_download_a_plain_name() -> None:
+    with pytest.raises(DataError, match="is no plain file name"):
+        Source("evil", urls=("https://127.0.0.1/..\\..\\evil.csv",))

@@ -20,10 +20,11 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from filelock import FileLock
+from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from runs import checkpoints
+from runs import checkpoints, figures
 from runs.checkpoints import AtomicCheckpointIO, Recorder, read_checkpoint, read_json, write_atomically
 from runs.errors import CheckpointError, explain
 from runs.job import merge_overrides
@@ -741,11 +742,22 @@ def test_a_write_replaces_the_whole_file(tmp_path: Path) -> None:
 def test_a_write_removes_what_killed_processes_left_beside_the_file(tmp_path: Path) -> None:
     ended = subprocess.Popen(["true"])
     ended.wait()
-    kept = [f".file.{os.getppid()}", ".file.txt", f".other.{ended.pid}"]
-    for name in (f".file.{ended.pid}", *kept):
+    kept = [f".file.{os.getppid()}.0123", ".file.txt", f".other.{ended.pid}.0123"]
+    for name in (f".file.{ended.pid}", f".file.{ended.pid}.0123", *kept):
         (tmp_path / name).touch()
     write_atomically(tmp_path / "file", b"content")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*kept, "file"])
+
+
+def test_a_write_follows_no_link(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"dear")
+    for name in (f".file.{os.getpid()}", "file", "figure.png", "figure.svg"):
+        (tmp_path / name).symlink_to(victim)
+    write_atomically(tmp_path / "file", b"content")
+    figures.save(Figure(), tmp_path / "figure")
+    assert victim.read_bytes() == b"dear"
+    assert not any((tmp_path / name).is_symlink() for name in ("file", "figure.png", "figure.svg"))
 
 
 def test_a_full_disk_is_one_message_that_names_the_file(lab: Lab, tmp_path: Path) -> None:
