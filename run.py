@@ -24,7 +24,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from datamodules.sources import DataError
-from runs import checks, schema
+from runs import checks, guard, schema
 
 
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")
@@ -271,6 +271,7 @@ def main() -> None:
     sweeping = bool({"-m", "--multirun"} & set(sys.argv[1:]))
     predicting = any(re.fullmatch("(-cn=|--config-name=)?predict", word) for word in sys.argv[1:])
     sys.argv[1:] = [as_typed(word) if predicting else quoted(word, sweeping) for word in sys.argv[1:]]
+    guard.watch(sys.argv[1:])
     try:
         job()
     except KeyboardInterrupt:
