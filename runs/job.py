@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 _MAIN = rank_zero_only.rank == 0  # of several processes that train together, one writes
 _PLACE = ("accelerator", "devices", "strategy")  # of a trainer: where it trains, not what
 _ABSENT = object()
+DEATHS = 2  # so often a run may end the process of its sweep
+FATAL = f"it has ended the process of the sweep {DEATHS} times; delete its folder to have it tried again"
 COPYING = "copying"  # state of a run that is being taken over from a finished one
 failures: list[str] = []
 """The run folders of this process's jobs that failed."""
@@ -55,6 +57,11 @@ def run(config: DictConfig) -> float | None:
     overrides = list(settings.overrides.task)
     words = None if config.resume else overrides
     lock = _enter(folder)
+    if sweeping and _is_fatal(folder):
+        log.error(f"error in {folder.name}: {FATAL}")
+        failures.append(folder.name)
+        _release(lock)
+        return None
     before = _status_as_it_stands(folder)
     signal.signal(signal.SIGTERM, _stop)
     if sweeping:  # Lightning starts further processes by these words: their sweep is to have the same folder
@@ -65,7 +72,7 @@ def run(config: DictConfig) -> float | None:
         if sweeping and folder.resolve().parent != Path(settings.sweep.dir).resolve():
             raise ConfigError(f"hydra.sweep.subdir={settings.sweep.subdir}: a run's folder lies right in its sweep's")
         metrics = _run(config, folder, overrides, sweeping)
-    except (Exception, SystemExit, KeyboardInterrupt) as error:
+    except BaseException as error:  # what a model raises to leave a generator, too, is no reason to end a sweep
         ours = _is_ours(folder, before, fresh=config.resume is None)
         if (code := _interruption(error)) is not None:  # ends a sweep, too
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # whoever stops a group of processes may well say it twice
@@ -176,7 +183,7 @@ def _copy(twin: Path, settings: dict[str, Any], folder: Path, overrides: list[st
 
 def _start(settings: dict[str, Any], folder: Path, overrides: list[str] | None) -> dict[str, Any]:
     _write_config(folder, settings)
-    _write_status(folder, "running", overrides)
+    _write_running(folder, overrides)
     metrics = train(settings, folder)
     _write_status(folder, "finished")
     return metrics
@@ -196,7 +203,7 @@ def _resume(config: DictConfig, folder: Path, overrides: list[str]) -> dict[str,
         return finished
 
     def began() -> None:  # until then, whatever fails leaves the folder as it is
-        _write_status(folder, "running")
+        _write_running(folder)
         _write_config(folder, settings)
 
     if finished is not None and changed == {"score_on"}:
@@ -342,8 +349,44 @@ def _read_status(folder: Path) -> dict[str, Any]:
     return read_json(path) if path.exists() else {}
 
 
+def _is_fatal(folder: Path) -> bool:
+    """Whether a run of a sweep has ended the process of the whole sweep so often that it counts as failed."""
+    try:
+        state, deaths = _read_status(folder).get("state"), _deaths(folder)
+    except ConfigError:  # a damaged status: the run itself says so
+        return False
+    if deaths < DEATHS or (not _MAIN and state == "running"):  # the first of several processes has just begun it
+        return False
+    if state == "running":
+        _write_status(folder, "failed", error=FATAL, deaths=deaths)
+    return True
+
+
+def _deaths(folder: Path) -> int:
+    """How often the process of a run has ended without a word, one time after the other, with no new resume point."""
+    status = _read_status(folder)
+    deaths = status.get("deaths", 0)
+    if status.get("state") == "running":
+        return deaths + 1 if status.get("resume_point") == _resume_point(folder) else 1
+    return deaths
+
+
+def _resume_point(folder: Path) -> dict[str, int] | None:
+    """How far the training had come at the last resume point; None if there is none to go on from."""
+    path = folder / "checkpoints" / LAST
+    try:
+        return progress(read_checkpoint(path)) if path.exists() else None
+    except CheckpointError:
+        return None
+
+
+def _write_running(folder: Path, overrides: list[str] | None = None) -> None:
+    if _MAIN:
+        _write_status(folder, "running", overrides, deaths=_deaths(folder), resume_point=_resume_point(folder))
+
+
 def _write_status(
-    folder: Path, state: str, overrides: list[str] | None = None, error: str | None = None, **more: str
+    folder: Path, state: str, overrides: list[str] | None = None, error: str | None = None, **more: Any
 ) -> None:
     """Write `status.json`; the overrides are those of the command that began the run."""
     if _MAIN:

@@ -54,6 +54,25 @@ class Killer(pl.Callback):
             os.kill(os.getpid(), getattr(signal, self.signal))
 
 
+class Fatal(pl.Callback):
+    """Ends the training of the run with this seed, in one of many ways, after so many steps of this process."""
+
+    def __init__(self, how: str, seed: int, steps: int = 1) -> None:
+        self.how, self.seed, self.steps = how, seed, steps
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
+        self.steps -= pl_module.seed == self.seed
+        if pl_module.seed != self.seed or self.steps > 0:
+            return
+        if self.how == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.how.startswith("_exit"):
+            os._exit(int(self.how[-1]))
+        if self.how == "recursion":
+            self.on_train_batch_end(trainer, pl_module, *args)
+        raise {"exit": SystemExit(0), "generator": GeneratorExit(), "memory": MemoryError()}[self.how]
+
+
 class Rival(pl.Callback):
     """Once the training has come to `step`, another process is to resume it, too; `output` gets what that says."""
 

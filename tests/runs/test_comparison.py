@@ -94,6 +94,42 @@ def test_a_sweep_finishes_its_other_runs_when_some_fail_and_says_which(swept: tu
     assert "4 of 6 runs finished" in outcome.output
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["kill", "_exit 0", "_exit 3", "exit", "generator", "memory", "recursion"])
+def test_a_sweep_comes_to_its_end_whatever_one_of_its_jobs_does(how: str, lab: Lab, tmp_path: Path) -> None:
+    """A job that ends the process is given up by the third start of the same command; any other at once."""
+    folder = tmp_path / "sweep"
+    extra = f"callbacks.extra=[{{_target_: tests.runs.killer.Fatal, how: '{how}', seed: 1}}]"
+    words = [*SMALL["forecast"], "seed=0,1,2,3", "trainer.max_epochs=1", "logger=none", f"hydra.sweep.dir={folder}"]
+    is_fatal = how.partition(" ")[0] in ("kill", "_exit")
+    for start in range(3 if is_fatal else 1):
+        outcome = lab.run("-m", *words, extra, "trust=[tests.runs.killer]")
+        if is_fatal and start < 2:
+            assert outcome.code == {"kill": -9, "_exit 0": 0, "_exit 3": 3}[how]
+            assert len(metrics_in(folder)) == 1
+    assert outcome.code == 1, outcome.output
+    assert [run["seed"] for run in metrics_in(folder)] == [0, 2, 3]
+    (status,) = (
+        json.loads((run / "status.json").read_text(encoding="utf-8")) for run in folder.glob("1_*") if run.is_dir()
+    )
+    assert status["state"] == "failed"
+    assert "3 of 4 runs finished" in outcome.output
+    text = (folder / "comparison.md").read_text(encoding="utf-8")
+    assert ("has ended the process of the sweep 2 times" in text) == is_fatal
+    assert "FAILED 1_" in text
+
+
+@pytest.mark.slow
+def test_a_run_that_comes_further_between_kills_is_never_given_up(lab: Lab, tmp_path: Path) -> None:
+    folder = tmp_path / "sweep"
+    words = [*SMALL["forecast"], "seed=0,1", "trainer.max_epochs=2", "logger=none", f"hydra.sweep.dir={folder}"]
+    extra = "callbacks.extra=[{_target_: tests.runs.killer.Fatal, how: kill, seed: 0, steps: 6}]"
+    codes = []
+    while not codes or codes[-1] == -9:
+        codes.append(lab.run("-m", *words, extra, "trust=[tests.runs.killer]").code)
+    assert codes == [-9, -9, -9, -9, 0]  # 20 steps, of which each start takes 6, and 2 again
+
+
 def test_the_comparison_of_a_sweep_is_that_of_its_runs(swept: tuple[Path, Outcome]) -> None:
     folder, _ = swept
     table = pd.read_csv(folder / "comparison.csv").set_index("label")
@@ -132,6 +168,7 @@ def test_a_sweep_started_again_keeps_what_is_finished(lab: Lab, swept: tuple[Pat
     pd.testing.assert_frame_equal(pd.read_csv(folder / "comparison.csv"), table)
 
 
+@pytest.mark.slow
 def test_a_sweep_started_again_goes_on_behind_a_run_with_a_damaged_status(
     lab: Lab, swept: tuple[Path, Outcome], tmp_path: Path
 ) -> None:
@@ -493,6 +530,7 @@ def test_the_choice_of_a_group_stays_as_it_was_said(tmp_path: Path) -> None:
     assert labels == ["gru scheduler=none", "gru scheduler=cosine"]
 
 
+@pytest.mark.slow
 def test_a_job_that_was_refused_is_known_by_the_command_that_it_ran_with_at_last(lab: Lab, tmp_path: Path) -> None:
     status = tmp_path / "0_cls_gru_seed0" / "status.json"
     words = ("-m", *SMALL["cls"], "logger=none", f"hydra.sweep.dir={tmp_path}")

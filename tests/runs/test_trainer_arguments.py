@@ -204,6 +204,7 @@ def test_an_overfitting_trainer_sees_the_batches_of_the_first_epoch_in_every_epo
         assert [batch.tolist() for batch in loader] == expected[1:]
 
 
+@pytest.mark.slow
 def test_a_run_overfits_a_few_batches_and_profiles_itself(lab: Lab, tmp_path: Path) -> None:
     words = ["+trainer.extra.overfit_batches=2", "+trainer.extra.profiler=simple", "hydra.run.dir=run"]
     outcome = lab.run(*SMALL["cls"], *words, "optimizer.lr=0.03", "trainer.max_epochs=5", folder=tmp_path)
