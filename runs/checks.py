@@ -111,12 +111,6 @@ def validate(config: DictConfig, prefix: str = "") -> None:
         raise ConfigError(
             f"{prefix}name={config.name} is not allowed: it names folders, so no spaces, slashes or signs"
         )
-    if schema is AdamConfig and len(config.betas) != 2:
-        raise ConfigError(f"{prefix}betas={config.betas} is not allowed: it must be two numbers, as [0.9,0.999]")
-    for extra in config.extra if schema is CallbacksConfig else ():
-        if not isinstance(extra, DictConfig) or "_target_" not in extra:
-            example = "{_target_: pytorch_lightning.callbacks.LearningRateMonitor}"
-            raise ConfigError(f"{prefix}extra: {extra} is no callback; each is named by its class, as {example}")
     declared = {each.name: each for each in fields(schema)} if is_dataclass(schema) else {}
     closed = declared and str(config.get("_target_") or OWN[0]).partition(".")[0] in OWN
     # This node's own values first: the others may refer to them, and the message should name the one that was given.
@@ -136,6 +130,12 @@ def validate(config: DictConfig, prefix: str = "") -> None:
         for item in value if OmegaConf.is_list(value) else [value]:
             if name in declared and (problem := _problem(item, declared[name])):
                 raise ConfigError(f"{key}={item} is not allowed: it must be {problem}")
+    if schema is AdamConfig and len(config.betas) != 2:
+        raise ConfigError(f"{prefix}betas={config.betas} is not allowed: it must be two numbers, as [0.9,0.999]")
+    for extra in config.extra if schema is CallbacksConfig else ():
+        if not isinstance(extra, DictConfig) or "_target_" not in extra:
+            example = "{_target_: pytorch_lightning.callbacks.LearningRateMonitor}"
+            raise ConfigError(f"{prefix}extra: {extra} is no callback; each is named by its class, as {example}")
     levels = [*config.quantiles] if schema is ForecastingConfig else []
     if levels and (levels != sorted({*levels}) or 0.5 not in levels):
         raise ConfigError(f"{prefix}quantiles={levels} is not allowed: they must rise, and hold 0.5, the forecast")

@@ -415,6 +415,8 @@ def test_the_command_line_refuses_a_misspelt_key_behind_a_plus(lab: Lab, tmp_pat
 
 
 REFUSED = {
+    "optimizer.betas=${seed}": "optimizer.betas=0 is not allowed: it must be a list",
+    "callbacks.extra=${seed}": "callbacks.extra=0 is not allowed: it must be a list",
     "optimizer.betas=[0.9]": "optimizer.betas=[0.9] is not allowed: it must be two numbers",
     "callbacks.extra=[{}]": "callbacks.extra: {} is no callback; each is named by its class, as {_target_: ",
     "callbacks.extra=[3]": "callbacks.extra: 3 is no callback",

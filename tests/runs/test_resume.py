@@ -124,7 +124,6 @@ def test_a_killed_run_resumed_ends_with_the_same_weights(
         ),
     ],
 )
-@pytest.mark.slow
 def test_a_killed_run_resumed_goes_on_with_what_else_it_keeps(
     words: tuple[str, ...], step: int, lab: Lab, tmp_path: Path
 ) -> None:
@@ -251,7 +250,6 @@ SLURM = {
 }
 
 
-@pytest.mark.slow
 def test_under_slurm_a_run_leaves_no_checkpoint_that_another_would_begin_with_and_begins_with_none(
     lab: Lab, finished: Finished, tmp_path: Path
 ) -> None:
@@ -339,7 +337,6 @@ def test_a_run_that_another_process_wants_to_resume_while_it_trains_is_undisturb
     assert result_of(folder) == result_of(finished("cls"))
 
 
-@pytest.mark.slow
 def test_a_folder_in_use_is_left_as_it_is_and_free_again_at_the_end(lab: Lab, half_done: Path) -> None:
     before, status = contents(half_done), (half_done / "status.json").read_bytes()
     with FileLock(half_done / ".lock"):
@@ -360,7 +357,6 @@ def test_a_sweep_that_finds_a_folder_in_use_ends(lab: Lab, tmp_path: Path) -> No
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [first.name]
 
 
-@pytest.mark.slow
 def test_where_nothing_can_be_locked_a_run_says_so_and_goes_on(lab: Lab, half_done: Path) -> None:
     (half_done / ".lock").mkdir()
     outcome = lab.run(f"resume={half_done}")
@@ -460,7 +456,6 @@ def test_a_resumption_that_can_not_be_leaves_a_finished_run_as_it_was(
     assert (folder / "status.json").read_bytes() == status
 
 
-@pytest.mark.slow
 def test_a_finished_run_can_be_prolonged_and_is_unfinished_meanwhile(
     lab: Lab, finished: Finished, tmp_path: Path
 ) -> None:
@@ -479,7 +474,6 @@ def test_a_finished_run_can_be_prolonged_and_is_unfinished_meanwhile(
 
 
 @pytest.mark.parametrize("task", ["cls", "forecast"])
-@pytest.mark.slow
 def test_what_was_chosen_on_the_validation_split_is_tested_without_being_trained_again(
     task: str, lab: Lab, finished: Finished, tmp_path: Path
 ) -> None:
@@ -493,7 +487,6 @@ def test_what_was_chosen_on_the_validation_split_is_tested_without_being_trained
     assert "can't be scored on the validation split any more" in refused(lab, f"resume={folder}", "score_on=val")
 
 
-@pytest.mark.slow
 def test_a_run_of_older_code_goes_on_with_the_defaults_of_what_is_new_and_without_what_is_gone(
     lab: Lab, finished: Finished, tmp_path: Path
 ) -> None:
@@ -510,7 +503,6 @@ def test_a_run_of_older_code_goes_on_with_the_defaults_of_what_is_new_and_withou
     assert result_of(folder)["history"] == result_of(finished("forecast"))["history"]
 
 
-@pytest.mark.slow
 def test_epochs_are_counted_as_such_though_they_are_validated_twice(lab: Lab, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     words = ("+trainer.extra.val_check_interval=0.5", "trainer.max_epochs=2", "callbacks=none")
@@ -582,7 +574,6 @@ def cut(file: Path) -> bytes:
 
 
 @pytest.mark.parametrize("name", ["status.json", "metrics.json", "data_report.json"])
-@pytest.mark.slow
 def test_a_damaged_file_is_named_and_left_and_without_it_the_run_goes_on(
     name: str, lab: Lab, finished: Finished, tmp_path: Path
 ) -> None:
