@@ -98,8 +98,12 @@ Finished = Callable[[str], Path]
 
 @pytest.mark.parametrize(
     ("task", "kill"),
-    [("cls", (13, "train")), ("forecast", (2 * STEPS_PER_EPOCH, "validation"))],
-    ids=["cls in an epoch", "forecast in validation"],
+    [
+        pytest.param("cls", (13, "train"), id="cls in an epoch"),
+        pytest.param(
+            "forecast", (2 * STEPS_PER_EPOCH, "validation"), id="forecast in validation", marks=pytest.mark.slow
+        ),
+    ],
 )
 def test_a_killed_run_resumed_ends_with_the_same_weights(
     task: str, kill: Kill, lab: Lab, finished: Finished, tmp_path: Path
@@ -111,7 +115,7 @@ def test_a_killed_run_resumed_ends_with_the_same_weights(
 @pytest.mark.parametrize(
     ("words", "step"),
     [
-        pytest.param(("optimizer=adamw", "scheduler=cosine"), 13, id="a schedule"),
+        pytest.param(("optimizer=adamw", "scheduler=cosine"), 13, id="a schedule", marks=pytest.mark.slow),
         pytest.param(
             ("callbacks.averaging=0.9", "task.quantiles=[0.1,0.5,0.9]"),
             13,
@@ -228,10 +232,13 @@ BASELINE = [word for word in SMALL["forecast"] if not word.startswith("model")] 
 @pytest.mark.parametrize(
     "words",
     [
-        [*SMALL["cls"], *killer(0, "fit_start", "SIGTERM")],
-        [*BASELINE, "model.baseline._target_=tests.runs.killer.Terminated", "trust=[tests.runs.killer]"],
+        pytest.param([*SMALL["cls"], *killer(0, "fit_start", "SIGTERM")], id="before the first batch"),
+        pytest.param(
+            [*BASELINE, "model.baseline._target_=tests.runs.killer.Terminated", "trust=[tests.runs.killer]"],
+            id="while a baseline is fitted",
+            marks=pytest.mark.slow,
+        ),
     ],
-    ids=["before the first batch", "while a baseline is fitted"],
 )
 def test_a_run_told_to_stop_before_there_is_a_checkpoint_says_to_start_it_again(
     words: list[str], lab: Lab, tmp_path: Path
@@ -250,6 +257,7 @@ SLURM = {
 }
 
 
+@pytest.mark.slow
 def test_under_slurm_a_run_leaves_no_checkpoint_that_another_would_begin_with_and_begins_with_none(
     lab: Lab, finished: Finished, tmp_path: Path
 ) -> None:
@@ -357,6 +365,7 @@ def test_a_sweep_that_finds_a_folder_in_use_ends(lab: Lab, tmp_path: Path) -> No
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [first.name]
 
 
+@pytest.mark.slow
 def test_where_nothing_can_be_locked_a_run_says_so_and_goes_on(lab: Lab, half_done: Path) -> None:
     (half_done / ".lock").mkdir()
     outcome = lab.run(f"resume={half_done}")
@@ -389,6 +398,7 @@ def test_resuming_from_nothing_is_an_error_and_never_a_fresh_start(
     assert not (stopped / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_has_not_written_a_checkpoint_is_started_again_by_its_command(
     lab: Lab, finished: Finished, tmp_path: Path
 ) -> None:
@@ -473,7 +483,7 @@ def test_a_finished_run_can_be_prolonged_and_is_unfinished_meanwhile(
     assert json.loads((folder / "status.json").read_text(encoding="utf-8"))["state"] == "finished"
 
 
-@pytest.mark.parametrize("task", ["cls", "forecast"])
+@pytest.mark.parametrize("task", ["cls", pytest.param("forecast", marks=pytest.mark.slow)])
 def test_what_was_chosen_on_the_validation_split_is_tested_without_being_trained_again(
     task: str, lab: Lab, finished: Finished, tmp_path: Path
 ) -> None:
@@ -487,6 +497,7 @@ def test_what_was_chosen_on_the_validation_split_is_tested_without_being_trained
     assert "can't be scored on the validation split any more" in refused(lab, f"resume={folder}", "score_on=val")
 
 
+@pytest.mark.slow
 def test_a_run_of_older_code_goes_on_with_the_defaults_of_what_is_new_and_without_what_is_gone(
     lab: Lab, finished: Finished, tmp_path: Path
 ) -> None:
@@ -503,6 +514,7 @@ def test_a_run_of_older_code_goes_on_with_the_defaults_of_what_is_new_and_withou
     assert result_of(folder)["history"] == result_of(finished("forecast"))["history"]
 
 
+@pytest.mark.slow
 def test_epochs_are_counted_as_such_though_they_are_validated_twice(lab: Lab, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     words = ("+trainer.extra.val_check_interval=0.5", "trainer.max_epochs=2", "callbacks=none")
@@ -573,7 +585,10 @@ def cut(file: Path) -> bytes:
     return half
 
 
-@pytest.mark.parametrize("name", ["status.json", "metrics.json", "data_report.json"])
+@pytest.mark.parametrize(
+    "name",
+    ["metrics.json", *(pytest.param(each, marks=pytest.mark.slow) for each in ("status.json", "data_report.json"))],
+)
 def test_a_damaged_file_is_named_and_left_and_without_it_the_run_goes_on(
     name: str, lab: Lab, finished: Finished, tmp_path: Path
 ) -> None:
