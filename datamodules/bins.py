@@ -35,9 +35,9 @@ def full_bin_means(
 ) -> tuple[Rows, int, tuple[int, int]]:
     """`bin_means` of bins, and of columns in them, that have at least `min_share` of their readings; others are NaN.
 
-    A bin has as many readings as recorded steps fit into it; of bins in which nothing is recorded at times, business
-    days, as many as half of them have. Readings count by the recorded steps that they lie in, so that some that come in
-    faster fill no bin. A bin all of whose columns are NaN is left out.
+    A bin has as many readings as recorded steps fit into it; a business day, in which nothing may be recorded for
+    hours, as many as the median one. Several readings within one recorded step count as one. A bin
+    all of whose columns are NaN is left out.
 
     Args:
         rows: in time order, each time once.
@@ -65,7 +65,7 @@ def full_bin_means(
         is_over = counts[-1].max() >= fit
     else:
         fit = (begin(numbers + 1) - begin(numbers))[:, None] / native
-        # The next reading would lie behind the bin, give or take a wobble of the clock.
+        # The next reading would lie after the bin, give or take a wobble of the clock.
         is_over = rows.times[-1] + native + native // 10 >= begin(numbers[-1:] + 1)[0]
     thin = (counts == 0) | (counts < min_share * fit - 1e-9)
     last = numbers[-1] - (not is_over)
@@ -74,9 +74,9 @@ def full_bin_means(
         filled &= numbers <= last  # what comes in a bin that isn't over is not lost
         chosen = (chosen & (numbers <= last)) | (numbers == last)
     lost = int((filled & ~chosen).sum())
-    found = Rows(numbers, np.where(thin, np.nan, means.values), means.lines).take(chosen)
+    whole_bins = Rows(numbers, np.where(thin, np.nan, means.values), means.lines).take(chosen)
     if to_last and last not in numbers:  # nothing was recorded in it
         empty = np.full((1, rows.values.shape[1]), np.nan)
-        values, lines = np.concatenate([found.values, empty]), np.append(found.lines, rows.lines[-1])
-        found = Rows(np.append(found.times, last), values, lines)
-    return found, int(thin.any(axis=1).sum()), (lost, int(filled.sum()))
+        values, lines = np.concatenate([whole_bins.values, empty]), np.append(whole_bins.lines, rows.lines[-1])
+        whole_bins = Rows(np.append(whole_bins.times, last), values, lines)
+    return whole_bins, int(thin.any(axis=1).sum()), (lost, int(filled.sum()))

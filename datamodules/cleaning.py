@@ -1,4 +1,4 @@
-"""Timestamped rows as recorded to rows in time order on one grid, with every trap on the way counted.
+"""From timestamped rows as recorded to rows in time order on one grid; counts every fault of the data.
 
 Timestamps are station time at a fixed offset: no clock change is ever assumed, so that one in the data shows as a
 missing hour (a gap) or a repeated one (duplicates) and is counted as such.
@@ -43,7 +43,7 @@ class CleanSeries:
         values: float64 (rows, columns), NaN where missing.
         step: from a row to the next.
         lines: of the file, where each row is; the first of those that a row is the mean of.
-        report: every trap met on the way, counted.
+        report: counts of every fault of the data.
         utc_offset: of the clock that the times are on, seconds east of UTC; None if they were written without one.
     """
 
@@ -72,13 +72,13 @@ class CleanSeries:
         return np.cumsum(new) - 1
 
     def times_of(self, numbers: np.ndarray) -> np.ndarray:
-        """The times with these numbers, whether there is a row or not; NaT where only a row could tell."""
+        """The times with these numbers, of absent rows too: NaT if the step is `rows`, and rows have times."""
         if self.step.unit != "rows":
             return self.step.times(numbers).astype("datetime64[us]")
         if self.times.dtype == np.int64:
             return numbers
-        found = np.minimum(np.searchsorted(self.numbers, numbers), len(self.numbers) - 1)
-        return np.where(self.numbers[found] == numbers, self.times[found], np.datetime64("NaT", "us"))
+        rows = np.minimum(np.searchsorted(self.numbers, numbers), len(self.numbers) - 1)
+        return np.where(self.numbers[rows] == numbers, self.times[rows], np.datetime64("NaT", "us"))
 
     def _gap_lengths(self) -> str:
         """Those of the first gaps."""
@@ -89,8 +89,8 @@ class CleanSeries:
         return ", ".join(map(self.step.spell, lengths))
 
     def summary(self) -> str:
-        """The traps that were met, in one line."""
-        traps = {
+        """The faults that were counted, in one line."""
+        counts = {
             "empty cells": sum(self.report["empty_cells"].values()),
             "values marked missing": sum(self.report["missing_values"].values()),
             f"rows resampled away ({self.report['native_step']} to {self.step})": self.report["resampled_away"],
@@ -103,8 +103,8 @@ class CleanSeries:
             'values that may mean "no reading" (kept)': sum(value["count"] for value in self.report["sentinels"]),
             f"gaps of {self._gap_lengths()} (no window crosses one)": len(self.report["gaps"]),
         }
-        met = "; ".join(f"{count} {trap}" for trap, count in traps.items() if count)
-        return f"{self.report['rows_read']} rows read; {met or 'nothing to mend'}"
+        text = "; ".join(f"{count} {fault}" for fault, count in counts.items() if count)
+        return f"{self.report['rows_read']} rows read; {text or 'nothing to mend'}"
 
 
 def clean(
@@ -149,14 +149,14 @@ def clean(
     times_known = rows.times if time_column is not None else None
     if names := in_blocks(others, times_known):
         logger.warning(
-            "%s: each value of %s has a time of its own: if they name several series, these are read as one, one after "
-            "the other, so keep the rows of one",
+            "%s: each value of %s fills one block of time: if they name several series, these are read as one, so keep "
+            "the rows of one series",
             *(source, " and of ".join(names)),
         )
     if names := alternating(others, times_known, rows.values):
         logger.warning(
-            "%s: from row to row, the values of %s take turns: if they name several series, these are read as one, so "
-            "keep the rows of one",
+            "%s: from row to row, the values of %s alternate: if they name several series, these are read as one, so "
+            "keep the rows of one series",
             *(source, " and of ".join(names)),
         )
 
@@ -190,17 +190,17 @@ def arrange(
         wind: columns of wind `speed` and `direction` (degrees): adds the components `wind_x`, `wind_y`.
         missing_values: numbers that mean "missing".
         step: of the result; a multiple of the recording's own (the median) step. See `Step`.
-        resample: `sample` takes the rows that lie whole steps behind the first one, or nearest to that; `mean` averages
+        resample: `sample` takes the rows that lie whole steps after the first one, or nearest to that; `mean` averages
             bins of `step`, each stamped with its beginning; `rows` takes every k-th row as recorded, whatever its time,
             as published scripts do.
         duplicates: for rows of the same time: `identical` drops those that repeat another and refuses those that
             differ; `first`, `last`, `mean`, or `error`.
         round_times: a duration to whose multiples times are rounded, where clocks are inexact.
         min_share: share of a bin's readings, as many as fit into it at the recorded step, below which its mean is
-            missing, column by column; a bin without any mean is a gap. Bins begin at midnight, those of a week on
-            Monday, whatever the file's first row. None, in runs from before there was a choice: one reading is
-            enough, and bins begin with the first row, or end with the last if `from_last`.
-        bin_offset: a duration after midnight at which bins begin.
+            missing, column by column; a bin without any mean is a gap. Bins of a fixed length are
+            counted from Monday, 1970-01-05, 00:00. None, as in runs of older versions: one reading is enough, and
+            those bins begin with the first row, or end with the last if `from_last`.
+        bin_offset: a duration added to that Monday's midnight.
         fill_rows: so many rows without a reading are added where a gap begins, for `data.missing=ffill` to fill.
         allow_loss: more than 10% of the rows lost by a rule are a warning, not an error.
         source: named in errors.
@@ -308,10 +308,9 @@ def _number(
     report: dict[str, Any],
     losses: list[Loss],
 ) -> tuple[Step, Rows]:
-    """Rows in time order with their numbers on the grid of a step without a fixed length in the place of their times.
+    """The rows, in time order, with their numbers on the grid of a calendar step, or of rows, as their times.
 
-    Rows of which several lie in one unit of it, a month or a business day, become means over each step, if that is what
-    `resample` is.
+    If several lie in one month or business day, they become means over each step with `resample="mean"`.
     """
     if step.unit == "rows":
         return step, Rows(np.arange(len(rows.times)), rows.values, rows.lines)
@@ -340,8 +339,8 @@ def _number(
 
     of_all = begin if step.unit == "mo" else None  # nothing is recorded on weekends and after hours
     bins = (numbers - origin) // step.count
-    found = full_bin_means(rows, bins, of_all, native, min_share, from_last)
-    means = _record(found, step, bins, from_last, report, losses)
+    bin_rows = full_bin_means(rows, bins, of_all, native, min_share, from_last)
+    means = _record(bin_rows, step, bins, from_last, report, losses)
     report["resampled_away"] = len(numbers) - len(means.times)
     return whole, Rows(origin + means.times * step.count, means.values, means.lines)
 
@@ -357,11 +356,11 @@ def _means(
     losses: list[Loss],
 ) -> Rows:
     """Means over bins of `step`, each stamped with its beginning."""
-    ends = rows.times[-1] + native - step.count if from_last else rows.times[0]
+    edge = rows.times[-1] + native - step.count if from_last else rows.times[0]
     if min_share is None:
-        means = bin_means(rows, (rows.times - ends) // step.count)
-        return Rows(ends + means.times * step.count, means.values, means.lines)
-    origin = ends if step.unit == "rows" else _ORIGIN[step.unit] + offset
+        means = bin_means(rows, (rows.times - edge) // step.count)
+        return Rows(edge + means.times * step.count, means.values, means.lines)
+    origin = edge if step.unit == "rows" else _ORIGIN[step.unit] + offset
 
     def begin(bins: np.ndarray) -> np.ndarray:
         return origin + bins * step.count
@@ -393,8 +392,8 @@ def _mark_missing(
 ) -> np.ndarray:
     """`values` with NaN for `missing_values`, too."""
     marked = np.isin(values, np.asarray(missing_values, dtype=np.float64))
-    for key, found in (("empty_cells", np.isnan(values)), ("missing_values", marked)):
-        counts = dict(zip(columns, found.sum(axis=0).tolist(), strict=True))
+    for key, mask in (("empty_cells", np.isnan(values)), ("missing_values", marked)):
+        counts = dict(zip(columns, mask.sum(axis=0).tolist(), strict=True))
         report[key] = {name: count for name, count in counts.items() if count}
     return np.where(marked, np.nan, values)
 
@@ -486,7 +485,7 @@ def _differing(
 def _sample(rows: Rows, ages: np.ndarray, step: int, native: int, losses: list[Loss]) -> Rows:
     """The rows that lie whole steps from the one that is taken in any case, or nearest to that.
 
-    `ages` are their microseconds from that one, where rows that are nearest have the first `native` of each step.
+    `ages` are their microseconds from that one, shifted so that the rows to take have `ages % step < native`.
     """
     taken = ages % step < native
     steps = len(np.unique(ages // step))
@@ -511,37 +510,41 @@ def _sentinels(values: np.ndarray, columns: Sequence[str], lines: np.ndarray) ->
 
 def warn_of_sentinels(report: Mapping[str, Any], source: str, option: str) -> None:
     """Warn of the numbers that look as if they meant "no reading"; `option` is the one that says so."""
-    if found := report["sentinels"]:
-        values = (
-            "{value:.10g} in {column!r} ({count} of them, the first on line {line}; interquartile ranges from the "
-            "median: {interquartile_ranges})"
-        )
+    if sentinels := report["sentinels"]:
+        texts = []
+        for each in sentinels:
+            far = each["interquartile_ranges"]
+            distance = "" if far is None else f", {far} interquartile ranges from the median"
+            texts.append(
+                f"{each['value']:.10g} in {each['column']!r} ({each['count']} of them, the first on line "
+                f"{each['line']}{distance})"
+            )
         logger.warning(
             "%s: far from all other values: %s. If such a number means that there is no reading, add it to %s",
-            *(source, "; ".join(values.format_map(value) for value in found), option),
+            *(source, "; ".join(texts), option),
         )
 
 
 def _on_grid(times: np.ndarray, step: int) -> np.ndarray:
     """Walk in time order and keep a row when at least one step has passed since the last one kept."""
-    kept = np.ones(len(times), dtype=bool)
+    fits = np.ones(len(times), dtype=bool)
     if (np.diff(times) >= step).all():
-        return kept
+        return fits
     last = None
     for row, time in enumerate(times.tolist()):
         if last is not None and time - last < step:
-            kept[row] = False
+            fits[row] = False
         else:
             last = time
-    return kept
+    return fits
 
 
 def _with_absent(rows: Rows, step: int, limit: int) -> Rows:
-    """The rows with up to `limit` more, all NaN, where rows are absent that would lie whole steps behind the last."""
+    """The rows with up to `limit` more, all NaN, where rows are absent that would lie whole steps after the last."""
     absent = np.append(np.clip(np.diff(rows.times) // step - 1, 0, limit), 0)
     if not absent.any():
         return rows
     place = np.repeat(np.arange(len(absent)), absent + 1)
-    later = np.arange(len(place)) - np.searchsorted(place, place)  # rows behind the last that is there
+    later = np.arange(len(place)) - np.searchsorted(place, place)  # rows after the last that is there
     values = np.where((later > 0)[:, None], np.nan, rows.values[place])
     return Rows(rows.times[place] + later * step, values, rows.lines[place])

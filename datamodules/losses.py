@@ -18,7 +18,7 @@ def check_losses(losses: Sequence[Loss], allow: bool, source: str | None) -> Non
     """Warn of what loses more than 1% of the rows.
 
     Raises:
-        DataError: it is more than 10%, and that is not what `allow` says.
+        DataError: it is more than 10% without `allow`, or all of them.
     """
     for lost, total, what, fault in losses:
         if lost < FEW or lost <= LOST * total:

@@ -24,7 +24,7 @@ CALENDAR = ("hour", "day", "day_of_week", "month", "quarter")
 def series_names(frame: pd.DataFrame, pairs: np.ndarray) -> list[str]:
     """Columns that may name a row's series, texts first, each with some of its values.
 
-    They hold few texts or whole numbers, and differ between the two rows, of `frame`, of each of `pairs`.
+    They hold few texts or whole numbers, which differ in each of `pairs` (labels of two rows of `frame`).
     """
     candidates = []
     for name in frame.columns:
@@ -39,9 +39,9 @@ def series_names(frame: pd.DataFrame, pairs: np.ndarray) -> list[str]:
 def alternating(frame: pd.DataFrame, times: np.ndarray | None, values: np.ndarray) -> list[str]:
     """Columns whose values take turns from row to row: several series whose rows have different times look so.
 
-    They come round after as many rows as there are of them; or they change often, and from one row to the next of the
-    same value a reading changes less than half as much as from row to row. Columns that name the hour, the weekday or
-    the month of their row do so, too, and are left out.
+    With n values, most rows repeat that of n rows before; or they change often, and a reading changes less than half as
+    much between rows of one value as from row to row. Columns that name a part of the time (minute to quarter) do so,
+    too, and are left out.
 
     Args:
         frame: the columns that might name a row's series.
@@ -69,10 +69,10 @@ def alternating(frame: pd.DataFrame, times: np.ndarray | None, values: np.ndarra
 
 
 def in_blocks(frame: pd.DataFrame, times: np.ndarray | None) -> list[str]:
-    """Columns that are called as one that names series is, and whose values each fill one block of time.
+    """Columns with a name such as `station`, each of whose values fills one block of time.
 
     Args:
-        frame: see `alternating`, as the next.
+        frame: see `alternating`.
         times: of the rows.
 
     Returns:

@@ -84,9 +84,8 @@ def read_recordings(
         progress: called after every part.
 
     Raises:
-        DataError: a row with more or fewer fields than the header, an unreadable time, or, among the rows that are
-            kept, an unreadable number; with its line. The newest row is ahead of all others by a `span`, as one with
-            a wrong date is.
+        DataError: a row with more or fewer fields than the header, an unreadable time, or, in a row within `span` of
+            the newest so far, an unreadable number; with its line. The newest row is a `span` or more after all others.
     """
     parts: list[Rows] = []
     latest = np.empty(0, dtype=np.int64)  # the two newest times
@@ -110,18 +109,18 @@ def read_recordings(
             parts = [part.take(part.times > newest - span) for part in parts if part.times.max() > newest - span]
         progress()
     if not parts:
-        raise DataError(f"{table.path} is empty: it needs rows behind its header")
+        raise DataError(f"{table.path} is empty: it needs rows after its header")
     times, values, lines = (
         np.concatenate([getattr(part, name) for part in parts]) for name in ("times", "values", "lines")
     )
-    found = Rows(times, values, lines, utc_offset=0).on_clock(common_offset(offsets))
+    rows = Rows(times, values, lines, utc_offset=0).on_clock(common_offset(offsets))
     if span is not None and len(latest) == 2 and latest[1] - latest[0] >= span:
         time, before = (pd.Timestamp(at, unit="us") for at in latest[::-1].tolist())
         raise DataError(
-            f"{table.path}, line {found.lines[0]}: {time} is {time - before} ahead of every other row, too far to "
+            f"{table.path}, line {rows.lines[0]}: {time} is {time - before} ahead of every other row, too far to "
             "forecast from: correct the row's time or remove it"
         )
-    return found, len(found.times) == count
+    return rows, len(rows.times) == count
 
 
 def _frames(table: TableStream, names: Sequence[str]) -> Iterator[pd.DataFrame]:
@@ -156,7 +155,7 @@ def parse_times(frame: pd.DataFrame, column: str | Sequence[str], time_format: s
         frame: of text.
         column: where the time is; the cells of several columns are joined by blanks.
         time_format: `strptime`'s, `iso8601` (with and without fractions of a second), or `epoch_s`,
-            `epoch_ms`, `epoch_us`, `epoch_ns`: counts since 1970, down to whole microseconds.
+            `epoch_ms`, `epoch_us`, `epoch_ns`: counts since 1970, floored to microseconds.
         source: named in errors.
 
     Raises:
@@ -221,7 +220,7 @@ def parse_offsets(
 
 
 def common_offset(offsets: Collection[int | None]) -> int | None:
-    """That of a clock for times of all these offsets: of the one that there is, or else of UTC."""
+    """The common one: the only one there is, if in whole minutes (None: none); else 0, that of UTC."""
     (offset, *others) = offsets or {None}
     return 0 if others or (offset is not None and offset % 60) else offset
 
@@ -275,7 +274,7 @@ def _written_times(cells: pd.Series, time_format: str) -> tuple[np.ndarray, np.n
 
 
 def _unusual_time(cell: str, time_format: str) -> int | None:
-    """The microseconds of a time that pandas can't read: 24:00, or, with its version 2, after the year 2262."""
+    """The microseconds of a time that pandas can't read: 24:00, or, with pandas 2, after the year 2262."""
     days = 0
     if "(?P<hour>" in _end_of_day(time_format).pattern and (midnight := _end_of_day(time_format).fullmatch(cell)):
         cell = cell[: midnight.start("hour")] + "00" + cell[midnight.end("hour") :]
@@ -357,7 +356,7 @@ def parse_numbers(
         columns: the numeric ones.
         source: named in errors.
         decimal: what stands before a number's fraction, a point or a comma.
-        missing_words: cells that hold one of these, in lower or upper case, are NaN as well.
+        missing_words: cells equal to one of these, in any case, are NaN as well.
 
     Raises:
         DataError: a cell that is no number, or one from 2^53 of which float64 would lose digits, with its line.
@@ -369,8 +368,8 @@ def parse_numbers(
         if missing_words:
             cells = cells.mask(cells.str.strip().str.lower().isin(missing), "")
         if decimal != ".":
-            words = cells.astype(str)
-            cells = words.str.replace(decimal, ".").mask(words.str.contains(".", regex=False), "a point: thousands?")
+            points = cells.astype(str).str.contains(".", regex=False)
+            cells = cells.astype(str).str.replace(decimal, ".").mask(points, "a point: thousands?")
         numbers = _numbers(cells)
         if (suspects := np.flatnonzero(np.isnan(numbers))).size:
             numbers[suspects] = _numbers(cells.iloc[suspects].str.translate(WIDE).str.strip())
@@ -414,7 +413,7 @@ def _number(cell: Any) -> float:
 
 
 def _would_be_rounded(text: str, number: float) -> bool:
-    """Whether digits would be lost of a number from 2^53; of one that a program wrote from a float64, none are."""
+    """Whether float64 loses digits of a number of 2^53 or more that was not written from a float64."""
     if not re.fullmatch(r"[-+]?\d+\.?\d*", text, re.ASCII):
         return False  # an exponent: measured or computed, not counted
     exact = Decimal(text)
@@ -424,16 +423,16 @@ def _would_be_rounded(text: str, number: float) -> bool:
 
 def _remedy(cells: pd.Series, decimal: str) -> str:
     """What to do about cells that are no numbers: their thousands may be set apart, or their comma be a decimal one."""
-    words = cells.astype(str).str.strip()
+    texts = cells.astype(str).str.strip()
     separator, name = (",", "commas") if decimal == "." else (".", "points")
-    unclear = words.str.fullmatch(rf"[-+]?[1-9]\d{{0,2}}[{separator}]\d{{3}}")
-    thousands = words.str.fullmatch(rf"[-+]?[1-9]\d{{0,2}}([{separator}]\d{{3}})+([{decimal}]\d*)?") & ~unclear
+    unclear = texts.str.fullmatch(rf"[-+]?[1-9]\d{{0,2}}[{separator}]\d{{3}}")
+    thousands = texts.str.fullmatch(rf"[-+]?[1-9]\d{{0,2}}([{separator}]\d{{3}})+([{decimal}]\d*)?") & ~unclear
     if thousands.any():
         return f"remove the {name} that set thousands apart"
-    if words.str.fullmatch(rf"[-+]?\d{{1,3}}([\s'’]\d{{3}})+([{decimal}]\d*)?").any():
+    if texts.str.fullmatch(rf"[-+]?\d{{1,3}}([\s'’]\d{{3}})+([{decimal}]\d*)?").any():
         return "remove what sets thousands apart"
-    if decimal == "." and not words.str.contains(".", regex=False).any():
-        if words.str.fullmatch(r"[-+]?(\d+,(\d{1,2}|\d{4,})|0+,\d+)").any():
+    if decimal == "." and not texts.str.contains(".", regex=False).any():
+        if texts.str.fullmatch(r"[-+]?(\d+,(\d{1,2}|\d{4,})|0+,\d+)").any():
             return "set data.decimal=',' for such numbers"
         if unclear.any():
             return "remove the commas if they set thousands apart, or set data.decimal=',' if they are decimal commas"

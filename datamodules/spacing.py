@@ -1,4 +1,4 @@
-"""How far apart the rows of a file are, and which options suit them. No advice here costs a row."""
+"""How far apart the rows of a file are, and which options suit them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .steps import DAY, FIXED, Step, spell
 JITTER = 0.1  # times differ by less than this share of a step where clocks are inexact
 NEAR = 0.02  # share of a step by which the usual distance of such times may differ from it
 TOLERATED = 0.05  # share of the distances between rows that may be others than the usual one
-LOST = 0.01  # share of the rows that a step may cost which is advised
+LOST = 0.01  # share of the rows that an advised step may cost
 WHOLE = [FIXED["s"] * seconds for seconds in (1, 5, 10, 15, 20, 30)] + [
     *(FIXED["min"] * minutes for minutes in (1, 2, 5, 10, 15, 20, 30)),
     *(FIXED["h"] * hours for hours in (1, 2, 3, 4, 6, 8, 12)),
@@ -44,10 +44,10 @@ def require_step(times: np.ndarray, step: Step, resample: str, source: str, from
     if from_last:
         raise DataError(
             f"the rows of {source} are {_apart(steps)} apart, which doesn't suit data.step={step}: give it "
-            f"rows that are {step} apart, or an equal part of that"
+            f"rows that are {step} apart, or 1/2, 1/3, … of that"
         )
     raise DataError(
-        f"data.step={step} is not a multiple of the step of {_apart(steps)} between the rows of {source}; set "
+        f"data.step={step} doesn't suit the rows of {source}, which are {_apart(steps)} apart; set "
         f"{advise(times, step)}"
     )
 
@@ -75,7 +75,7 @@ def advise(times: np.ndarray, step: Step) -> str:
 
 
 def _rounding(times: np.ndarray, native: int) -> int | None:
-    """The usual step to which times so far apart would be rounded, if none of them is one already and none is lost."""
+    """The step of `WHOLE` to round times to; None if none is near, if most fit already, or if times would merge."""
     whole = min(WHOLE, key=lambda each: abs(each - native))
     rounded = (times + whole // 2) // whole
     exact = (np.diff(times) % whole == 0).mean() > 1 - TOLERATED
@@ -94,7 +94,7 @@ def _apart(steps: np.ndarray) -> str:
 def _with_lengths(step: Step, *lengths: int) -> str:
     values = zip(("lookback", "horizon", "season"), lengths, strict=True)
     options = " ".join(f"data.{key}={step.spell(length // step.count * step.count)}" for key, length in values)
-    return f"data.step={step}, and lengths that it can count, say {options}"
+    return f"data.step={step}, and lengths that it divides, as in {options}"
 
 
 def _months(times: np.ndarray) -> np.ndarray:

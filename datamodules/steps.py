@@ -1,7 +1,7 @@
 """Steps of time: of a fixed length, of calendar months, of business days, or from row to row.
 
 A time is a datetime64[us] or, in microseconds, an int64. On the grid of a step it has an int64 *number*, which counts
-the step's unit: two rows follow each other if their numbers differ by the step's `count`. Nobody else adds up times.
+the step's unit: two rows follow each other if their numbers differ by the step's `count`.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class Step:
         count: how many units.
         unit: `us` microseconds, `mo` calendar months, `bd` business days (Monday to Friday), or `rows`, where the rows
             are equally spaced whatever their times.
-        phase: where in its unit each row lies, in microseconds: in a month of 31 days (a row of the 31st is one of the
-            month's end), or in a business day.
+        phase: microseconds from the beginning of its month or business day to each row; in months, of the 31st for
+            the last day of each.
     """
 
     count: int
@@ -136,8 +136,8 @@ class Step:
         if len(wrong):
             raise DataError(
                 f"{source}, line {lines[wrong[0]]}: {_text(times[wrong[0]])} lies elsewhere in its {self.unit_name} "
-                f"than most rows ({len(wrong)} such rows): correct it, or set data.resample=mean, which takes all for "
-                f"their {self.unit_name}'s beginning, or data.step=rows, which takes the rows as equally spaced, "
+                f"than most rows ({len(wrong)} such rows): correct it, or set data.resample=mean, which moves each to "
+                f"the beginning of its {self.unit_name}, or data.step=rows, which takes the rows as equally spaced, "
                 "whatever their times"
             )
         return step
@@ -152,8 +152,8 @@ class Step:
             weekend = np.flatnonzero((times // DAY + 3) % 7 >= 5)
             if len(weekend):
                 raise DataError(
-                    f"{source}, line {lines[weekend[0]]}: {_text(times[weekend[0]])} is on a weekend, which "
-                    f"data.step={self} doesn't know ({len(weekend)} such rows): set data.step=1d, or data.step=rows, "
+                    f"{source}, line {lines[weekend[0]]}: {_text(times[weekend[0]])} is on a weekend, where "
+                    f"data.step={self} has no row ({len(weekend)} such rows): set data.step=1d, or data.step=rows, "
                     "which takes the rows as equally spaced, whatever their times"
                 )
         return replace(self, phase=0)

@@ -193,7 +193,7 @@ class Recurrent(nn.Module):
         return output, (first, *others) if others else first
 
     def why_not(self, x: Tensor) -> dict[str, str | None]:
-        """What keeps each backend, fastest first, from running this layer on input like `x`; None: nothing."""
+        """Why each backend, fastest first, can't run the first layer on input like `x`; None if it can."""
         return reasons(list(self.cells)[: self.directions], x)
 
     def _check_state(self, state: Tensor | State, batch_size: int) -> State:

@@ -46,7 +46,7 @@ CLOCK = "days:hours:minutes:seconds, as 00:12:00:00"
 DURATION = "a duration such as 5d, 48h or 10min, or 24mo, 2y, 20bd or 48rows where step is of that kind"
 SEPARATOR = "between columns: one character, or tab; if not given, a tab in a file called .tsv, else a comma"
 QUOTE = "around fields that hold a separator; none: quotes are characters like any others"
-ESCAPE = 'what stands before a character that is taken as it is, as in \\"'
+ESCAPE = 'put before a character that is to be taken as it is, as in \\"'
 COMMENT = "lines that begin with it are left out, as with #"
 HEADER = "whether the first row names the columns; false: they are called 1, 2, 3 and so on, or as names says"
 NAMES = "the columns' names, if there is no header"
@@ -81,7 +81,7 @@ class EncoderConfig:
 class GRUEncoderConfig(EncoderConfig):
     """A GRU."""
 
-    reset_after: bool = option(False, "reset gate behind the matrix product, as torch.nn.GRU has it")
+    reset_after: bool = option(False, "reset gate after the matrix product, as torch.nn.GRU has it")
 
 
 @dataclass
@@ -252,7 +252,9 @@ class DataConfig:
     names: list[str] = option([], NAMES)
     skip_lines: int = option(0, SKIP_LINES, least=0)
     skip_after_header: int = option(0, SKIP_AFTER_HEADER, least=0)
-    allow_loss: bool = option(False, "use a file though more than 10% of its rows are lost: empty, off the grid, …")
+    allow_loss: bool = option(
+        False, "use a training file even if over 10% of its rows are lost: empty, off the grid, …"
+    )
     val_fraction: float = option(0.1, "share for validation (of a series with split=fraction)", above=0, most=0.9)
     test_fraction: float = option(0.1, "share for the test (of a series with split=fraction)", above=0, most=0.9)
     batch_size: int = option(128, "examples per step", least=1)
@@ -271,7 +273,7 @@ class TextConfig(DataConfig):
     unlabelled: str = option("error", "rows without a label: stop, or leave them out", choices=("error", "drop"))
     small_classes: str = option(
         "error",
-        "classes with fewer rows than there are splits: stop, leave them out, or make one class `other` of them",
+        "classes with fewer rows than there are splits: stop, leave them out, or merge them into one class, `other`",
         choices=("error", "drop", "merge"),
     )
     tokenizer: str = option("jieba", "how texts are cut", choices=("jieba", "char", "whitespace"))
@@ -314,7 +316,7 @@ class SeriesConfig(DataConfig):
     fill_limit: int = option(3, "steps that ffill may bridge", least=1)
     duplicates: str = option(
         "identical",
-        "rows of the same time: keep one if they are identical, else stop; or keep one, their mean, or stop",
+        "rows of the same time: if identical, keep one, else stop; or always the first, last, mean, or stop",
         choices=("identical", "first", "last", "mean", "error"),
     )
     step: str = option(
@@ -331,10 +333,10 @@ class SeriesConfig(DataConfig):
         None, "round times to whole 1h, 10min and so on, where clocks are inexact by seconds; if not given, as they are"
     )
     min_share: Optional[float] = option(
-        0.5, "share of its readings that a mean over a step needs; with fewer it is missing", least=0, most=1
+        0.5, "share of a step's readings that its mean needs; with fewer it is missing", least=0, most=1
     )
     bin_offset: Optional[str] = option(
-        None, f"how long after midnight (of Monday, for weeks) means over a step begin: {DURATION}"
+        None, "how long after midnight (of Monday, for weeks) the steps of means begin, such as 6h"
     )
     lookback: str = option("5d", f"what the model sees: {DURATION}")
     horizon: str = option("2d", f"what it forecasts: {DURATION}")
@@ -608,8 +610,10 @@ class PredictConfig:
     time_format: Optional[str] = option(None, f"readings: {TIME_FORMAT}")
     decimal: Optional[str] = option(None, "readings: decimal mark of the numbers", choices=(".", ","))
     missing_values: list[float] = option([], "readings: more numbers that mean: no reading")
-    missing_words: Optional[list[str]] = option(None, "readings: further words that mean: no reading")
-    allow_loss: bool = option(False, "readings: use a file though more than 10% of its rows are lost")
+    missing_words: Optional[list[str]] = option(
+        None, "readings: words that mean: no reading, in place of those of the training"
+    )
+    allow_loss: bool = option(False, "readings: use a file even if over 10% of its rows are lost")
     columns: Any = option(
         {}, "readings: a column's name in training and in the input, where they differ: {training: input}"
     )

@@ -1,4 +1,4 @@
-"""What native code and kernels must know before they trust a pointer."""
+"""Checks before native code and kernels read the raw memory of tensors."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def has_hooks(module: nn.Module) -> bool:
 
 
 def why_not(cell: Cell, x: Tensor, dtypes: Collection[torch.dtype]) -> str | None:
-    """What keeps native code from running `cell` on `x`, whose weights it wants in one of these types."""
+    """Why native code can't run `cell`, with weights of one of `dtypes`, on `x`; None if it can."""
     if kind_of(cell) is None:
         return f"it knows RNNCell, GRUCell and LSTMCell, not {type(cell).__name__}"
     if has_hooks(cell):
-        return f"the {type(cell).__name__} has hooks, which want each of its steps"
+        return f"the {type(cell).__name__} has hooks, which must run at each step"
     rows = cell.num_gates * cell.hidden_size
     shapes = {"weight_ih": (rows, cell.input_size), "weight_hh": (rows, cell.hidden_size)}
     if cell.bias_ih is not None or cell.bias_hh is not None:
@@ -57,20 +57,20 @@ def weights_of(cell: Cell) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None
 
 
 def why_not_native(tensors: Iterable[Tensor | None]) -> str | None:
-    """What keeps native code from these tensors: memory that isn't there, or somebody who watches torch's operations.
+    """Why native code can't read these tensors: no plain memory, or torch's operations are recorded; None if it can.
 
-    What is recorded or transformed operation by operation would leave out, without a word, what native code does.
+    Tracing and transforms, which see single operations, would silently miss what native code does.
     """
     if torch._C._get_tracing_state() is not None:
-        return "torch.jit.trace and torch.onnx.export can't look into it"
+        return "torch.jit.trace and torch.onnx.export can't trace it"
     inside = torch._C._are_functorch_transforms_active()
     if inside or forward_ad._current_level >= 0:
-        return "it has no forward derivatives, and torch.func can't look into it"
+        return "it has no forward derivatives, and torch.func can't transform it"
     if torch._C._len_torch_dispatch_stack():
-        return "a TorchDispatchMode can't look into it"
+        return "a TorchDispatchMode can't record it"
     for mode in _get_current_function_mode_stack() if torch._C._len_torch_function_stack() else ():
         if not isinstance(mode, DeviceContext):  # torch.set_default_device: it only places what is made from nothing
-            return f"{type(mode).__name__} can't look into it"
+            return f"{type(mode).__name__} can't record it"
     for tensor in tensors:
         if tensor is not None and not _is_plain(tensor):
             return f"it reads plain dense tensors, not {type(tensor).__name__} of layout {tensor.layout}"
@@ -145,9 +145,9 @@ def check(cell: Cell, x: Tensor, state: State | None, directions: tuple[int, ...
 
 
 def check_lengths(lengths: Tensor, x: Tensor) -> None:
-    """See that each sequence of `x` (T, B, I) has an integer and, on the CPU, that it is no more than there are steps.
+    """Check that each sequence of `x` (T, B, I) has an integer and, if it is on the CPU, that it is from 0 to T.
 
-    Elsewhere, looking at them would make every call wait for them; while operations are recorded, they have no values.
+    On a GPU, reading lengths would make every call wait; while operations are recorded, they have no values.
 
     Raises:
         ValueError: it isn't so.

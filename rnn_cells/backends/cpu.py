@@ -37,7 +37,7 @@ def why_not(cell: Cell, x: Tensor, *others: Tensor) -> str | None:
     if torch.is_autocast_enabled("cpu"):
         return "it has no reduced precision for autocast"
     if torch.compiler.is_exporting():
-        return "torch.export can't look into it"
+        return "torch.export can't trace it"
     return arguments.why_not_native([x, *weights_of(cell), *others]) or _library()[1]
 
 

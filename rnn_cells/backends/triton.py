@@ -52,7 +52,7 @@ def why_not(cell: Cell, x: Tensor, *others: Tensor) -> str | None:
     if x.dtype not in DTYPES:
         return f"it computes in float32, bfloat16 and float16, not {str(x.dtype).removeprefix('torch.')}"
     if torch.compiler.is_compiling():
-        return "torch.compile and torch.export can't look into it"
+        return "torch.compile and torch.export can't trace it"
     return arguments.why_not_native([x, *weights_of(cell), *others])
 
 

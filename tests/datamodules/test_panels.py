@@ -23,10 +23,10 @@ def test_stations_that_report_in_turn_are_several_series(caplog: pytest.LogCaptu
     rules = {"time_column": "time", "time_format": "%Y-%m-%d %H:%M", "columns": ["x"], "step": "20min"}
     with caplog.at_level(logging.WARNING):
         clean(frame, **rules)
-    assert "the values of 'station' (A, B, C) take turns" in caplog.text
+    assert "the values of 'station' (A, B, C) alternate" in caplog.text
     caplog.clear()
     clean(frame[frame["station"] == "A"], **rules | {"step": "1h"})
-    assert "take turns" not in caplog.text
+    assert "alternate" not in caplog.text
 
 
 @pytest.mark.parametrize("column", ["station", "sensor_id", "Site No.", "meterId", "站点"])
@@ -35,11 +35,11 @@ def test_stations_one_after_the_other_are_several_series(column: str, caplog: py
     rules = {"time_column": "time", "time_format": "%Y-%m-%d %H:%M", "columns": ["x"], "step": "20min"}
     with caplog.at_level(logging.WARNING):
         clean(frame.iloc[::-1], **rules)
-    assert f"each value of '{column}' (A, B) has a time of its own" in caplog.text
+    assert f"each value of '{column}' (A, B) fills one block of time" in caplog.text
     caplog.clear()
     clean(frame.assign(**{column: "A"}), **rules)
     clean(frame.rename(columns={column: "season"}), **rules)
-    assert "of its own" not in caplog.text
+    assert "one block" not in caplog.text
 
 
 def test_numbered_stations_in_any_row_order_are_several_series() -> None:

@@ -578,7 +578,7 @@ def test_readings_between_two_stray_quotes_are_counted_and_warned_of(
 
 
 def test_a_step_that_is_no_multiple_of_the_recording_is_an_error_that_names_both(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"data.step=15min is not a multiple of the step of 10min"):
+    with pytest.raises(DataError, match=r"data.step=15min doesn't suit the rows of .*, which are 10min apart"):
         ready(tmp_path, hourly(np.arange(600) / 6), step="15min")
 
 

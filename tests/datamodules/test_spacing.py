@@ -63,7 +63,7 @@ def test_a_step_that_does_not_fit_comes_with_options_that_lose_no_row(kind: str,
     if (kind, step) == ("business days", "31d"):
         pytest.skip("a month of rows a day apart")
     with pytest.raises(
-        DataError, match=f"data.step={step} is not a multiple of the step of .*set .*{advice}"
+        DataError, match=f"data.step={step} doesn't suit the rows of .*, which are .* apart; set .*{advice}"
     ) as caught:
         clean(table(times), **COLUMNS, step=step)
     options = dict(re.findall(r"data\.(\w+)=(\w+)", str(caught.value).split("; set ")[1]))
@@ -197,6 +197,7 @@ def test_a_missing_month_is_named() -> None:
     facts = {
         **{"lookback": 6, "horizon": 2, "features": ["x"], "target": "x", "calendar": False, "missing": "drop"},
         **{"feature_mean": [0.0], "feature_std": [1.0], "climatology": {"coefficients": [[0.0]]}},
+        **{"target_mean": 0.0, "target_std": 1.0},
     }
     lookbacks = Lookbacks(clean(table(times), **COLUMNS, step="1mo", from_last=True), facts)
     assert "6 steps of 1mo up to 2003-04-30 00:00 is incomplete: missing 1 of 6 readings (2003-02-28 00:00)" in (

@@ -145,7 +145,7 @@ def test_modes_see_every_step(mode):
 def test_a_backward_that_a_mode_could_not_see_is_refused():
     layer = LSTM(3, 4, backend="cpu")
     output = layer(torch.randn(2, 5, 3))[0].sum()
-    with FlopCounterMode(display=False), pytest.raises(RuntimeError, match="a TorchDispatchMode can't look into it"):
+    with FlopCounterMode(display=False), pytest.raises(RuntimeError, match="a TorchDispatchMode can't record it"):
         output.backward()
 
 
@@ -244,7 +244,7 @@ def test_hooks_of_a_cell_see_each_step(layer_type):
 def test_a_backend_that_would_not_call_hooks_is_refused():
     layer = LSTM(3, 4, backend="cpu")
     layer.cells[0].register_forward_pre_hook(lambda cell, inputs: None)
-    with pytest.raises(ValueError, match="the LSTMCell has hooks, which want each of its steps"):
+    with pytest.raises(ValueError, match="the LSTMCell has hooks, which must run at each step"):
         layer(torch.randn(2, 5, 3))
 
 
