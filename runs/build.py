@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import yaml
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from datamodules.sources import DataError
 from runs.checkpoints import read_checkpoint
 from runs.errors import CheckpointError
 from runs.schema import OWN, CallbacksConfig, Config, ConfigError, TrainerConfig
@@ -110,7 +113,14 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / "config.yaml"
     try:
-        saved: Any = OmegaConf.to_container(OmegaConf.load(path))
+        text = path.read_text(encoding="utf-8")
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):  # a few lines could mean a billion
+            raise ConfigError(f"{path} is not as a run writes it: it has aliases, which begin with *")
+        saved: Any = OmegaConf.to_container(OmegaConf.create(text))
+        if reference := next((value for value in _texts(saved) if "${" in value), None):
+            raise ConfigError(
+                f"{path} has the reference {reference}, which could read secrets of the environment: write its value"
+            )
         for node, values in ((Config, saved), (TrainerConfig, saved["trainer"]), (CallbacksConfig, saved["callbacks"])):
             usual: Any = OmegaConf.to_container(OmegaConf.structured(node))
             values |= {name: value for name, value in usual.items() if name not in values and value != MISSING}
@@ -119,9 +129,44 @@ def read_config(folder: Path) -> dict[str, Any]:
         cause = None
     except FileNotFoundError:
         raise
+    except ConfigError:
+        raise
     except (KeyError, TypeError, ValueError, OmegaConfBaseException, yaml.YAMLError) as error:
         cause = error
     raise ConfigError(f"{path} is damaged or not that of a run") from cause
+
+
+def _texts(node: Any) -> Iterator[str]:
+    if isinstance(node, dict):
+        for value in node.values():
+            yield from _texts(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _texts(value)
+    elif isinstance(node, str):
+        yield node
+
+
+def refuse_download(config: dict[str, Any], folder: Path) -> None:
+    """See that a saved configuration, which may be anybody's, downloads nothing but the data of this project.
+
+    Raises:
+        DataError: its data is not on this machine, and would come from somewhere else.
+    """
+    source = getattr(build_datamodule(config), "source", None)
+    if source is None or source.find() is not None or set(source.urls) <= _known_addresses():
+        return
+    raise DataError(
+        f"{folder} names {', '.join(source.urls)} to download its data from, which may be anybody's: say "
+        f"data.urls={json.dumps([*source.urls])} on the command line, or get the file yourself and put it into "
+        "RNN_LAB_DATA"
+    )
+
+
+def _known_addresses() -> set[str]:
+    """Those of the data sets of this project."""
+    files = (resources.files("conf") / "data").iterdir()
+    return {address for file in files for address in yaml.safe_load(file.read_text("utf-8")).get("urls") or ()}
 
 
 def build_datamodule(config: dict[str, Any]) -> Any:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from datamodules import DataError
 from runs import figures
-from runs.build import build_datamodule, build_task, check_targets, plain, read_config
+from runs.build import build_datamodule, build_task, check_targets, plain, read_config, refuse_download
 from runs.checkpoints import read_json
 from runs.checks import validate
 from runs.memory import NOTHING, examples, lag_below, memory_curve
@@ -251,7 +251,9 @@ def _inputs_of(task: Task, saved: dict[str, Any], folder: Path, count: int) -> t
         return random_batch(task, count), "drawn at random"
     there = "error" if known else "sample"  # without a file, it was the sample
     try:
-        datamodule = build_datamodule({**saved, "data": {**saved["data"], "on_missing": there}})
+        config = {**saved, "data": {**saved["data"], "on_missing": there}}
+        refuse_download(config, folder)
+        datamodule = build_datamodule(config)
         datamodule.setup()
     except DataError as error:
         log.warning(f"{folder}: its data can't be read, so that the memory is measured on random inputs: {error}")

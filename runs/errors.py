@@ -64,6 +64,9 @@ def explain(error: BaseException, arguments: list[str]) -> str | None:
     ):
         remedy = "lower the batch size (data.batch_size), model.encoder.hidden_size, data.max_length or data.lookback"
         return f"out of memory ({_first_lines(error)}): {remedy}"
+    if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid"):  # torch has no class for it
+        reason = str(error).splitlines()[0].rstrip(".")
+        return f"{reason}: most often, memory ran out; lower data.num_workers (0 needs no further process), and resume"
     return None
 
 

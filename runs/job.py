@@ -23,7 +23,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from rich.console import Console
 
 from runs import console
-from runs.build import build_datamodule, check_targets, plain, read_config
+from runs.build import build_datamodule, check_targets, plain, read_config, refuse_download
 from runs.checkpoints import BEST, LAST, progress, read_checkpoint, read_json, replacing, write_atomically
 from runs.checks import INCONSEQUENTIAL, differing, validate
 from runs.errors import CheckpointError, explain
@@ -196,6 +196,8 @@ def _resume(config: DictConfig, folder: Path, overrides: list[str]) -> dict[str,
     settings = plain(merged)
     settings["trust"] = list(config.trust)  # said on the command line, never by a folder that may be anybody's
     check_targets(settings, settings["trust"])
+    if not any(_key(override) == "data.urls" for override in overrides):
+        refuse_download(settings, folder)
     finished = read_json(folder / "metrics.json") if _finished(folder) else None
     changed = set(differing([plain(saved), settings])) - {*INCONSEQUENTIAL, "trust"}
     if finished is not None and not changed:

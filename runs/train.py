@@ -234,10 +234,13 @@ def _resume_point(config: dict[str, Any], path: Path) -> dict[str, Any]:
     if "blueprint" not in checkpoint:
         raise CheckpointError(f"{path} is no checkpoint of a task")
     saved, asked = checkpoint["blueprint"]["config"], config
-    for part in ("task", "model"):
+    for part in ("task", "model", "optimizer", "scheduler", "seed"):
         if saved[part] != asked[part]:
-            names = f"{saved[part]['name']} ({saved[part]}) into {asked[part]['name']} ({asked[part]})"
-            raise CheckpointError(f"{path} is a checkpoint of another {part}: it doesn't fit {names}")
+            first, second = (
+                f"{each[part]['name']} ({each[part]})" if part in ("task", "model") else f"{part}={each[part]}"
+                for each in (saved, asked)
+            )
+            raise CheckpointError(f"{path} is a checkpoint of another {part}: it doesn't fit {first} into {second}")
     return checkpoint
 
 

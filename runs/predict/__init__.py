@@ -162,8 +162,12 @@ def load(settings: dict[str, Any]) -> Trained:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{path} does not fit this version of the project: {error}") from error
-    if (trained := task.blueprint["config"]["task"]["name"]) != kind:
-        raise CheckpointError(f"{path} is of task={trained}, {folder} of task={kind}")
+    for part in ("task", "model", "seed") if chosen in names else ("task",):
+        trained, wanted = (
+            each[part] if part == "seed" else each[part]["name"] for each in (task.blueprint["config"], config)
+        )
+        if trained != wanted:
+            raise CheckpointError(f"{path} is of {part}={trained}, {folder} of {part}={wanted}")
     status = folder / "status.json"
     try:
         if not status.exists() or read_json(status).get("state") != "finished":

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import resource
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -71,6 +73,19 @@ class Fatal(pl.Callback):
         if self.how == "recursion":
             self.on_train_batch_end(trainer, pl_module, *args)
         raise {"exit": SystemExit(0), "generator": GeneratorExit(), "memory": MemoryError()}[self.how]
+
+
+class WorkerKiller(pl.Callback):
+    """Kills the loader's processes once the training has come to `step`."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        if trainer.global_step == self.step:
+            for process in multiprocessing.active_children():
+                os.kill(process.pid or 0, signal.SIGKILL)
+            time.sleep(1)
 
 
 class Rival(pl.Callback):

@@ -282,6 +282,18 @@ def test_a_run_that_may_not_have_finished_predicts_and_says_so(
     assert bool(caplog.text) == bool(warning)
 
 
+@pytest.mark.parametrize(("part", "value"), [("model", "lstm"), ("seed", 7)])
+def test_weights_of_another_run_in_the_folder_are_refused(
+    part: str, value: Any, finished: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(finished("cls"), tmp_path / "run"))
+    config: Any = OmegaConf.load(folder / "config.yaml")
+    OmegaConf.update(config, "model.name" if part == "model" else part, value)
+    OmegaConf.save(config, folder / "config.yaml")
+    with pytest.raises(CheckpointError, match=rf"best.ckpt is of {part}=\w+, .*run of {part}={value}"):
+        made(run=folder, text="很好")
+
+
 MISTAKES: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"run": "nowhere"}, ConfigError, "run=nowhere is not a run folder: it has no config.yaml"),
     ({"run": "."}, ConfigError, "it holds several, choose one: damaged, run"),

@@ -29,6 +29,7 @@ from runs.checkpoints import AtomicCheckpointIO, Recorder, read_checkpoint, read
 from runs.errors import CheckpointError, explain
 from runs.job import merge_overrides
 from runs.schema import ConfigError
+from runs.train import _resume_point
 from tests.runs.lab import SMALL, STEPS_PER_EPOCH, Lab
 from tests.runs.test_command_line import OWN_TEXTS, cls_words, write_texts
 
@@ -696,6 +697,18 @@ def test_a_checkpoint_that_would_run_code_is_refused_and_runs_none(lab: Lab, hal
     assert not marker.exists()
 
 
+def test_a_checkpoint_of_another_run_is_refused_and_both_are_named(tmp_path: Path) -> None:
+    ours = {"task": {"name": "cls"}, "model": {"name": "gru"}, "optimizer": {"lr": 0.1}, "scheduler": None, "seed": 0}
+    path = tmp_path / "last.ckpt"
+    torch.save({"blueprint": {"config": ours}}, path)
+    assert _resume_point(ours, path)["blueprint"]["config"] == ours
+    for part, other in {"model": {"name": "lstm"}, "task": {"name": "forecast"}, "optimizer": {"lr": 1}}.items():
+        with pytest.raises(CheckpointError, match=rf"of another {part}: it doesn't fit .* into .*"):
+            _resume_point({**ours, part: other}, path)
+    with pytest.raises(CheckpointError, match="another seed: it doesn't fit seed=0 into seed=1"):
+        _resume_point({**ours, "seed": 1}, path)
+
+
 def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"gone\.ckpt: No such file"):
         read_checkpoint(tmp_path / "gone.ckpt")
@@ -775,9 +788,58 @@ def test_a_write_follows_no_link(tmp_path: Path) -> None:
     assert not any((tmp_path / name).is_symlink() for name in ("file", "figure.png", "figure.svg"))
 
 
+@pytest.mark.slow
+def test_a_killed_loader_worker_is_one_message_with_advice(lab: Lab, tmp_path: Path) -> None:
+    words = [*SMALL["forecast"], "callbacks.extra=[{_target_: tests.runs.killer.WorkerKiller, step: 6}]"]
+    words += ["data.num_workers=1", "trust=[tests.runs.killer]", f"hydra.run.dir={tmp_path / 'run'}"]
+    message = refused(lab, *words)
+    assert "DataLoader worker (pid" in message
+    assert "lower data.num_workers" in message
+    assert read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")["global_step"] == 4
+
+
 def test_a_full_disk_is_one_message_that_names_the_file(lab: Lab, tmp_path: Path) -> None:
     full = "_target_: tests.runs.killer.FullDisk, size: 4000"
     words = [*SMALL["cls"], f"callbacks.extra=[{{{full}}}]", "trust=[tests.runs.killer]"]
     message = refused(lab, *words, f"hydra.run.dir={tmp_path / 'run'}")
     assert "File too large" in message
     assert "last.ckpt" in message
+
+
+STRANGERS = {
+    "a reference": ("title: ${oc.env:HOME}\n", "has the reference ${oc.env:HOME}"),
+    "a reference within a list": ("title: [a, '${oc.env:HOME}']\n", "has the reference ${oc.env:HOME}"),
+    "aliases": ("a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n", "it has aliases"),
+}
+
+
+@pytest.mark.parametrize("name", STRANGERS)
+@pytest.mark.parametrize("words", ["resume=run", "-cn describe run=run", "-cn predict run=run text=x"])
+def test_a_run_folder_of_a_stranger_reads_no_secret_and_takes_no_memory(
+    name: str, words: str, lab: Lab, finished: Callable[[str], Path], tmp_path: Path
+) -> None:
+    line, message = STRANGERS[name]
+    path = Path(shutil.copytree(finished("cls"), tmp_path / "run")) / "config.yaml"
+    path.write_text(path.read_text(encoding="utf-8") + line, encoding="utf-8")
+    outcome = lab.run(*words.split(), folder=tmp_path)
+    assert outcome.code == 1, outcome.output
+    assert message in outcome.output
+    assert str(Path.home()) not in outcome.output
+
+
+def test_a_run_folder_of_a_stranger_downloads_nothing(
+    lab: Lab, finished: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Nothing listens at the address: had it been asked, the message would say so."""
+    folder = Path(shutil.copytree(finished("cls"), tmp_path / "run"))
+    config: Any = OmegaConf.load(folder / "config.yaml")
+    config.data.update({"urls": ["http://127.0.0.1:9/evil.csv"], "files": ["evil.csv"], "on_missing": "error"})
+    OmegaConf.save(config, folder / "config.yaml")
+    resumed = lab.run("resume=run", folder=tmp_path)
+    assert resumed.code == 1
+    assert "names http://127.0.0.1:9/evil.csv to download its data from" in resumed.output
+    described = lab.run("-cn", "describe", "run=run", folder=tmp_path)
+    assert described.code == 0
+    assert "names http://127.0.0.1:9/evil.csv to download its data from" in described.output
+    wanted = lab.run("resume=run", 'data.urls=["http://127.0.0.1:9/evil.csv"]', folder=tmp_path)
+    assert "could not be downloaded" in wanted.output or "is finished already" in wanted.output
