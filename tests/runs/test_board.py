@@ -179,7 +179,7 @@ def test_a_run_without_a_mistake_says_so(tmp_path: Path) -> None:
         "p(x)": [0.9],
         "p(y)": [0.1],
     }
-    board.finish(logger, {"task": "cls"}, pd.DataFrame(right), {}, 5)
+    board.finish(logger, {"task": "cls"}, pd.DataFrame(right), [], 5)
     logger.finalize("success")
     texts = {
         name: str(np.asarray(make_ndarray(events_of(tmp_path).Tensors(f"test/{name}/text_summary")[0].tensor_proto)))
