@@ -61,7 +61,7 @@ def defaults() -> dict[str, list[Any]]:
     return found
 
 
-INCONSEQUENTIAL = ("debug", "reuse", "data.cache_dir", "trainer.enable_progress_bar")
+INCONSEQUENTIAL = ("debug", "reuse", "escape_formulas", "data.cache_dir", "trainer.enable_progress_bar")
 """Options in which two runs may differ that are to come out the same."""
 
 

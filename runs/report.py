@@ -16,6 +16,7 @@ from datamodules.steps import format_time
 from runs import board, figures
 from runs.analysis import breakdown, likely_label_errors, quantiles_of
 from runs.checkpoints import replacing, write_atomically
+from runs.formulas import escape_frame
 from runs.memory import memory_of_run
 from runs.schema import best_is
 from tasks import Task
@@ -56,6 +57,8 @@ def write_results(
         drawn["loss"] = figures.loss_curves(history, config["task"]["monitor"], best_is(config["task"]))
     if metrics["task"] == "cls":
         suspects = likely_label_errors(predictions)
+        if config["escape_formulas"]:
+            suspects = escape_frame(suspects)
         table = suspects.to_csv(index=False).encode("utf-8-sig")  # the mark is for Excel
         write_atomically(folder / "likely_label_errors.csv", table)
         labels = figures.readable([row["class"] for row in metrics["per_class"]], datamodule.facts.get("english") or {})

@@ -516,6 +516,7 @@ class Config:
     reuse: Optional[str] = option(
         None, "folder of runs: a finished one of the same configuration is copied instead of trained again"
     )
+    escape_formulas: bool = option(False, "CSV files: put ' before texts that a spreadsheet would compute, as =1+1")
     trust: list[str] = option([], "modules of your own whose classes a _target_ may name")
     debug: bool = option(False, "show the stack trace of an error")
 
@@ -619,6 +620,7 @@ class PredictConfig:
     )
     every: Optional[str] = option(None, f"readings: time between forecasts, counted back from the last row: {DURATION}")
     max_age: Optional[str] = option(None, f"readings: how long ago the last complete lookback may end: {DURATION}")
+    escape_formulas: bool = option(False, "CSV files: put ' before texts that a spreadsheet would compute, as =1+1")
     trust: list[str] = option([], "modules of your own whose classes a _target_ may name")
     debug: bool = option(False, "show the stack trace of an error")
 

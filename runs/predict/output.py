@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -16,15 +17,17 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from runs.checkpoints import replacing
+from runs.formulas import escape_name, escape_table
 
 T = TypeVar("T")
 
 
 @contextmanager
-def table_writer(path: Path, schema: pa.Schema) -> Iterator[Any]:
+def table_writer(path: Path, schema: pa.Schema, escape_formulas: bool = False) -> Iterator[Any]:
     """An object with `write(table)`; `path` is there once all is written.
 
-    CSV is UTF-8 with a byte order mark, by which Excel knows it, in China as elsewhere.
+    CSV is UTF-8 with a byte order mark, by which Excel knows it, in China as elsewhere; with `escape_formulas`, texts
+    and names of columns that a spreadsheet would compute have a `'` before them.
     """
     with replacing(path) as file:
         if path.suffix.lower() == ".parquet":
@@ -32,8 +35,14 @@ def table_writer(path: Path, schema: pa.Schema) -> Iterator[Any]:
                 yield writer
         else:
             file.write(codecs.BOM_UTF8)
+            if not escape_formulas:
+                with CSVWriter(pa.PythonFile(file, mode="w"), schema) as writer:
+                    yield writer
+                return
+            schema = pa.schema([field.with_name(escape_name(field.name)) for field in schema])
             with CSVWriter(pa.PythonFile(file, mode="w"), schema) as writer:
-                yield writer
+                names = schema.names
+                yield SimpleNamespace(write=lambda table: writer.write(escape_table(table).rename_columns(names)))
 
 
 def console() -> Console:

@@ -221,7 +221,8 @@ def write_forecasts(
     schema = _schema(task, lookbacks, with_truth)
     drawn = np.unique(np.linspace(0, len(origins) - 1, min(DRAWN, len(origins))).astype(int))
     parts: list[Forecasts] = []
-    with table_writer(Path(settings["output"]), schema) as writer, bar(bytes=False) as progress:
+    table = table_writer(Path(settings["output"]), schema, settings["escape_formulas"])
+    with table as writer, bar(bytes=False) as progress:
         for start in progress.track(range(0, len(origins), settings["batch_size"]), description="forecasting"):
             some = origins[start : start + settings["batch_size"]]
             found = _forecast(task, lookbacks, some)

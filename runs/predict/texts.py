@@ -77,7 +77,7 @@ def predict_file(task: Any, data: dict[str, Any], settings: dict[str, Any]) -> N
     with TableStream(settings["input"], needed, **format) as table, bar(bytes=True) as progress:
         schema = _schema(table, task.classes)
         shown = progress.add_task("predicting", total=table.size)
-        with table_writer(output, schema) as writer:
+        with table_writer(output, schema, settings["escape_formulas"]) as writer:
             for chunk in ahead(chunks(table, table.header.index(text_column), encoder)):
                 answers = np.full((len(chunk.texts) + 1, len(task.classes)), np.nan, dtype=np.float32)  # last: no text
                 answers[:-1] = probabilities(task, chunk.encoded, settings["batch_size"])

@@ -202,6 +202,23 @@ def test_what_was_written_here_is_read_again_and_its_columns_stay(
     assert "2.csv has a column 'note' already: those of the predictions end in _3" in caplog.text
 
 
+def test_texts_that_a_spreadsheet_would_compute_stay_texts_where_that_is_asked_for(
+    finished: Callable[[str], Path], tmp_path: Path
+) -> None:
+    texts = ["=1+1", "+1", "-1", "@SUM(A1)", "很好=1", "'=1"]
+    columns = {"review": texts, "=cmd()": texts, "more": ["很好"] * len(texts)}
+    pd.DataFrame(columns).to_csv(tmp_path / "in.csv", index=False)
+    given = {"run": finished("cls"), "input": tmp_path / "in.csv", "text_column": "review"}
+    for name in ("a.csv", "a.parquet"):
+        made(**given, output=tmp_path / name, escape_formulas=True)
+    made(**given, output=tmp_path / "raw.csv")
+    escaped = ["'=1+1", "'+1", "'-1", "'@SUM(A1)", "很好=1", "'=1"]
+    table = pd.read_csv(tmp_path / "a.csv", encoding="utf-8-sig")
+    assert table["review"].tolist() == table["'=cmd()"].tolist() == escaped
+    for plain in (pd.read_csv(tmp_path / "raw.csv", encoding="utf-8-sig"), pd.read_parquet(tmp_path / "a.parquet")):
+        assert plain["review"].tolist() == plain["=cmd()"].tolist() == texts
+
+
 def test_reviews_without_a_header_in_a_compressed_file_are_predicted(
     finished: Callable[[str], Path], reviews: tuple[Path, pd.DataFrame], tmp_path: Path
 ) -> None:
