@@ -86,6 +86,26 @@ def hyperparameters(config: dict[str, Any], data: str, folder: Path) -> dict[str
     }
 
 
+def write_each_scalar_once(logger: TensorBoardLogger, step: int) -> None:
+    """Keep a resumed run from writing what is there of the steps before its first, `step`.
+
+    A resume point is written with each validation, and so before the training loss of the epoch: a run that is killed
+    soon after it comes to the end of that epoch once more.
+    """
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(logger.log_dir, size_guidance={"scalars": 0, "images": 1, "tensors": 1})
+    events.Reload()
+    points = ((name, event.step) for name in events.Tags()["scalars"] for event in events.Scalars(name))
+    written = {(name, at) for name, at in points if at < step}
+    log_metrics = logger.log_metrics
+
+    def log_new_metrics(metrics: dict[str, Any], step: int | None = None) -> None:
+        log_metrics({name: value for name, value in metrics.items() if (name, step) not in written}, step)
+
+    logger.log_metrics = log_new_metrics  # type: ignore[method-assign]
+
+
 class ValidationFigure(Callback):
     """The confusion matrix of each epoch's validation, small: drawing it takes a fraction of a second."""
 

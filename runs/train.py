@@ -358,7 +358,10 @@ def _build_logger(config: dict[str, Any], folder: Path, checkpoint: dict[str, An
     options: dict[str, Any] = {"save_dir": str(folder)}
     if config["logger"]["_target_"].endswith("TensorBoardLogger") and checkpoint is not None:
         options["purge_step"] = checkpoint["global_step"]  # what the killed run logged beyond its resume point
-    return instantiate(config["logger"], config["trust"], **options)
+    logger = instantiate(config["logger"], config["trust"], **options)
+    if isinstance(logger, TensorBoardLogger) and checkpoint is not None and rank_zero_only.rank == 0:
+        board.write_each_scalar_once(logger, checkpoint["global_step"])
+    return logger
 
 
 def _log_hyperparameters(logger: Logger, config: dict[str, Any], data: str, folder: Path) -> None:

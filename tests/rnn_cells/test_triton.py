@@ -104,7 +104,7 @@ slow_here = [] if torch.cuda.is_available() else [pytest.mark.slow]  # the inter
 
 
 def interpreted_slowly(test):
-    return test if torch.cuda.is_available() else pytest.mark.slow(test)
+    return test if torch.cuda.is_available() else pytest.mark.exhaustive(test)
 
 
 @pytest.mark.parametrize(
@@ -398,7 +398,7 @@ def test_every_plan_covers_all_units_and_fits_into_the_gpu(monkeypatch, multipro
 @pytest.mark.parametrize(
     "name",
     [
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("GRU", "LSTM")),
+        *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("GRU", "LSTM")),
         *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("RNN", "GRU_reset_after")),
     ],
 )

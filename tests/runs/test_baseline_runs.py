@@ -171,6 +171,7 @@ def test_scores_can_be_the_validations(lab: Lab, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("averaging", "lr"), [pytest.param(None, 2, marks=pytest.mark.slow), (0.9, 0.3)])
+@pytest.mark.slow
 def test_a_run_with_quantiles_keeps_its_calibration_in_its_checkpoint(
     averaging: float | None, lr: float, lab: Lab, tmp_path: Path
 ) -> None:

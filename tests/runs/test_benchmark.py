@@ -14,6 +14,7 @@ from tests.runs.lab import Lab
 SMALL = ["shapes=[[3,2,4,5],[2,1,3,4]]", "repeats=1", "trainings=[]"]
 
 
+@pytest.mark.slow
 def test_every_layer_and_shape_is_timed_in_training_and_use(lab: Lab, tmp_path: Path) -> None:
     words = [*SMALL, "cells=[lstm,lstm_ragged]", "modes=[train,infer]", f"hydra.run.dir={tmp_path}"]
     outcome = lab.run("-cn", "benchmark", *words, folder=tmp_path)

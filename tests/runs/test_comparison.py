@@ -94,8 +94,16 @@ def test_a_sweep_finishes_its_other_runs_when_some_fail_and_says_which(swept: tu
     assert "4 of 6 runs finished" in outcome.output
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("how", ["kill", "_exit 0", "_exit 3", "exit", "generator", "memory", "recursion"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        *(pytest.param(how, marks=pytest.mark.slow) for how in ("_exit 0", "generator")),
+        *(
+            pytest.param(how, marks=pytest.mark.exhaustive)
+            for how in ("kill", "_exit 3", "exit", "memory", "recursion")
+        ),
+    ],
+)
 def test_a_sweep_comes_to_its_end_whatever_one_of_its_jobs_does(how: str, lab: Lab, tmp_path: Path) -> None:
     """A job that ends the process is given up by the third start of the same command; any other at once."""
     folder = tmp_path / "sweep"

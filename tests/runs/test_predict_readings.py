@@ -103,7 +103,7 @@ def test_values_that_may_mean_no_reading_are_warned_of_until_they_are_named(
     frame.loc[[200, 210, 238], "x"] = -200
     lookbacks(data, tmp_path, frame)
     [warning] = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert "-200 in 'x' (3 of them, the first on line 202;" in warning
+    assert "-200 in 'x' (3 of them, the first on line 202, " in warning
     assert warning.endswith("add it to missing_values")
     caplog.clear()
     assert "'x' in 1 of them" in lookbacks(data, tmp_path, frame, missing_values=[-200]).lacking()

@@ -194,7 +194,7 @@ def check(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert "Traceback" not in text, f"python run.py {shlex.join(words)}\n{text}"
 
 
-QUICK = 60
+QUICK = 40
 LINES = [pytest.param(range(QUICK), id="quick")]
 LINES += [pytest.param(range(at, at + 100), id=str(at), marks=pytest.mark.exhaustive) for at in range(QUICK, 2000, 100)]
 

@@ -280,7 +280,9 @@ def test_under_slurm_a_run_leaves_no_checkpoint_that_another_would_begin_with_an
 def test_the_epoch_in_which_a_run_was_killed_is_in_tensorboard_once(
     lab: Lab, finished: Finished, tmp_path: Path
 ) -> None:
-    run_and_kill(lab, tmp_path / "killed", SMALL["cls"], (STEPS_PER_EPOCH, "validation_end"), (27, "train"))
+    run_and_kill(
+        lab, tmp_path / "killed", SMALL["cls"], (STEPS_PER_EPOCH, "validation_end"), (11, "train"), (27, "train")
+    )
     events = EventAccumulator(str(tmp_path / "killed"))
     events.Reload()
     for name in ("train/loss", "val/loss"):
@@ -467,6 +469,7 @@ def test_a_resumption_that_can_not_be_leaves_a_finished_run_as_it_was(
     assert (folder / "status.json").read_bytes() == status
 
 
+@pytest.mark.slow
 def test_a_finished_run_can_be_prolonged_and_is_unfinished_meanwhile(
     lab: Lab, finished: Finished, tmp_path: Path
 ) -> None:
@@ -484,7 +487,8 @@ def test_a_finished_run_can_be_prolonged_and_is_unfinished_meanwhile(
     assert json.loads((folder / "status.json").read_text(encoding="utf-8"))["state"] == "finished"
 
 
-@pytest.mark.parametrize("task", ["cls", pytest.param("forecast", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["cls", "forecast"])
 def test_what_was_chosen_on_the_validation_split_is_tested_without_being_trained_again(
     task: str, lab: Lab, finished: Finished, tmp_path: Path
 ) -> None:
@@ -586,10 +590,8 @@ def cut(file: Path) -> bytes:
     return half
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["metrics.json", *(pytest.param(each, marks=pytest.mark.slow) for each in ("status.json", "data_report.json"))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["metrics.json", "status.json", "data_report.json"])
 def test_a_damaged_file_is_named_and_left_and_without_it_the_run_goes_on(
     name: str, lab: Lab, finished: Finished, tmp_path: Path
 ) -> None:

@@ -50,6 +50,7 @@ def test_a_run_that_differs_in_anything_is_trained(change: str, lab: Lab, finish
     assert result_of(tmp_path / "run") != result_of(finished)
 
 
+@pytest.mark.slow
 def test_a_run_of_other_data_is_trained(lab: Lab, tmp_path: Path) -> None:
     path = write_texts(tmp_path / "texts.csv")
     words = (*cls_words(), *OWN_TEXTS, f"data.path={path}", "data.text_column=内容", "data.target=类别")
@@ -74,6 +75,7 @@ def test_neither_an_unfinished_nor_a_damaged_run_is_copied(lab: Lab, finished: P
     assert result_of(tmp_path / "run") == result_of(finished)  # trained again, to the same end
 
 
+@pytest.mark.slow
 def test_a_copy_that_was_interrupted_is_made_again(lab: Lab, finished: Path, tmp_path: Path) -> None:
     sweep = ("-m", *WORDS, f"reuse={finished.parents[1]}", f"hydra.sweep.dir={tmp_path}/sweep")
     assert lab.run(*sweep).code == 0
