@@ -25,6 +25,8 @@ def escape_table(table: pa.Table) -> pa.Table:
     """The same of an Arrow table; its names are left as they are."""
     for place, field in enumerate(table.schema):
         if pa.types.is_string(field.type):
-            escaped = pc.replace_substring_regex(table.column(place), FORMULA, ESCAPED)
+            escaped = pc.replace_substring_regex(  # pyright: ignore[reportAttributeAccessIssue]
+                table.column(place), FORMULA, ESCAPED
+            )
             table = table.set_column(place, field.name, escaped)
     return table
