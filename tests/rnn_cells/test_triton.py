@@ -100,7 +100,7 @@ def assert_close(found, wanted, tolerance=1e-5):
         assert error < tolerance, f"result {index} of {tuple(exact.shape)}: {error:.1e}"
 
 
-slow_here = [] if torch.cuda.is_available() else [pytest.mark.slow]  # the interpreter takes seconds for each
+slow_here = [] if torch.cuda.is_available() else [pytest.mark.exhaustive]  # the interpreter takes seconds for each
 
 
 def interpreted_slowly(test):
@@ -127,8 +127,8 @@ def test_outputs_states_and_gradients_match_the_reference(cell_type, way, length
 splittable = [name for name in CELLS if name != "GRU" or torch.cuda.is_available()]
 
 
-@pytest.mark.parametrize("sharing", ["shared", pytest.param("streamed", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("way", [pytest.param("reverse", marks=pytest.mark.slow), "both"])
+@pytest.mark.parametrize("sharing", ["shared", pytest.param("streamed", marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("way", [pytest.param("reverse", marks=pytest.mark.exhaustive), "both"])
 @pytest.mark.parametrize("name", splittable)
 def test_programs_that_share_the_hidden_units_match_the_reference(request, name, way, sharing):
     request.getfixturevalue(sharing)

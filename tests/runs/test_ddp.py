@@ -39,7 +39,7 @@ def run(lab: Lab, *words: str, folder: Path, until: Callable[[], bool] = lambda:
     return process.wait(), output.read_text(encoding="utf-8")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_sweep_of_several_processes_goes_on_as_if_it_had_not_been_killed(lab: Lab, tmp_path: Path) -> None:
     code, output = run(lab, "-m", "seed=0,1", folder=tmp_path)
     assert code == 0, output

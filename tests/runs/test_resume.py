@@ -125,7 +125,7 @@ def test_a_killed_run_resumed_ends_with_the_same_weights(
         ),
         # In the middle of the steps that are added up behind a resume point, and of no resume point's own.
         pytest.param(
-            ("+trainer.extra.accumulate_grad_batches=2",), 5, id="accumulated gradients", marks=pytest.mark.slow
+            ("+trainer.extra.accumulate_grad_batches=2",), 5, id="accumulated gradients", marks=pytest.mark.exhaustive
         ),
     ],
 )
@@ -139,8 +139,9 @@ def test_a_killed_run_resumed_goes_on_with_what_else_it_keeps(
     assert result_of(tmp_path / "killed") == result_of(tmp_path / "whole")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("task", SMALL)
+@pytest.mark.parametrize(
+    "task", [pytest.param("cls", marks=pytest.mark.exhaustive), pytest.param("forecast", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("step", some_steps(seed=int(os.environ.get("KILL_SEED", "0")), count=3))
 def test_a_run_killed_at_a_random_step_ends_with_the_same_weights(
     task: str, step: int, lab: Lab, finished: Finished, tmp_path: Path
@@ -149,20 +150,24 @@ def test_a_run_killed_at_a_random_step_ends_with_the_same_weights(
     assert result_of(tmp_path / "killed") == result_of(finished(task))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "kills"),
     [
-        pytest.param("cls", [(STEPS_PER_EPOCH, "train")], id="last batch of an epoch"),
-        pytest.param("cls", [(STEPS_PER_EPOCH, "validation")], id="first validation"),
-        pytest.param("forecast", [(2 * STEPS_PER_EPOCH, "validation_end")], id="behind a validation"),
-        pytest.param("cls", [(2 * STEPS_PER_EPOCH, "epoch_end")], id="behind an epoch"),
-        pytest.param("forecast", [(STEPS, "epoch_end")], id="behind the last epoch"),
-        pytest.param("forecast", [(13, "train"), (17, "train")], id="twice in an epoch"),
+        pytest.param("cls", [(STEPS_PER_EPOCH, "train")], id="last batch of an epoch", marks=pytest.mark.slow),
+        pytest.param("cls", [(STEPS_PER_EPOCH, "validation")], id="first validation", marks=pytest.mark.exhaustive),
         pytest.param(
-            "cls", [(14, "train"), (14, "train"), (2 * STEPS_PER_EPOCH, "validation")], id="thrice, twice at one step"
+            "forecast", [(2 * STEPS_PER_EPOCH, "validation_end")], id="behind a validation", marks=pytest.mark.slow
         ),
-        pytest.param("forecast", [(1, "train")], id="first step"),
+        pytest.param("cls", [(2 * STEPS_PER_EPOCH, "epoch_end")], id="behind an epoch", marks=pytest.mark.exhaustive),
+        pytest.param("forecast", [(STEPS, "epoch_end")], id="behind the last epoch", marks=pytest.mark.exhaustive),
+        pytest.param("forecast", [(13, "train"), (17, "train")], id="twice in an epoch", marks=pytest.mark.slow),
+        pytest.param(
+            "cls",
+            [(14, "train"), (14, "train"), (2 * STEPS_PER_EPOCH, "validation")],
+            id="thrice, twice at one step",
+            marks=pytest.mark.exhaustive,
+        ),
+        pytest.param("forecast", [(1, "train")], id="first step", marks=pytest.mark.exhaustive),
     ],
 )
 def test_a_run_killed_anywhere_ends_with_the_same_weights(
@@ -197,8 +202,8 @@ def state_of(folder: Path) -> str:
     [
         (12, "train", "SIGTERM", 12),  # behind the batch, with its resume point
         (13, "train", "SIGINT", 12),  # at once
-        pytest.param(STEPS, "fit_end", "SIGTERM", STEPS, marks=pytest.mark.slow),
-        pytest.param(STEPS, "test_end", "SIGTERM", STEPS, marks=pytest.mark.slow),
+        pytest.param(STEPS, "fit_end", "SIGTERM", STEPS, marks=pytest.mark.exhaustive),
+        pytest.param(STEPS, "test_end", "SIGTERM", STEPS, marks=pytest.mark.exhaustive),
     ],
 )
 def test_a_run_told_to_stop_says_how_to_continue_and_ends_with_the_same_weights(
@@ -487,8 +492,9 @@ def test_a_finished_run_can_be_prolonged_and_is_unfinished_meanwhile(
     assert json.loads((folder / "status.json").read_text(encoding="utf-8"))["state"] == "finished"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("task", ["cls", "forecast"])
+@pytest.mark.parametrize(
+    "task", [pytest.param("cls", marks=pytest.mark.slow), pytest.param("forecast", marks=pytest.mark.exhaustive)]
+)
 def test_what_was_chosen_on_the_validation_split_is_tested_without_being_trained_again(
     task: str, lab: Lab, finished: Finished, tmp_path: Path
 ) -> None:
@@ -590,8 +596,13 @@ def cut(file: Path) -> bytes:
     return half
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["metrics.json", "status.json", "data_report.json"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("metrics.json", marks=pytest.mark.slow),
+        *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("status.json", "data_report.json")),
+    ],
+)
 def test_a_damaged_file_is_named_and_left_and_without_it_the_run_goes_on(
     name: str, lab: Lab, finished: Finished, tmp_path: Path
 ) -> None:
