@@ -234,13 +234,16 @@ def _resume_point(config: dict[str, Any], path: Path) -> dict[str, Any]:
     if "blueprint" not in checkpoint:
         raise CheckpointError(f"{path} is no checkpoint of a task")
     saved, asked = checkpoint["blueprint"]["config"], config
-    for part in ("task", "model", "optimizer", "scheduler", "seed"):
+    for part in ("task", "model"):
         if saved[part] != asked[part]:
-            first, second = (
-                f"{each[part]['name']} ({each[part]})" if part in ("task", "model") else f"{part}={each[part]}"
-                for each in (saved, asked)
-            )
-            raise CheckpointError(f"{path} is a checkpoint of another {part}: it doesn't fit {first} into {second}")
+            names = f"{saved[part]['name']} ({saved[part]}) into {asked[part]['name']} ({asked[part]})"
+            raise CheckpointError(f"{path} is a checkpoint of another {part}: it doesn't fit {names}")
+    for part in ("optimizer", "scheduler", "seed"):  # of an optimizer, options may have come with newer code
+        first, second = (
+            each[part] if part == "seed" else (each[part] or {}).get("_target_") for each in (saved, asked)
+        )
+        if first != second:
+            raise CheckpointError(f"{path} is of {part}={first}, the run of {part}={second}")
     return checkpoint
 
 

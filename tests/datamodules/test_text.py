@@ -430,7 +430,7 @@ only_root = pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="
 
 
 @only_root
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_dictionary_that_others_may_have_planted_cuts_no_text(tmp_path: Path) -> None:
     """A start whose home can't be written falls back on no shared folder either."""
     code = "from datamodules.text import tokenize; print(tokenize(['物流很快'], 'jieba'))"

@@ -403,7 +403,7 @@ def start(shapes: list[tuple[int, ...]], **environment: str) -> subprocess.Popen
 
 
 @compiled
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_four_processes_that_start_together_compile_once(tmp_path):
     started = [start([(3, 2, 4, 5)], XDG_CACHE_HOME=str(tmp_path)) for _ in range(4)]
     outputs = [process.communicate(timeout=300)[0] for process in started]

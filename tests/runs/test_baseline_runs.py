@@ -98,7 +98,7 @@ def test_a_finished_baseline_is_not_fitted_again(lab: Lab, fitted: Callable[[str
     assert (folder / "metrics.json").read_bytes() == before
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_baseline_that_was_chosen_on_the_validation_split_is_tested_as_it_is(lab: Lab, tmp_path: Path) -> None:
     for name, more in (("chosen", ["score_on=val"]), ("tested", [])):
         assert lab.run(*words("forecast", "ridge"), *more, f"hydra.run.dir={tmp_path / name}").code == 0
@@ -128,7 +128,7 @@ def test_an_interrupted_baseline_is_fitted_anew(kept: bool, lab: Lab, tmp_path: 
     assert json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["test"] == metrics["test"]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_sweep_compares_baselines_with_networks_and_goes_on_when_started_again(lab: Lab, tmp_path: Path) -> None:
     settings = [word for word in SMALL["cls"] if not word.startswith(("model=", "model."))]
     sweep = ["-m", *settings, "model=tfidf_nb,fasttext_like,rnn", "trainer.max_epochs=1", f"hydra.sweep.dir={tmp_path}"]

@@ -83,7 +83,7 @@ def test_each_run_is_shown_with_its_scores_beside_its_hyper_parameters(finished:
     assert not [name for name in columns if name[0] == "_" or "enable_progress_bar" in name]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_in_a_sweep_baselines_and_networks_have_one_table(lab: Lab, tmp_path: Path) -> None:
     words = [word for word in SMALL["cls"] if not word.startswith(("model=", "model.enc"))]
     sweep = ("-m", *words, "trainer.max_epochs=1", "model=tfidf_nb,rnn", "seed=0,1", "optimizer.lr=0.01")

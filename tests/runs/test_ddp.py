@@ -66,7 +66,7 @@ def test_a_sweep_of_several_processes_goes_on_as_if_it_had_not_been_killed(lab: 
         assert found == expected
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_several_processes_begin_half_a_copy_anew(lab: Lab, finished: Callable[[str], Path], tmp_path: Path) -> None:
     folder = Path(shutil.copytree(finished("cls"), tmp_path / "copy"))
     (folder / "status.json").write_text(json.dumps({"state": "copying"}), encoding="utf-8")

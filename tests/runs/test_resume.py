@@ -116,7 +116,7 @@ def test_a_killed_run_resumed_ends_with_the_same_weights(
 @pytest.mark.parametrize(
     ("words", "step"),
     [
-        pytest.param(("optimizer=adamw", "scheduler=cosine"), 13, id="a schedule", marks=pytest.mark.slow),
+        pytest.param(("optimizer=adamw", "scheduler=cosine"), 13, id="a schedule", marks=pytest.mark.exhaustive),
         pytest.param(
             ("callbacks.averaging=0.9", "task.quantiles=[0.1,0.5,0.9]"),
             13,
@@ -301,7 +301,7 @@ def test_the_epoch_in_which_a_run_was_killed_is_in_tensorboard_once(
         assert len(events.Tensors(name)) == 1, name
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_run_that_had_decided_to_stop_early_when_it_was_killed_stops(lab: Lab, tmp_path: Path) -> None:
     # Nothing is an improvement behind the first epoch: the second one is the last.
     stopping = ("callbacks.early_stopping.patience=1", "callbacks.early_stopping.min_delta=100")
@@ -525,7 +525,7 @@ def test_a_run_of_older_code_goes_on_with_the_defaults_of_what_is_new_and_withou
     assert result_of(folder)["history"] == result_of(finished("forecast"))["history"]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_epochs_are_counted_as_such_though_they_are_validated_twice(lab: Lab, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     words = ("+trainer.extra.val_check_interval=0.5", "trainer.max_epochs=2", "callbacks=none")
@@ -711,15 +711,18 @@ def test_a_checkpoint_that_would_run_code_is_refused_and_runs_none(lab: Lab, hal
 
 
 def test_a_checkpoint_of_another_run_is_refused_and_both_are_named(tmp_path: Path) -> None:
-    ours = {"task": {"name": "cls"}, "model": {"name": "gru"}, "optimizer": {"lr": 0.1}, "scheduler": None, "seed": 0}
+    ours = {"task": {"name": "cls"}, "model": {"name": "gru"}, "optimizer": {"_target_": "A"}, "seed": 0}
+    ours["scheduler"] = None
     path = tmp_path / "last.ckpt"
     torch.save({"blueprint": {"config": ours}}, path)
     assert _resume_point(ours, path)["blueprint"]["config"] == ours
-    for part, other in {"model": {"name": "lstm"}, "task": {"name": "forecast"}, "optimizer": {"lr": 1}}.items():
-        with pytest.raises(CheckpointError, match=rf"of another {part}: it doesn't fit .* into .*"):
+    assert _resume_point({**ours, "optimizer": {"_target_": "A", "fused": None}}, path)
+    for part, other in {"model": {"name": "lstm"}, "task": {"name": "forecast"}}.items():
+        with pytest.raises(CheckpointError, match=rf"of another {part}: it doesn't fit .* into .*{other['name']}"):
             _resume_point({**ours, part: other}, path)
-    with pytest.raises(CheckpointError, match="another seed: it doesn't fit seed=0 into seed=1"):
-        _resume_point({**ours, "seed": 1}, path)
+    for part, other in {"optimizer": {"_target_": "B"}, "scheduler": {"_target_": "B"}, "seed": 1}.items():
+        with pytest.raises(CheckpointError, match=rf"is of {part}=\w+, the run of {part}=[B1]"):
+            _resume_point({**ours, part: other}, path)
 
 
 def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
