@@ -164,7 +164,7 @@ def test_the_comparison_of_a_sweep_is_that_of_its_runs(swept: tuple[Path, Outcom
     assert "Built-in sample data" in page
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_sweep_started_again_keeps_what_is_finished(lab: Lab, swept: tuple[Path, Outcome]) -> None:
     folder, _ = swept
     before = {path: path.stat().st_mtime_ns for path in folder.glob("*/metrics.json")}
@@ -176,7 +176,7 @@ def test_a_sweep_started_again_keeps_what_is_finished(lab: Lab, swept: tuple[Pat
     pd.testing.assert_frame_equal(pd.read_csv(folder / "comparison.csv"), table)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_sweep_started_again_goes_on_behind_a_run_with_a_damaged_status(
     lab: Lab, swept: tuple[Path, Outcome], tmp_path: Path
 ) -> None:
