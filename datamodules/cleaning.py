@@ -17,7 +17,7 @@ import pandas as pd
 from .bins import bin_means, full_bin_means, group_means
 from .formats import WIND, time_columns
 from .losses import Loss, check_losses
-from .panels import alternating, in_blocks, series_names
+from .panels import series_columns, series_names
 from .recordings import Rows, common_offset, lines_of, parse_numbers, parse_offsets, parse_times
 from .sentinels import sentinel_values
 from .sources import DataError
@@ -146,17 +146,10 @@ def clean(
     def rows_at(lines: np.ndarray) -> pd.DataFrame:
         return others.set_axis(rows.lines).loc[lines]
 
-    times_known = rows.times if time_column is not None else None
-    if names := in_blocks(others, times_known):
+    if names := series_columns(others, rows.times if time_column is not None else None, rows.values):
         logger.warning(
-            "%s: each value of %s fills one block of time: if they name several series, these are read as one, so keep "
-            "the rows of one series",
-            *(source, " and of ".join(names)),
-        )
-    if names := alternating(others, times_known, rows.values):
-        logger.warning(
-            "%s: from row to row, the values of %s alternate: if they name several series, these are read as one, so "
-            "keep the rows of one series",
+            "%s: the values of %s alternate from row to row, or each fills one block of time: if they name several "
+            "series, these are read as one, so keep the rows of one series",
             *(source, " and of ".join(names)),
         )
 

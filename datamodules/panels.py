@@ -36,10 +36,11 @@ def series_names(frame: pd.DataFrame, pairs: np.ndarray) -> list[str]:
     return [text for *_, text in sorted(candidates)[:SHOWN]]
 
 
-def alternating(frame: pd.DataFrame, times: np.ndarray | None, values: np.ndarray) -> list[str]:
-    """Columns whose values take turns from row to row: several series whose rows have different times look so.
+def series_columns(frame: pd.DataFrame, times: np.ndarray | None, values: np.ndarray) -> list[str]:
+    """Columns that may tell apart several series whose rows have different times.
 
-    With n values, most rows repeat that of n rows before; or they change often, and a reading changes less than half as
+    They have a name such as `station`, and each of their values fills one block of time. Or their values alternate:
+    with n values, most rows repeat that of n rows before; or they change often, and a reading changes less than half as
     much between rows of one value as from row to row. Columns that name a part of the time (minute to quarter) do so,
     too, and are left out.
 
@@ -59,33 +60,16 @@ def alternating(frame: pd.DataFrame, times: np.ndarray | None, values: np.ndarra
         count = len(distinct)
         if not 2 <= count <= min(MOST, len(cells) // LEAST) or not _are_names(pd.Series(distinct)):
             continue
+        if (np.diff(codes) >= 0).all():
+            if re.search(SERIES, str(name)) or re.search(SERIES_CHINESE, str(name)):
+                columns.append(_shown(name, [*distinct]))
+            continue
         changes = (codes[1:] != codes[:-1]).mean()
         in_turn = min(changes, (codes[count:] == codes[:-count]).mean()) > ALMOST_ALL
         if not in_turn and not (changes > OFTEN and _are_apart(codes, values[order])):
             continue
         if times is None or not _is_calendar(cells, codes, times[order]):
             columns.append(_shown(name, [*distinct]))
-    return columns[:SHOWN]
-
-
-def in_blocks(frame: pd.DataFrame, times: np.ndarray | None) -> list[str]:
-    """Columns with a name such as `station`, each of whose values fills one block of time.
-
-    Args:
-        frame: see `alternating`.
-        times: of the rows.
-
-    Returns:
-        Each with some of its values.
-    """
-    order = np.arange(len(frame)) if times is None else np.argsort(times, kind="stable")
-    columns = []
-    for name in frame.columns:
-        if re.search(SERIES, str(name)) or re.search(SERIES_CHINESE, str(name)):
-            codes, distinct = pd.factorize(frame[name].astype(str).iloc[order])
-            is_block = 2 <= len(distinct) <= min(MOST, len(codes) // LEAST) and bool((np.diff(codes) >= 0).all())
-            if is_block and _are_names(pd.Series(distinct)):
-                columns.append(_shown(name, [*distinct]))
     return columns[:SHOWN]
 
 

@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from datamodules.sources import DataError
 from runs.checkpoints import read_checkpoint
 from runs.errors import CheckpointError
+from runs.guard import is_within, strings
 from runs.schema import OWN, CallbacksConfig, Config, ConfigError, TrainerConfig
 from tasks import Task
 
@@ -83,7 +84,7 @@ def _check_target(target: str, trust: Sequence[str]) -> None:
         f"_target_: {target} is not allowed: it must be a class of {', '.join((*LIBRARIES, *trust))}, or one of "
         "tasks.cosine, tasks.onecycle; add a module of your own with trust=[module]"
     )
-    if not _within(target, trust) and (not _within(target, LIBRARIES) or "._" in target):
+    if not is_within(target, trust) and (not is_within(target, LIBRARIES) or "._" in target):
         raise refused
     try:
         found = hydra.utils.get_object(target)
@@ -91,17 +92,13 @@ def _check_target(target: str, trust: Sequence[str]) -> None:
         raise ConfigError(f"_target_: {target} can't be found: {error}") from error
     # Where it was defined, not by which name it was reached: `tasks.task.torch.load` is no function of this project.
     if inspect.isclass(found):
-        allowed = _within(found.__module__, (*LIBRARIES, *trust))
+        allowed = is_within(found.__module__, (*LIBRARIES, *trust))
     else:
         allowed = inspect.isfunction(found) and (
-            f"{found.__module__}.{found.__qualname__}" in FUNCTIONS or _within(found.__module__, trust)
+            f"{found.__module__}.{found.__qualname__}" in FUNCTIONS or is_within(found.__module__, trust)
         )
     if not allowed:
         raise refused
-
-
-def _within(name: str, packages: Sequence[str]) -> bool:
-    return any(name == package or name.startswith(f"{package}.") for package in packages)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -117,34 +114,23 @@ def read_config(folder: Path) -> dict[str, Any]:
         if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):  # a few lines could mean a billion
             raise ConfigError(f"{path} is not as a run writes it: it has aliases, which begin with *")
         saved: Any = OmegaConf.to_container(OmegaConf.create(text))
-        if reference := next((value for value in _texts(saved) if "${" in value), None):
-            raise ConfigError(
-                f"{path} has the reference {reference}, which could read secrets of the environment: write its value"
-            )
+        for place, _, value in strings(saved, "config"):
+            if "${" in value:
+                raise ConfigError(
+                    f"{path}, {place} has the reference {value}, which could read secrets of the environment: write "
+                    "its value"
+                )
         for node, values in ((Config, saved), (TrainerConfig, saved["trainer"]), (CallbacksConfig, saved["callbacks"])):
             usual: Any = OmegaConf.to_container(OmegaConf.structured(node))
             values |= {name: value for name, value in usual.items() if name not in values and value != MISSING}
         if isinstance(saved["task"]["name"], str) and isinstance(saved["data"], dict) and "name" in saved["model"]:
             return saved
         cause = None
-    except FileNotFoundError:
-        raise
-    except ConfigError:
+    except (FileNotFoundError, ConfigError):
         raise
     except (KeyError, TypeError, ValueError, OmegaConfBaseException, yaml.YAMLError) as error:
         cause = error
     raise ConfigError(f"{path} is damaged or not that of a run") from cause
-
-
-def _texts(node: Any) -> Iterator[str]:
-    if isinstance(node, dict):
-        for value in node.values():
-            yield from _texts(value)
-    elif isinstance(node, list):
-        for value in node:
-            yield from _texts(value)
-    elif isinstance(node, str):
-        yield node
 
 
 def refuse_download(config: dict[str, Any], folder: Path) -> None:

@@ -68,7 +68,7 @@ def check(config: DictConfig, arguments: Sequence[str]) -> None:
     for key in hydra.sweeper.get("params") or {}:
         if (name := _key(key)).startswith(("trust", "hydra.")) and name not in keys:
             raise ConfigError(f"hydra.sweeper.params has {key!r}, which only the command line may say")
-    for place, key, value in _strings(OmegaConf.to_container(hydra, resolve=False), "hydra"):
+    for place, key, value in strings(OmegaConf.to_container(hydra, resolve=False), "hydra"):
         if key == "_target_":
             packages, is_allowed = BUILT_BY_HYDRA, _is_defined_in(value, BUILT_BY_HYDRA)
         elif key in ("class", "()"):
@@ -100,28 +100,29 @@ def _key(argument: str) -> str:
     return argument.lstrip("+~").partition("=")[0].partition("@")[0]
 
 
-def _strings(node: Any, place: str, key: str = "") -> Iterator[tuple[str, str, str]]:
+def strings(node: Any, place: str, key: str = "") -> Iterator[tuple[str, str, str]]:
     """Where each string stands, its key, and the string; references are as they are written, and so within nothing."""
     if isinstance(node, dict):
         for name, value in node.items():
-            yield from _strings(value, f"{place}.{name}", str(name))
+            yield from strings(value, f"{place}.{name}", str(name))
     elif isinstance(node, list):
         for number, value in enumerate(node):
-            yield from _strings(value, f"{place}[{number}]", key)
+            yield from strings(value, f"{place}[{number}]", key)
     elif isinstance(node, str):
         yield place, key, node
 
 
 def _is_defined_in(name: str, packages: Collection[str]) -> bool:
     """Whether that is a class or a function of these packages: not one that they have merely imported."""
-    if not _is_within(name, packages):
+    if not is_within(name, packages):
         return False
     try:
         target = get_object(name)
     except Exception:
         return False
-    return (inspect.isclass(target) or inspect.isfunction(target)) and _is_within(target.__module__, packages)
+    return (inspect.isclass(target) or inspect.isfunction(target)) and is_within(target.__module__, packages)
 
 
-def _is_within(name: str, packages: Collection[str]) -> bool:
+def is_within(name: str, packages: Collection[str]) -> bool:
+    """Whether a dotted name is one of `packages`, or in one."""
     return any(name == package or name.startswith(f"{package}.") for package in packages)

@@ -369,11 +369,11 @@ def _deaths(folder: Path) -> int:
     status = _read_status(folder)
     deaths = status.get("deaths", 0)
     if status.get("state") == "running":
-        return deaths + 1 if status.get("resume_point") == _resume_point(folder) else 1
+        return deaths + 1 if status.get("resume_point") == _progress_of(folder) else 1
     return deaths
 
 
-def _resume_point(folder: Path) -> dict[str, int] | None:
+def _progress_of(folder: Path) -> dict[str, int] | None:
     """How far the training had come at the last resume point; None if there is none to go on from."""
     path = folder / "checkpoints" / LAST
     try:
@@ -384,7 +384,7 @@ def _resume_point(folder: Path) -> dict[str, int] | None:
 
 def _write_running(folder: Path, overrides: list[str] | None = None) -> None:
     if _MAIN:
-        _write_status(folder, "running", overrides, deaths=_deaths(folder), resume_point=_resume_point(folder))
+        _write_status(folder, "running", overrides, deaths=_deaths(folder), resume_point=_progress_of(folder))
 
 
 def _write_status(

@@ -40,10 +40,12 @@ def load(source: Path) -> ctypes.CDLL:
         BuildError: there is no compiler, or it fails.
         OSError: the system doesn't load the library.
     """
-    command = [*_compiler(), *FLAGS, *shlex.split(os.environ.get("RNN_CELLS_CXXFLAGS", "")), str(source)]
-    version = subprocess.run([command[0], "--version"], capture_output=True, text=True, check=False).stdout
+    compiler = _compiler()
+    flags = [*FLAGS, *shlex.split(os.environ.get("RNN_CELLS_CXXFLAGS", ""))]
+    command = [*compiler, *flags, str(source)]
+    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=False).stdout
     cpu = next((line for line in _cpu_description() if line.startswith("flags")), platform.machine())
-    key = "\n".join([source.read_text(encoding="utf-8"), version, cpu, torch.__version__, *command]).encode()
+    key = "\n".join([source.read_text(encoding="utf-8"), version, cpu, torch.__version__, *compiler, *flags]).encode()
     folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "rnn_cells"
     path = folder / f"{source.stem}-{hashlib.sha256(key).hexdigest()[:16]}.so"
     content = lock = None
@@ -54,7 +56,7 @@ def load(source: Path) -> ctypes.CDLL:
             fcntl.flock(lock, fcntl.LOCK_EX)  # of several processes starting together, one compiles, the others wait
         if (library := _load_file(path, key)) is not None:
             return library
-        log.warning("compiling the %s backend with %s, once; up to half a minute", source.stem, command[0])
+        log.warning("compiling the %s backend with %s, once; up to half a minute", source.stem, compiler[0])
         content = _compile(command)
         _write(content + hashlib.sha256(key + content).digest(), path)
         if (library := _load_file(path, key)) is not None:

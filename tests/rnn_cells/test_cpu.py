@@ -311,8 +311,9 @@ def small_library(folder: Path, function: str, value: int) -> Path:
 @compiled
 def test_a_library_is_compiled_once(fresh_library, caplog, tmp_path):
     fresh_library.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    for _ in range(2):
-        assert building.load(small_library(tmp_path, "answer", 42)).answer() == 42
+    (tmp_path / "clone").mkdir()
+    for folder in (tmp_path, tmp_path, tmp_path / "clone"):  # wherever its source lies
+        assert building.load(small_library(folder, "answer", 42)).answer() == 42
     assert caplog.text.count("compiling the small backend") == 1
     assert building.load(small_library(tmp_path, "answer", 43)).answer() == 43
 
