@@ -29,7 +29,8 @@ def main() -> None:
     output = ROOT / "build" / "all.lock"
     output.parent.mkdir(exist_ok=True)
     old = "".join(path.read_text(encoding="utf-8") for path in HEADERS if path.exists())
-    output.write_text(old, encoding="utf-8")
+    pins = [line.removesuffix(" \\") for line in old.splitlines() if re.match("[a-z]", line)]
+    output.write_text("\n".join(pins), encoding="utf-8")  # no hashes: uv would take those of a file for all there are
     avoided = output.with_name("avoided.txt")
     avoided.write_text(AVOIDED, encoding="utf-8")
     options = ("--universal", "--python-version=3.10", "--extra=dev", "--generate-hashes", "--no-annotate")
